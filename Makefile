@@ -1,0 +1,102 @@
+# The verbs of the project; CI runs these same lines. Needs python3 (3.11+, with venv), g++ and make.
+# Everything installs into $(VENV), with the tested versions of requirements/lock.txt. Stamp files make a second call instant.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= recipes/quickstart_cpu.yaml
+ARGS ?=
+RANKS ?=# empty: every GPU found, or 2 processes on a CPU box
+TORCH := torch==2.13.0
+LOCK := requirements/lock.txt
+
+PY := $(VENV)/bin/python
+LOG := build/install.log
+PIP := $(PY) -m pip --disable-pip-version-check install --no-input -c $(LOCK)
+NATIVE := setup.py $(wildcard csrc/* csrc/*/*)
+
+# Names of one or more dependency lists of pyproject.toml: "" is the runtime list, the others are extras.
+define LIST_DEPENDENCIES
+import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+for group in sys.argv[1:]:
+    wanted = project["dependencies"] if group == "runtime" else project["optional-dependencies"][group]
+    print(*[item for item in wanted if not item.startswith("cero_rl")], sep="\n")
+endef
+export LIST_DEPENDENCIES
+
+# $(call stage,label,command): one progress line; the output goes to the log, whose end is shown when the command fails.
+define stage
+@mkdir -p build; printf '[install] %-46s ' "$(1)"; start=$$(date +%s); \
+if ( set -e; $(2) ) >>$(LOG) 2>&1; then echo "$$(( $$(date +%s) - start )) s"; \
+else echo failed; echo "--- last 20 lines of $(LOG)"; tail -n 20 $(LOG); exit 1; fi
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart train test check gpu-check bench docs compare clean
+
+help: ## print the verbs
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+quickstart: ## install and train the 1M-parameter example, CERO under ZeRO-3 (minutes on 2 CPU cores)
+quickstart: train
+
+train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with ARGS="--set a.b=c"; replaces the run of that name
+	@gpus=$$($(PY) -c 'import torch; print(torch.cuda.device_count())'); \
+	port=$$($(PY) -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
+	ranks="$(RANKS)"; \
+	if [ "$$gpus" -eq 0 ]; then export DS_ACCELERATOR=cpu; ranks="$${ranks:-2}"; else ranks="$${ranks:-$$gpus}"; fi; \
+	export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning; \
+	export PATH="$(abspath $(VENV))/bin:$$PATH"; \
+	exec $(VENV)/bin/deepspeed --num_accelerators "$$ranks" --master_port "$$port" --log_level warning \
+	  recipes/train_cero.py --config $(CONFIG) --overwrite $(ARGS)
+
+test: $(VENV)/.stamp-dev ## install and run the test suite
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
+
+check: $(VENV)/.stamp-dev ## lint and type check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+
+gpu-check: $(VENV)/.stamp-dev ## the tests that need a CUDA GPU
+	CERO_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu $(ARGS)
+
+bench: $(VENV)/.stamp-dev ## timings of the kernels, the scheduler and the start-up
+	OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+
+docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
+	$(PY) tools/make_config_docs.py
+
+compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes on where it stopped)
+	OMP_NUM_THREADS=1 $(PY) tools/compare.py $(ARGS)
+
+clean: ## remove the virtual environment and what was built; runs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	find cero_rl -name '*.so' -delete
+	find cero_rl recipes tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- installation -------------------------------------------------------------------------------------------------
+
+$(VENV)/.stamp-torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than 3.11; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@for tool in g++ make; do command -v $$tool >/dev/null || { echo "$$tool is missing; install it first"; exit 1; }; done
+	$(call stage,virtual environment in $(VENV),test -x $(PY) || $(PYTHON) -m venv $(VENV))
+	$(call stage,build tools,$(PIP) setuptools wheel ninja packaging)
+	$(call stage,$(TORCH) (the large one),$(PY) -c 'import torch' || $(PIP) $(TORCH))
+	@touch $@
+
+$(VENV)/.stamp-runtime: $(VENV)/.stamp-torch pyproject.toml $(LOCK)
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" runtime report >build/runtime.txt
+	$(call stage,runtime packages,$(PIP) --no-build-isolation -r build/runtime.txt)
+	@touch $@
+
+# Without --no-deps pip would look at every dependency again.
+$(VENV)/.stamp-package: $(VENV)/.stamp-runtime $(NATIVE)
+	$(call stage,cero_rl and its native code,$(PIP) --no-build-isolation --no-deps -e .)
+	@touch $@
+
+$(VENV)/.stamp-dev: $(VENV)/.stamp-package
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev procedural report >build/dev.txt
+	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
+	@touch $@

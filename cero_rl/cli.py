@@ -1,0 +1,213 @@
+"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, doctor).
+
+Arguments and the configuration are checked before torch is imported, so a mistyped key is answered in well under two seconds.
+Every expected error is one line on stderr and the exit code of its class; --debug shows the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from cero_rl import __version__
+from cero_rl.config import Config, check_pool, derived_sizes
+from cero_rl.config_io import dump_config, load_config
+from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+
+if TYPE_CHECKING:
+    from cero_rl.engine.runtime import Group
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="run configuration, e.g. recipes/quickstart_cpu.yaml")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="override one key, e.g. --set scheduler.name=uniform (may be repeated)",
+    )  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="train_cero.py",
+        description="Train with verifiable rewards under one rollout budget. Start it with the deepspeed launcher: "
+        "deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
+        allow_abbrev=False,
+    )
+    _add_config(parser)
+    parser.add_argument("--resume", choices=["auto"], help="go on from the newest valid checkpoint of this run, if it has one")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run directory of an earlier run of this name first")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no model, print the sizes, and end")
+    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser
+
+
+def _guard(action: Callable[[], int], *, debug: bool) -> int:
+    """Turn expected errors into one line and an exit code. Errors that every rank meets alike are printed by rank 0 alone."""
+    rank = os.environ.get("RANK", "0")
+    try:
+        return action()
+    except CeroError as error:
+        if debug:
+            traceback.print_exc()
+        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError)):
+            print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPT
+
+
+def _print_sizes(config: Config, num_prompts: int | None) -> None:
+    for name, equation in derived_sizes(config, num_prompts):
+        print(f"  {name:<15} {equation}")
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    arguments = _train_parser().parse_args(argv)
+    return _guard(lambda: _train(arguments), debug=arguments.debug)
+
+
+def _open_run_dir(config: Config, arguments: argparse.Namespace, group: Group) -> Path | None:
+    """Prepare the run directory on rank 0; returns the checkpoint to resume from. Same answer or same error on every rank."""
+    from cero_rl import checkpoint
+    from cero_rl.session import run_directory
+
+    run_dir = run_directory(config)
+    filled = bool(group.all_max(int(run_dir.is_dir() and any(run_dir.iterdir()))))
+    if filled and arguments.resume:
+        if (found := checkpoint.find_valid(run_dir, group, lambda text: print(text, file=sys.stderr) if group.is_main else None)) is None:
+            raise CheckpointError(
+                f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with --overwrite or another name"
+            )
+        return found
+    if filled and not arguments.overwrite:
+        raise ConfigError(f"{run_dir} already holds a run; go on with --resume auto, replace it with --overwrite, or set another name")
+    if group.is_main:
+        if filled:
+            shutil.rmtree(run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.resolved.yaml").write_text(dump_config(config))
+    group.barrier()
+    return None
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    from cero_rl.rewards.pool import check_reward
+
+    if os.environ.get("RANK", "0") == "0":
+        check_reward(config.reward)
+    if arguments.dry_run:
+        return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
+    from cero_rl.engine import runtime
+    from cero_rl.session import load_data, load_tokenizer, run_directory
+    from cero_rl.train import Options, Trainer
+
+    group = runtime.start()
+    try:
+        tokenizer = load_tokenizer(config.model.path)
+        data = load_data(config, tokenizer)
+        resume = _open_run_dir(config, arguments, group)
+        if group.is_main:
+            print(
+                f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}"
+            )
+            print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
+            _print_sizes(config, len(data.train))
+            print(f"  {'run directory':<15} {run_directory(config)}", flush=True)
+        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, tokenizer, run_directory(config))
+        return trainer.run()
+    finally:
+        runtime.stop()
+
+
+def _report_validation(config: Config) -> int:
+    from cero_rl.data.load import count_prompts
+
+    num_prompts = count_prompts(config.data)
+    if num_prompts is not None:
+        try:
+            check_pool(config, num_prompts)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    print(f"{config.name}: the configuration is valid")
+    print(f"  {'prompts':<15} {num_prompts if num_prompts is not None else 'known once the data is loaded'}")
+    _print_sizes(config, num_prompts)
+    return 0
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    status = _report_validation(config)
+    if arguments.show:
+        print(dump_config(config), end="")
+    return status
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """Held-out accuracy of a model directory, with the prompts, draws and rewards of a configuration."""
+    config = load_config(arguments.config, arguments.overrides)
+    from cero_rl.engine import runtime
+    from cero_rl.evaluate import evaluate
+    from cero_rl.rewards.pool import RewardPool, check_reward
+    from cero_rl.session import build_rollout_engine, load_data, load_tokenizer
+
+    check_reward(config.reward)
+    group = runtime.start()
+    try:
+        path = arguments.model or config.model.path
+        tokenizer = load_tokenizer(path)
+        heldout = load_data(config, tokenizer).heldout
+        if not len(heldout):
+            raise DataError("data: there are no held-out prompts; set data.heldout_source or data.heldout_fraction")
+        engine = build_rollout_engine(config, tokenizer, group, path)
+        count = min(len(heldout), config.evaluation.limit or len(heldout))
+        samples = config.evaluation.final_samples_per_prompt or config.evaluation.samples_per_prompt
+        with RewardPool(config.reward) as rewards:
+            result = evaluate(
+                engine, heldout.prompts[:count], heldout.tokens[:count], rewards, group, samples_per_prompt=samples,
+                pass_k=config.evaluation.pass_k, temperature=config.evaluation.temperature,
+                success_threshold=config.reward.success_threshold,
+            )  # fmt: skip
+        if group.is_main:
+            print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
+        return 0
+    finally:
+        runtime.stop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _Parser(prog="cero-rl", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    validate = commands.add_parser("validate", help="check a configuration and print the sizes that follow from it")
+    _add_config(validate)
+    validate.add_argument("--show", action="store_true", help="print the resolved configuration")
+    evaluate = commands.add_parser("evaluate", help="held-out accuracy of a model, e.g. of a run's export/")
+    _add_config(evaluate)
+    evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
+    doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
+    doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    arguments = parser.parse_args(argv)
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {"validate": _validate, "evaluate": _evaluate, "doctor": _doctor}
+    return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from cero_rl.doctor import report
+
+    return report()

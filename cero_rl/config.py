@@ -1,0 +1,281 @@
+"""The run configuration: one frozen pydantic tree, the algorithm presets, and the sizes that follow from it.
+
+No torch here: `python -m cero_rl validate` answers in under two seconds. Reading YAML and overrides is `config_io`'s work.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    path: str = Field(description="directory in save_pretrained layout, or a Hugging Face id")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    attention: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    gradient_checkpointing: bool = False
+
+
+class DataConfig(Section):
+    """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or reasoning_gym:NAME."""
+
+    source: str
+    split: str = "train"
+    config_name: str | None = Field(None, description="subset of a Hugging Face data set")
+    heldout_source: str | None = Field(None, description="evaluation prompts; never trained on. None: a share of `source`")
+    heldout_split: str = "test"
+    heldout_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    limit: PositiveInt | None = Field(None, description="use only the first prompts of `source`")
+    heldout_limit: PositiveInt | None = None
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    procedural_size: PositiveInt = Field(1000, description="items drawn from a reasoning_gym set")
+    system_prompt: str | None = None
+    prompt_suffix: str = Field("", description="appended to every user prompt")
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    enable_thinking: bool | None = Field(None, description="passed to chat templates that know it")
+    max_prompt_tokens: PositiveInt = 1024
+    overlong_prompt: Literal["error", "drop"] = "error"
+
+
+class RewardConfig(Section):
+    function: str = Field("exact", description="exact | math | reasoning_gym | path/to/file.py:function")
+    workers: PositiveInt = 2
+    timeout_seconds: PositiveFloat = 5.0
+    memory_limit_mb: PositiveInt = 2048
+    max_chars: PositiveInt = 16384
+    success_threshold: float = Field(0.5, description="a reward above it counts as a success in the posterior")
+
+
+class RolloutConfig(Section):
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    max_response_tokens: PositiveInt = 1024
+    temperature: PositiveFloat = 1.0
+    top_p: Fraction = 1.0
+    top_k: NonNegativeInt = 0
+    max_batch_tokens: PositiveInt = Field(65536, description="prompt + response tokens generated at once on a rank")
+    gpu_memory_fraction: Fraction = Field(0.4, description="share of the GPU a colocated vLLM engine may hold")
+
+    @model_validator(mode="after")
+    def _full_support(self) -> RolloutConfig:
+        if self.top_p != 1.0 or self.top_k != 0:
+            raise ValueError(
+                f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution that the loss divides by; "
+                "train with top_p=1.0 and top_k=0"
+            )
+        return self
+
+
+class SchedulerConfig(Section):
+    """The allocator. Sizes are rollouts; a unit is `rollouts_per_unit` rollouts of one prompt."""
+
+    name: Literal["cero", "uniform"] = "cero"
+    round: Literal["step", "epoch"] = "step"
+    rounds: PositiveInt
+    rollouts_per_unit: Annotated[int, Field(ge=2)] = 8
+    max_units_per_prompt: PositiveInt = 1
+    capacity_rollouts: PositiveInt | None = Field(None, description="most rollouts of one round; None: budget / rounds")
+    saturation: PositiveFloat = 1.0
+    prior: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
+    forgetting: Fraction = 1.0
+    step_scale: PositiveFloat = Field(1.0, description="dual step in units of the published 1/sqrt(rounds)")
+    price_init: Annotated[float, Field(ge=0, le=1)] = 0.5
+    spend_down: bool = True
+
+
+class BudgetConfig(Section):
+    total_rollouts: PositiveInt
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "grpo": {"advantage": "std", "aggregation": "seq_mean", "clip_high": 0.2, "zero_variance": "keep"},
+    "dr_grpo": {"advantage": "center", "aggregation": "constant", "clip_high": 0.2, "zero_variance": "keep"},
+    "dapo": {"advantage": "std", "aggregation": "token_mean", "clip_high": 0.28, "zero_variance": "drop"},
+    "rloo": {"advantage": "rloo", "aggregation": "seq_mean", "clip_high": 0.2, "zero_variance": "keep"},
+}
+
+
+class LearnerConfig(Section):
+    """Loss and step. `algorithm` fills `advantage`, `aggregation`, `clip_high`, `zero_variance` where they are not given."""
+
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = "grpo"
+    advantage: Literal["std", "center", "rloo", "maxrl"] = "std"
+    aggregation: Literal["token_mean", "seq_mean", "prompt_mean", "constant"] = "seq_mean"
+    advantage_eps: PositiveFloat = 1e-6
+    clip_low: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    clip_high: NonNegativeFloat = 0.2
+    kl_coefficient: NonNegativeFloat = 0.0
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    zero_variance: Literal["drop", "keep"] = Field("keep", description="does the loss denominator count groups without signal?")
+    max_micro_batch_tokens: PositiveInt = 16384
+    rollouts_per_step: PositiveInt | None = Field(None, description="rollouts of one optimizer step; None: the whole round")
+    updates_per_batch: PositiveInt = Field(1, description="passes over one batch of rollouts")
+    max_nonfinite_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run (exit 7)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: object) -> object:
+        if isinstance(data, dict):
+            return {**PRESETS.get(str(data.get("algorithm", "grpo")), {}), **data}
+        return data
+
+
+class OptimizerConfig(Section):
+    learning_rate: PositiveFloat = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+
+
+class ZeroConfig(Section):
+    stage: Literal[0, 1, 2, 3] = 3
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    offload_parameters: Literal["none", "cpu"] = "none"
+
+    @model_validator(mode="after")
+    def _offload_needs_sharding(self) -> ZeroConfig:
+        if self.offload_parameters == "cpu" and self.stage != 3:
+            raise ValueError(f"offload_parameters: cpu needs stage 3, got stage {self.stage}; set stage: 3 or offload_parameters: none")
+        if self.offload_optimizer == "cpu" and self.stage == 0:
+            raise ValueError("offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0; set stage: 3 or offload_optimizer: none")
+        return self
+
+
+class EvaluationConfig(Section):
+    every_steps: NonNegativeInt = Field(0, description="0: only before and after training")
+    samples_per_prompt: PositiveInt = 1
+    final_samples_per_prompt: PositiveInt | None = Field(None, description="before and after; None: as samples_per_prompt")
+    pass_k: tuple[PositiveInt, ...] = (1,)
+    temperature: PositiveFloat = 1.0
+    limit: PositiveInt | None = None
+
+
+class CheckpointConfig(Section):
+    every_steps: NonNegativeInt = Field(0, description="0: only at the end and when interrupted")
+    keep_last: Annotated[int, Field(ge=2)] = 2
+    export: bool = True
+
+
+class LoggingConfig(Section):
+    tensorboard: bool = True
+    wandb: bool = False
+    sample_dumps: bool = True
+    samples_per_dump: PositiveInt = 8
+
+
+class Config(Section):
+    name: str = "run"
+    output_dir: str = "runs"
+    seed: NonNegativeInt = 0
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    scheduler: SchedulerConfig
+    budget: BudgetConfig
+    learner: LearnerConfig = LearnerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    zero: ZeroConfig = ZeroConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Config:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or ".." in self.name:
+            raise ValueError(f"name: got {self.name!r}, wanted letters, digits, '.', '_' or '-' and no '..'")
+        scheduler, total = self.scheduler, self.budget.total_rollouts
+        unit = scheduler.rollouts_per_unit
+        if total % unit:
+            low = total // unit * unit
+            raise ValueError(
+                f"budget.total_rollouts: {total} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
+                f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
+            )
+        capacity = self.capacity_rollouts
+        if capacity % unit:
+            low = capacity // unit * unit
+            raise ValueError(
+                f"scheduler.capacity_rollouts: {capacity} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
+                f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
+            )
+        if total > scheduler.rounds * capacity:
+            raise ValueError(
+                f"budget B <= rounds K * capacity C fails: {total} > {scheduler.rounds} * {capacity} = {scheduler.rounds * capacity}; "
+                "raise scheduler.rounds or scheduler.capacity_rollouts, or lower budget.total_rollouts"
+            )
+        too_large = [
+            k for k in self.evaluation.pass_k if k > (self.evaluation.final_samples_per_prompt or self.evaluation.samples_per_prompt)
+        ]
+        if too_large:
+            raise ValueError(
+                f"evaluation.pass_k: pass@{too_large[0]} needs at least {too_large[0]} samples per prompt; "
+                "raise evaluation.samples_per_prompt (or final_samples_per_prompt), or drop that k"
+            )
+        return self
+
+    @property
+    def capacity_rollouts(self) -> int:
+        """C: the most rollouts one round may execute; by default the budget's equal share, rounded up to whole units."""
+        if self.scheduler.capacity_rollouts is not None:
+            return self.scheduler.capacity_rollouts
+        unit = self.scheduler.rollouts_per_unit
+        return math.ceil(self.budget.total_rollouts / (self.scheduler.rounds * unit)) * unit
+
+    @property
+    def dual_step_size(self) -> float:
+        return self.scheduler.step_scale / math.sqrt(self.scheduler.rounds)
+
+    @property
+    def planned_steps(self) -> int:
+        """Optimizer steps the learning-rate schedule is stretched over, from the budget: what full rounds would make."""
+        per_step = self.learner.rollouts_per_step or self.capacity_rollouts
+        return math.ceil(self.budget.total_rollouts / min(per_step, self.capacity_rollouts)) * self.learner.updates_per_batch
+
+
+def check_pool(config: Config, num_prompts: int) -> None:
+    """Check C <= M * Nmax, which needs the pool's size M. Raises ValueError with the numbers."""
+    scheduler = config.scheduler
+    most = num_prompts * scheduler.max_units_per_prompt * scheduler.rollouts_per_unit
+    if config.capacity_rollouts > most:
+        raise ValueError(
+            f"capacity C <= prompts M * largest group fails: {config.capacity_rollouts} > {num_prompts} * "
+            f"{scheduler.max_units_per_prompt * scheduler.rollouts_per_unit} = {most}; "
+            "lower scheduler.capacity_rollouts, add prompts, or raise scheduler.max_units_per_prompt"
+        )
+
+
+def derived_sizes(config: Config, num_prompts: int | None) -> list[tuple[str, str]]:
+    """The arithmetic a user would otherwise do by hand: (name, equation with numbers), for the console and the run directory."""
+    scheduler, total, capacity = config.scheduler, config.budget.total_rollouts, config.capacity_rollouts
+    group = scheduler.rollouts_per_unit * scheduler.max_units_per_prompt
+    per_step = min(config.learner.rollouts_per_step or capacity, capacity)
+    rows = [
+        ("largest group", f"{scheduler.rollouts_per_unit} x {scheduler.max_units_per_prompt} = {group} rollouts"),
+        ("round capacity", f"{capacity} rollouts = {capacity // group} full groups"),
+        ("budget", f"{total} rollouts of at most {scheduler.rounds} x {capacity} = {scheduler.rounds * capacity}"),
+        ("optimizer step", f"{per_step} rollouts x {config.learner.updates_per_batch} update(s)"),
+        ("planned steps", f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.planned_steps}"),
+    ]
+    if num_prompts:
+        share = total / num_prompts
+        rows.append(("fair share", f"{total} / {num_prompts} prompts = {share:.1f} rollouts ({share / group:.2f} groups) a prompt"))
+    return rows

@@ -1,0 +1,1 @@
+"""DeepSpeed: process group, policy and reference engines, weight synchronisation. The only package that imports deepspeed."""

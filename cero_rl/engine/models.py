@@ -1,0 +1,130 @@
+"""Loading models and tokenizers, and wrapping them in DeepSpeed engines.
+
+In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen reference. Raises EngineError
+with the path and the remedy; nothing here runs code that comes with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cero_rl.config import Config
+from cero_rl.engine.deepspeed_config import policy_config, reference_config
+from cero_rl.engine.runtime import Group
+from cero_rl.errors import EngineError
+from cero_rl.learner.attention import choose_attention
+from cero_rl.learner.logprob import PolicyModule
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise EngineError(f"model.path: the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its tokenizer_config.json")
+    return tokenizer
+
+
+def load_model(path: str, dtype: str, attention: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        hint = "" if Path(path).exists() else "; it is no local directory, and a hub id needs network access"
+        raise EngineError(f"model.path: {path!r} could not be loaded ({_first_line(error)}){hint}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet_deepspeed() -> Iterator[None]:
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """applied: False when a gradient was not finite on any rank, and all ranks skipped together."""
+
+    applied: bool
+    grad_norm: float
+
+
+class Policy:
+    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate function."""
+
+    def __init__(self, config: Config, group: Group) -> None:
+        import deepspeed
+
+        self._config = config
+        causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+        if config.model.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
+        with _quiet_deepspeed():
+            self.engine, *_ = deepspeed.initialize(
+                model=self._module, model_parameters=list(self._module.parameters()), config=policy_config(config, group.world_size)
+            )
+        self.causal_lm = causal_lm
+
+    def logps(self, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """(log-probs f32[T], entropy f32[T]) of one packed micro-batch."""
+        return forward_micro(self.engine, micro, with_entropy=with_entropy)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        for parameters in self.engine.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        with _quiet_deepspeed():
+            self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return StepOutcome(applied=bool(self.engine.was_step_applied()), grad_norm=float(norm) if norm is not None else 0.0)
+
+    def train(self, mode: bool) -> None:
+        self.engine.train(mode)
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name as in the Hugging Face model, parameter); shared parameters once, in a fixed order."""
+        return list(self.causal_lm.named_parameters())
+
+
+def build_reference(config: Config, group: Group) -> Any:
+    """A frozen copy of the start model under the same sharding."""
+    import deepspeed
+
+    causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+    causal_lm.requires_grad_(False)
+    module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
+    with _quiet_deepspeed():
+        engine, *_ = deepspeed.initialize(model=module, config=reference_config(config, group.world_size))
+    engine.eval()
+    return engine
+
+
+def forward_micro(engine: Any, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    return engine(
+        micro.tokens, micro.positions, micro.cu_seqlens, micro.loss_mask, micro.max_seqlen_tokens, micro.head_chunks, with_entropy
+    )

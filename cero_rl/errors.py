@@ -1,0 +1,40 @@
+"""Errors that end a run with one clear line, and the documented exit code of each.
+
+Every message says: which field or file, what was found, what was wanted, and the remedy. A traceback is printed only under --debug.
+"""
+
+from __future__ import annotations
+
+
+class CeroError(ValueError):
+    """Base of all errors a user can cause or must hear about; `exit_code` is the process's exit status."""
+
+    exit_code = 1
+
+
+class ConfigError(CeroError):
+    exit_code = 2
+
+
+class DataError(CeroError):
+    exit_code = 3
+
+
+class CheckpointError(CeroError):
+    exit_code = 4
+
+
+class RewardError(CeroError):
+    exit_code = 5
+
+
+class EngineError(CeroError):
+    exit_code = 6
+
+
+class DivergedError(CeroError):
+    exit_code = 7
+
+
+EXIT_REQUEUE = 75  # saved; the cluster may start the job again
+EXIT_INTERRUPT = 130  # Ctrl-C; saved

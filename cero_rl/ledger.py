@@ -1,0 +1,41 @@
+"""The run's one budget: every rollout generated for training is booked here, kept or dropped, and nothing else is.
+
+`spent` counts what was generated, `refunded` what an engine failed to deliver (it is available again). Evaluation is not booked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass
+class Ledger:
+    """Rollouts. Invariant: 0 <= spent <= total; raises ValueError on an entry that would break it."""
+
+    total_rollouts: int
+    spent_rollouts: int = 0
+    refunded_rollouts: int = 0
+
+    @property
+    def remaining_rollouts(self) -> int:
+        return self.total_rollouts - self.spent_rollouts
+
+    def book(self, generated: int, failed: int = 0) -> None:
+        """Book one batch: `generated` rollouts were delivered, `failed` were asked for and never came."""
+        if generated < 0 or failed < 0 or self.spent_rollouts + generated > self.total_rollouts:
+            raise ValueError(
+                f"ledger: booking {generated} rollouts ({failed} failed) on {self.spent_rollouts} of {self.total_rollouts} spent"
+            )
+        self.spent_rollouts += generated
+        self.refunded_rollouts += failed
+
+    def metrics(self) -> dict[str, int]:
+        return {
+            "budget/total_rollouts": self.total_rollouts,
+            "budget/spent_rollouts": self.spent_rollouts,
+            "budget/remaining_rollouts": self.remaining_rollouts,
+            "budget/refunded_rollouts": self.refunded_rollouts,
+        }
+
+    def state(self) -> dict[str, int]:
+        return asdict(self)

@@ -1,0 +1,50 @@
+"""Loads the native operator libraries that setup.py built. A missing `_C` is an ImportError that names the build command."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_HERE = Path(__file__).parent
+_BUILD = "pip install --no-build-isolation -e ."
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What was found and loaded; `cuda_note` says why the CUDA library is not in use, if it is not."""
+
+    cpu_library: str
+    cuda_library: str | None
+    cuda_note: str
+
+    def __str__(self) -> str:
+        return f"{self.cpu_library}; {self.cuda_library or self.cuda_note}"
+
+
+def _library(stem: str) -> Path | None:
+    return next(iter(sorted(_HERE.glob(f"{stem}.*so"))), None)
+
+
+def _load() -> BuildInfo:
+    cpu, cuda = _library("_C"), _library("_C_cuda")
+    if cpu is None:
+        raise ImportError(f"cero_rl's native operators are not built; run `{_BUILD}` in the project's folder")
+    try:
+        torch.ops.load_library(str(cpu))
+    except OSError as error:
+        raise ImportError(f"{cpu.name} does not load into torch {torch.__version__} ({error}); build it again: `{_BUILD}`") from error
+    if cuda is None:
+        return BuildInfo(cpu.name, None, "CUDA library not built")
+    if not torch.cuda.is_available():
+        return BuildInfo(cpu.name, None, f"{cuda.name} built, not loaded: torch sees no GPU")
+    torch.ops.load_library(str(cuda))
+    return BuildInfo(cpu.name, cuda.name, "")
+
+
+_INFO = _load()
+
+
+def build_info() -> BuildInfo:
+    return _INFO

@@ -1,0 +1,170 @@
+"""Group advantages over ragged rollout groups: one exact definition for the trainer, the scheduler's evidence and the tests.
+
+R rollouts, G groups, S packed sequences, T packed tokens; rollouts of group j are group_offsets[j]:group_offsets[j+1].
+
+    center  r - mean                    Dr.GRPO, arXiv 2503.20783
+    std     (r - mean) / (std + eps)    GRPO, arXiv 2402.03300
+    rloo    n / (n - 1) * (r - mean)    leave-one-out baseline, arXiv 2402.14740
+    maxrl   (r - mean) / mean           0 where the mean is not positive
+
+With groups of unequal size `std` with ddof=1 shrinks |adv| by sqrt((n-1)/n), 0.71 at n=2 and 0.97 at n=16: a weight by group
+size that nobody asked for. ddof=0 does not; `rloo` is unbiased for every size and is the default.
+
+Accumulation is in float64 in a fixed order, so results are the same bits for any thread count, and on CPU and GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Norm = Literal["center", "std", "rloo", "maxrl"]
+_NORMS: dict[str, int] = {"center": 0, "std": 1, "rloo": 2, "maxrl": 3}
+
+
+class GroupAdvantage(NamedTuple):
+    adv: Tensor  # f32[R]
+    mean: Tensor  # f32[G] 0 for an empty group
+    std: Tensor  # f32[G] 0 for a dead group
+    wins: Tensor  # i32[G] rewards above success_threshold
+    live: Tensor  # bool[G] two rollouts or more, rewards not all equal
+
+
+class TokenAdvantage(NamedTuple):
+    adv: Tensor  # f32[R]
+    token_adv: Tensor  # f32[T] 0 where loss_mask is False
+    mean: Tensor  # f32[G]
+    std: Tensor  # f32[G]
+    wins: Tensor  # i32[G]
+    live: Tensor  # bool[G]
+
+
+def _want(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
+    if tensor.dim() != 1:
+        raise ValueError(f"{name}: got shape {tuple(tensor.shape)}, wanted one dimension; flatten it")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise ValueError(f"{name}: got {str(tensor.dtype).removeprefix('torch.')}, wanted {wanted}; convert it with .to()")
+    if tensor.device != device:
+        raise ValueError(f"{name}: is on {tensor.device}, rewards on {device}; move it with .to(rewards.device)")
+
+
+def _check_offsets(offsets: Tensor, name: str, end: int, exact: bool) -> None:
+    """Values are looked at on CPU tensors only: on a GPU that would stop the host until the device has caught up."""
+    if offsets.numel() < 1:
+        raise ValueError(f"{name}: is empty, wanted at least one entry (0)")
+    if torch.compiler.is_compiling() or offsets.device.type != "cpu":
+        return
+    first, last = int(offsets[0]), int(offsets[-1])
+    if bool((offsets[1:] < offsets[:-1]).any()):
+        raise ValueError(f"{name}: is not sorted; wanted cumulative sizes, as of torch.cumsum")
+    if first < 0 or last > end or (exact and (first, last) != (0, end)):
+        raise ValueError(f"{name}: runs from {first} to {last}, wanted {'exactly ' if exact else ''}0 to {end}")
+
+
+def _group_ids(norm: str, ddof: int) -> int:
+    if norm not in _NORMS:
+        raise ValueError(f"norm: got {norm!r}, wanted one of {', '.join(_NORMS)}")
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof: got {ddof!r}, wanted 0 or 1")
+    return _NORMS[norm]
+
+
+@torch.no_grad()
+def group_advantage(
+    rewards: Tensor,
+    group_offsets: Tensor,
+    *,
+    norm: Norm = "rloo",
+    eps: float = 1e-6,
+    ddof: int = 1,
+    group_weight: Tensor | None = None,
+    success_threshold: float = 0.5,
+    max_group: int | None = None,
+) -> GroupAdvantage:
+    """Advantages and statistics of ragged groups from rewards f32[R] and group_offsets i32|i64[G+1]; not differentiable.
+
+    group_weight f32[G] multiplies a group's advantages. max_group, if given, is a promise about the largest group that is checked
+    on CPU tensors. A NaN reward makes its own group's advantages NaN and no other's. Raises ValueError for a wrong dtype,
+    shape or device, unsorted offsets (CPU tensors), an unknown norm, or rewards that require grad.
+    """
+    norm_id = _group_ids(norm, ddof)
+    if rewards.requires_grad:
+        raise ValueError("rewards: require grad, but advantages are constants of the loss; pass rewards.detach()")
+    _want(rewards, "rewards", (torch.float32,), rewards.device)
+    _want(group_offsets, "group_offsets", (torch.int32, torch.int64), rewards.device)
+    _check_offsets(group_offsets, "group_offsets", rewards.numel(), exact=True)
+    if group_weight is not None:
+        _want(group_weight, "group_weight", (torch.float32,), rewards.device)
+        if group_weight.numel() != group_offsets.numel() - 1:
+            raise ValueError(f"group_weight: got {group_weight.numel()} entries, wanted {group_offsets.numel() - 1}, one a group")
+        group_weight = group_weight.contiguous()
+    if max_group is not None and not torch.compiler.is_compiling() and rewards.device.type == "cpu" and group_offsets.numel() > 1:
+        largest = int((group_offsets[1:] - group_offsets[:-1]).max())
+        if largest > max_group:
+            raise ValueError(f"max_group: got {max_group}, but a group has {largest} rollouts; raise it or leave it out")
+    out = torch.ops.cero.group_advantage(
+        rewards.contiguous(), group_offsets.contiguous(), group_weight, norm_id, float(eps), ddof, float(success_threshold)
+    )
+    return GroupAdvantage(*out)
+
+
+@torch.no_grad()
+def group_advantage_tokens(
+    rewards: Tensor,
+    group_offsets: Tensor,
+    cu_seqlens: Tensor,
+    loss_mask: Tensor,
+    *,
+    seq_rollout: Tensor | None = None,
+    norm: Norm = "rloo",
+    eps: float = 1e-6,
+    ddof: int = 1,
+    group_weight: Tensor | None = None,
+    success_threshold: float = 0.5,
+    max_group: int | None = None,
+) -> TokenAdvantage:
+    """`group_advantage`, spread over packed tokens: token_adv[t] is its rollout's advantage where loss_mask bool[T] is True.
+
+    cu_seqlens i32[S+1] bounds the packed sequences; seq_rollout i32[S] names each one's rollout (None: sequence s is rollout s).
+    Statistics cover all R rollouts although only S <= R of them may be packed. Tokens of no sequence get 0. Raises ValueError
+    as `group_advantage` does, and for sequences or rollout indices out of range (CPU tensors).
+    """
+    groups = group_advantage(
+        rewards, group_offsets, norm=norm, eps=eps, ddof=ddof, group_weight=group_weight,
+        success_threshold=success_threshold, max_group=max_group,
+    )  # fmt: skip
+    _want(cu_seqlens, "cu_seqlens", (torch.int32,), rewards.device)
+    _want(loss_mask, "loss_mask", (torch.bool,), rewards.device)
+    _check_offsets(cu_seqlens, "cu_seqlens", loss_mask.numel(), exact=False)
+    sequences, rollouts = cu_seqlens.numel() - 1, rewards.numel()
+    if seq_rollout is None:
+        if sequences > rollouts:
+            raise ValueError(f"cu_seqlens: has {sequences} sequences for {rollouts} rollouts; pass seq_rollout")
+    else:
+        _want(seq_rollout, "seq_rollout", (torch.int32,), rewards.device)
+        if seq_rollout.numel() != sequences:
+            raise ValueError(f"seq_rollout: got {seq_rollout.numel()} entries, wanted {sequences}, one a sequence")
+        if sequences and not torch.compiler.is_compiling() and rewards.device.type == "cpu":
+            low, high = int(seq_rollout.min()), int(seq_rollout.max())
+            if low < 0 or high >= rollouts:
+                raise ValueError(f"seq_rollout: runs from {low} to {high}, wanted 0 to {rollouts - 1}")
+        seq_rollout = seq_rollout.contiguous()
+    token_adv = torch.ops.cero.token_advantage(groups.adv, cu_seqlens.contiguous(), seq_rollout, loss_mask.contiguous())
+    return TokenAdvantage(groups.adv, token_adv, groups.mean, groups.std, groups.wins, groups.live)
+
+
+@torch.library.register_fake("cero::group_advantage")
+def _(rewards, group_offsets, group_weight, norm, eps, ddof, success_threshold):
+    groups = group_offsets.numel() - 1
+    return (
+        rewards.new_empty(rewards.numel()), rewards.new_empty(groups), rewards.new_empty(groups),
+        rewards.new_empty(groups, dtype=torch.int32), rewards.new_empty(groups, dtype=torch.bool),
+    )  # fmt: skip
+
+
+@torch.library.register_fake("cero::token_advantage")
+def _(adv, cu_seqlens, seq_rollout, loss_mask):
+    return adv.new_empty(loss_mask.numel())

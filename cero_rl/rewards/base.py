@@ -1,0 +1,49 @@
+"""What a reward function is asked and what comes back.
+
+A reward is a number in [0, 1], or missing (NaN): a verifier that timed out or failed says nothing about the completion, so
+it must not count as 0. Missing rewards leave the group's baseline and the posterior, and are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class RewardItem:
+    """One completion to score."""
+
+    prompt: str | list[dict[str, str]]  # text, or chat messages
+    completion: str
+    answer: str
+    source: str
+    columns: Mapping[str, Any]  # the prompt's further columns
+
+
+@dataclass(frozen=True, slots=True)
+class RewardCounts:
+    """How the items of one call ended; the three add up to the number of items."""
+
+    scored: int = 0
+    timeouts: int = 0  # stopped at the deadline
+    errors: int = 0  # raised, crashed, out of memory, or returned None, NaN or infinity
+
+    @property
+    def total(self) -> int:
+        return self.scored + self.timeouts + self.errors
+
+    def __add__(self, other: RewardCounts) -> RewardCounts:
+        return RewardCounts(self.scored + other.scored, self.timeouts + other.timeouts, self.errors + other.errors)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    values: npt.NDArray[np.float32]  # [n] in the order of the items; NaN where missing
+    counts: RewardCounts
+    first_error: str | None = None  # one line for the log, when counts.errors > 0

@@ -1,0 +1,331 @@
+"""RewardPool: rewards from worker processes that can be killed, so that no answer can hang, crash or fill the trainer.
+
+In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and the counts. `exact` runs
+in-process. Every item has `timeout_seconds` from the moment an idle worker gets it; then the worker's process group is
+killed and another started. Batch plug-ins (TRL's signature) get chunks of up to 8 completions under one deadline; a chunk
+that is lost is retried one item at a time, so a plug-in must not compare the items of one call with each other. Completions
+longer than `max_chars` are scored on their last `max_chars` characters, where the final answer stands. Call `score` from the
+thread that opened the pool: on Linux workers die with the thread that started them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import math
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cero_rl.config import RewardConfig
+from cero_rl.errors import RewardError
+from cero_rl.rewards import verifiers
+from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
+from cero_rl.rewards.plugin import split_path
+
+_BUILT_IN = ("exact", "math", "reasoning_gym")
+_BOOT_SECONDS = 120.0  # imports of the verifier or the plug-in
+_CHUNK_ITEMS = 8
+_REPLY_LIMIT_BYTES = 1 << 20
+_TOLERANCE = 1e-6  # rounding above 1 or below 0 that is clipped rather than refused
+
+
+def _refuse_unknown(function: str) -> None:
+    if function in _BUILT_IN:
+        return
+    if ":" not in function and "/" not in function and not function.endswith(".py"):
+        near = difflib.get_close_matches(function, _BUILT_IN, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"wanted {', '.join(_BUILT_IN)} or path/to/file.py:function"
+        raise RewardError(f"reward.function: unknown reward {function!r}; {hint}")
+    split_path(function)
+
+
+class _Worker:
+    """One process with its pipes. `batch` is what it works on; `deadline` is when it is killed (monotonic seconds)."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        package_root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "cero_rl.rewards.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,  # its own group: Ctrl-C does not reach it, and a kill takes its children along
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        self.outgoing = b""
+        self.incoming = b""
+        self.ready = False
+        self.batched = False
+        self.batch: list[int] = []
+        self.deadline = time.monotonic() + _BOOT_SECONDS
+        self.queue({"function": config.function, "memory_limit_mb": config.memory_limit_mb, "parent": os.getpid()})
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and not self.batch
+
+    def queue(self, message: dict[str, Any]) -> None:
+        self.outgoing += json.dumps(message, default=_jsonable).encode("ascii") + b"\n"
+
+    def flush(self) -> None:
+        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end of file."""
+        try:
+            self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self.outgoing = b""
+
+    def receive(self) -> dict[str, Any] | bool | None:
+        """A whole reply; True when there is none yet; None when the worker is gone or talks nonsense."""
+        try:
+            data = os.read(self.stdout, 65536)
+        except BlockingIOError:
+            return True
+        self.incoming += data
+        line, newline, rest = self.incoming.partition(b"\n")
+        if newline:
+            self.incoming = rest
+            try:
+                reply = json.loads(line)
+            except ValueError:
+                return None
+            return reply if isinstance(reply, dict) else None
+        return None if not data or len(self.incoming) > _REPLY_LIMIT_BYTES else True
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process in uninterruptible I/O must not hold us up
+            self.process.wait(timeout=5)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, (set, frozenset, tuple)):
+        return list(value)
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """One call's results while they come in."""
+
+    values: np.ndarray  # f32[n]
+    done: int = 0
+    scored: int = 0
+    timeouts: int = 0
+    errors: int = 0
+    first_error: str | None = None
+
+    def failed(self, count: int, message: str) -> None:
+        self.done += count
+        self.errors += count
+        self.first_error = self.first_error or message
+
+    def scored_as(self, index: int, value: float | None) -> None:
+        if value is None or not math.isfinite(value):
+            self.failed(1, f"the reward function returned {value}")
+            return
+        if not -_TOLERANCE <= value <= 1 + _TOLERANCE:
+            raise RewardError(
+                f"reward.function: got a reward of {value}, wanted a number in [0, 1]: Beta "
+                f"posteriors need successes between "
+                "0 and 1; rescale it, e.g. clip or (reward - low) / (high - low)"
+            )
+        self.values[index] = min(max(value, 0.0), 1.0)
+        self.done += 1
+        self.scored += 1
+
+
+class RewardPool:
+    """Context manager around the workers; `score` may be called any number of times inside it."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        """Raises RewardError for an unknown function or a plug-in file that is not there."""
+        _refuse_unknown(config.function)
+        self._config = config
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> RewardPool:
+        if self._config.function != "exact":
+            self._workers = [_Worker(self._config) for _ in range(self._config.workers)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def wait_ready(self) -> None:
+        """Wait until one worker has loaded the function. Raises RewardError with the reason it could not."""
+        if self._workers:
+            self._run([], until_ready=True)
+
+    def score(self, items: Sequence[RewardItem]) -> RewardResult:
+        """Rewards [n] in the order of the items, NaN where missing.
+
+        Raises RewardError (the run must end): load failure, wrong number or type of rewards, a reward outside [0, 1].
+        """
+        if self._config.function == "exact":
+            values = np.array([verifiers.exact(self._clipped(item)) for item in items], dtype=np.float32)
+            return RewardResult(values, RewardCounts(scored=len(items)))
+        if not self._workers:
+            raise RuntimeError("RewardPool: score() outside its `with` block")
+        tally = self._run(items, until_ready=False)
+        counts = RewardCounts(scored=tally.scored, timeouts=tally.timeouts, errors=tally.errors)
+        return RewardResult(tally.values, counts, tally.first_error)
+
+    def _clipped(self, item: RewardItem) -> RewardItem:
+        if len(item.completion) <= self._config.max_chars:
+            return item
+        return RewardItem(item.prompt, item.completion[-self._config.max_chars :], item.answer, item.source, item.columns)
+
+    def _message(self, item: RewardItem) -> dict[str, Any]:
+        item = self._clipped(item)
+        columns = {} if self._config.function == "math" else dict(item.columns)
+        return {
+            "prompt": item.prompt,
+            "completion": item.completion,
+            "answer": item.answer,
+            "source": item.source,
+            "columns": columns,
+        }
+
+    def _run(self, items: Sequence[RewardItem], until_ready: bool) -> _Tally:
+        """The event loop: hand out work, read replies, kill what is late, until every item is done."""
+        tally = _Tally(np.full(len(items), np.nan, dtype=np.float32))
+        fresh, singles = deque(range(len(items))), deque[int]()
+        while (not any(w.ready for w in self._workers)) if until_ready else tally.done < len(items):
+            for slot, worker in enumerate(self._workers):
+                if worker.idle and (fresh or singles):
+                    self._hand_out(slot, items, fresh, singles)
+            self._wait(tally, singles)
+        return tally
+
+    def _hand_out(self, slot: int, items: Sequence[RewardItem], fresh: deque[int], singles: deque[int]) -> None:
+        worker = self._workers[slot]
+        if worker.process.poll() is not None:  # died between calls: nobody's fault in this one
+            self._restart(slot)
+            return
+        if fresh:
+            share = math.ceil(len(fresh) / len(self._workers)) if worker.batched else 1
+            worker.batch = [fresh.popleft() for _ in range(min(share, _CHUNK_ITEMS))]
+        else:
+            worker.batch = [singles.popleft()]
+        worker.queue({"items": [self._message(items[index]) for index in worker.batch]})
+        worker.deadline = time.monotonic() + self._config.timeout_seconds
+
+    def _wait(self, tally: _Tally, singles: deque[int]) -> None:
+        """Sleep until a pipe moves or a deadline passes, then settle every worker concerned."""
+        busy = [slot for slot, worker in enumerate(self._workers) if not worker.idle]
+        if not busy:
+            return
+        with selectors.DefaultSelector() as selector:
+            for slot in busy:
+                worker = self._workers[slot]
+                selector.register(worker.stdout, selectors.EVENT_READ, slot)
+                if worker.outgoing:
+                    selector.register(worker.stdin, selectors.EVENT_WRITE, slot)
+            patience = min(self._workers[slot].deadline for slot in busy) - time.monotonic()
+            events = selector.select(max(0.0, patience))
+        for key, mask in events:
+            if mask & selectors.EVENT_WRITE:
+                self._workers[key.data].flush()
+        for slot in {key.data for key, mask in events if mask & selectors.EVENT_READ}:
+            self._settle(slot, self._workers[slot].receive(), tally, singles)
+        for slot in busy:
+            worker = self._workers[slot]
+            if not worker.idle and worker.deadline <= time.monotonic():
+                self._expire(slot, tally, singles)
+
+    def _settle(self, slot: int, reply: dict[str, Any] | bool | None, tally: _Tally, singles: deque[int]) -> None:
+        worker = self._workers[slot]
+        if reply is True:
+            return
+        if isinstance(reply, dict) and "fatal" in reply:
+            self._fatal(str(reply["fatal"]))
+        if not worker.ready:
+            if not isinstance(reply, dict) or "ready" not in reply:
+                self._fatal(
+                    f"reward.function: {self._config.function} ended its process while "
+                    f"loading; run the file alone to see why"
+                )
+            worker.ready, worker.batched = True, bool(reply["batched"])
+            return
+        batch, worker.batch = worker.batch, []
+        if isinstance(reply, dict) and "values" in reply:
+            if len(reply["values"]) != len(batch):
+                self._fatal(
+                    f"reward.function: got {len(reply['values'])} rewards for {len(batch)} completions; return one for each"
+                )
+            try:
+                for index, value in zip(batch, reply["values"]):
+                    tally.scored_as(index, value)
+            except RewardError as error:
+                self._fatal(str(error))
+            return
+        gone = not isinstance(reply, dict)
+        if len(batch) > 1:
+            singles.extend(batch)
+        else:
+            lost = f"the worker died (crash, or more than {self._config.memory_limit_mb} MB)"
+            tally.failed(1, lost if gone else str(reply.get("error")))  # type: ignore[union-attr]
+        if gone:
+            self._restart(slot)
+
+    def _expire(self, slot: int, tally: _Tally, singles: deque[int]) -> None:
+        worker = self._workers[slot]
+        if not worker.ready:
+            self._fatal(
+                f"reward.function: {self._config.function} did not load within "
+                f"{_BOOT_SECONDS:.0f} s; make its imports faster"
+            )
+        if len(worker.batch) > 1:
+            singles.extend(worker.batch)
+        else:
+            tally.done += 1
+            tally.timeouts += 1
+        self._restart(slot)
+
+    def _restart(self, slot: int) -> None:
+        self._workers[slot].kill()
+        self._workers[slot] = _Worker(self._config)
+
+    def _fatal(self, message: str) -> NoReturn:
+        self.close()
+        raise RewardError(message)
+
+
+def check_reward(config: RewardConfig) -> None:
+    """Load the reward function in a worker and drop it again: call it before the model loads.
+
+    Raises RewardError (exit 5): unknown name, missing file or function, import failure, unknown signature, missing package.
+    """
+    with RewardPool(config.model_copy(update={"workers": 1})) as pool:
+        pool.wait_ready()

@@ -1,0 +1,1 @@
+"""Sampling completions: the engine protocol, dealing groups to ranks, and the engines."""

@@ -1,0 +1,99 @@
+"""Everything a run needs, built once in the right order: cheap checks first, models last.
+
+In: a Config and the process group. Out: `Session`, which the training loop and the evaluation command share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cero_rl.config import Config, check_pool
+from cero_rl.data.encode import encode_prompts
+from cero_rl.data.load import load_prompts
+from cero_rl.data.prompts import Prompt, fingerprint
+from cero_rl.engine.models import load_model, load_tokenizer
+from cero_rl.engine.runtime import Group
+from cero_rl.errors import ConfigError, DataError, EngineError
+from cero_rl.rollout.protocol import RolloutEngine
+from cero_rl.rollout.transformers_engine import TransformersEngine
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Prompts and their tokens, in pool order; a prompt id is an index into both."""
+
+    prompts: tuple[Prompt, ...]
+    tokens: tuple[npt.NDArray[np.int64], ...]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class Data:
+    train: Pool
+    heldout: Pool
+    fingerprint: str  # of the training pool, for checkpoints
+
+
+def _encode(prompts: Sequence[Prompt], tokenizer: Any, config: Config) -> Pool:
+    tokens, kept = encode_prompts(prompts, tokenizer, config.data)
+    return Pool(tuple(prompts[i] for i in kept), tuple(tokens))
+
+
+def load_data(config: Config, tokenizer: Any) -> Data:
+    """Load, split, encode; raises DataError or ConfigError before any model is loaded."""
+    split = load_prompts(config.data, config.seed)
+    train, heldout = _encode(split.train, tokenizer, config), _encode(split.heldout, tokenizer, config)
+    if not len(train):
+        raise DataError(
+            f"data.source: no training prompt of {config.data.source} fits data.max_prompt_tokens = {config.data.max_prompt_tokens}"
+        )
+    try:
+        check_pool(config, len(train))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return Data(train, heldout, fingerprint(train.prompts))
+
+
+def _check_lengths(config: Config, model: Any) -> None:
+    longest = getattr(model.config, "max_position_embeddings", None)
+    wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if longest is not None and wanted > longest:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_response_tokens = {config.data.max_prompt_tokens} + "
+            f"{config.rollout.max_response_tokens} = {wanted}, but the model has {longest} positions; lower one of them"
+        )
+
+
+def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> RolloutEngine:
+    """This rank's sampler, with the start model's weights (or those of `model_path`)."""
+    if config.rollout.engine == "vllm":
+        raise EngineError("rollout.engine: vllm is not part of this version; set rollout.engine: transformers")
+    model = load_model(model_path or config.model.path, config.model.dtype, "sdpa").to(group.device)
+    _check_lengths(config, model)
+    eos = model.generation_config.eos_token_id
+    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    return TransformersEngine(
+        model,
+        eos_token_ids=sorted(eos_ids),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        decode=partial(tokenizer.decode, skip_special_tokens=True),
+        max_response_tokens=config.rollout.max_response_tokens,
+        max_batch_tokens=config.rollout.max_batch_tokens,
+        seed=config.seed,
+    )
+
+
+def run_directory(config: Config) -> Path:
+    return Path(config.output_dir) / config.name
+
+
+__all__ = ["Data", "Pool", "build_rollout_engine", "load_data", "load_tokenizer", "run_directory"]

@@ -1,0 +1,55 @@
+"""The numbers of one step, under the names that users of other trainers know. All are over all ranks.
+
+Denominators: rewards over rollouts with a reward; lengths and truncation over rollouts generated; group rates over groups.
+"""
+
+from __future__ import annotations
+
+import resource
+
+import numpy as np
+
+from cero_rl.collect import Collected
+from cero_rl.engine.runtime import Group
+from cero_rl.ledger import Ledger
+from cero_rl.scheduler import CeroScheduler, Scheduler
+from cero_rl.session import Pool
+from cero_rl.update import UpdateResult
+
+
+def step_numbers(
+    collected: Collected, result: UpdateResult, pool: Pool, scheduler: Scheduler, ledger: Ledger, group: Group, premise: float
+) -> dict[str, float | int]:
+    """A collective: every rank calls it. Timings are added by the loop."""
+    evidence = collected.evidence
+    trials, generated = int(evidence.trials.sum()), int(evidence.generated.sum())
+    mean = float(evidence.successes.sum() / max(trials, 1))
+    live = float(evidence.live.mean())
+    prompt_tokens = sum(len(pool.tokens[i]) * int(n) for i, n in zip(evidence.prompt_ids, evidence.generated))
+    counts = collected.reward_counts
+    known = np.concatenate(collected.rewards) if collected.rewards else np.zeros(0)
+    squares = float(np.nansum((known - mean) ** 2))
+    timeouts, errors, squares = group.all_sum([counts.timeouts, counts.errors, squares])
+    memory_gb = group.all_max_float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    numbers: dict[str, float | int] = {
+        "reward": mean,
+        "reward_std": float(np.sqrt(squares / max(trials, 1))),
+        "frac_reward_zero_std": 1.0 - live,
+        "completions/mean_length": float(evidence.response_tokens.sum() / max(generated, 1)),
+        "completions/clipped_ratio": float(evidence.truncated.sum() / max(generated, 1)),
+        "num_tokens": prompt_tokens + int(evidence.response_tokens.sum()),
+        "reward/timeout_rate": timeouts / max(generated, 1),
+        "reward/error_rate": errors / max(generated, 1),
+        "cero/rollouts_mean": generated / max(len(evidence.prompt_ids), 1),
+        "cero/rollouts_max": int(evidence.generated.max()),
+        "cero/posterior_mean": float(scheduler.posterior_mean.mean()),
+        "cero/value_mean": float(scheduler.value.mean()),
+        "cero/effective_group_rate": live,
+        "cero/proxy_rank_corr": premise,
+        **ledger.metrics(),
+        **result.metrics,
+        "perf/peak_memory_gb": memory_gb,
+    }
+    if isinstance(scheduler, CeroScheduler):
+        numbers |= {"cero/price": float(scheduler.price), "cero/slope_mean": float(scheduler.slope.mean())}
+    return numbers

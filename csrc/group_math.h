@@ -1,0 +1,78 @@
+// The arithmetic of the ragged group advantage, once, for host and device.
+//
+// Sums run over 32 lanes (element i belongs to lane i % 32) and are folded as a tree, in float64. A warp does exactly this with
+// shuffles and the CPU does it with an array, so both give the same bits, whatever the thread count or the grid. Compile with
+// contraction off (-ffp-contract=off, -fmad=false): a fused multiply-add on one side only would break that.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define CERO_HD __host__ __device__ __forceinline__
+#else
+#define CERO_HD inline
+#endif
+
+namespace cero {
+
+constexpr int kLanes = 32;
+
+enum Norm : int64_t { kCenter = 0, kStd = 1, kRloo = 2, kMaxRl = 3 };
+
+struct Options {
+  int64_t norm;
+  double eps;
+  int64_t ddof;
+  double success_threshold;
+};
+
+// What one group needs to turn a reward into an advantage.
+struct GroupSummary {
+  double mean;
+  double std;
+  int64_t size;
+  bool live;     // at least two rollouts, and not all rewards equal
+  bool has_nan;  // any NaN reward makes every advantage of this group NaN
+};
+
+CERO_HD GroupSummary summarize(int64_t size, double sum, double squares, bool differ, bool has_nan, int64_t ddof) {
+  GroupSummary group;
+  group.size = size;
+  group.mean = size > 0 ? sum / static_cast<double>(size) : 0.0;
+  group.has_nan = has_nan;
+  group.live = size >= 2 && differ && !has_nan;
+  // Equal rewards have no spread; the squares of rounding errors must not become one.
+  group.std = has_nan ? group.mean : (group.live ? sqrt(squares / static_cast<double>(size - ddof)) : 0.0);
+  return group;
+}
+
+CERO_HD float advantage(float reward, const GroupSummary& group, double weight, const Options& options) {
+  if (group.has_nan) return static_cast<float>(group.mean);  // NaN
+  if (!group.live) return 0.0f;
+  const double centered = static_cast<double>(reward) - group.mean;
+  double value = centered;
+  if (options.norm == kStd) {
+    value = centered / (group.std + options.eps);
+  } else if (options.norm == kRloo) {
+    value = centered * (static_cast<double>(group.size) / static_cast<double>(group.size - 1));
+  } else if (options.norm == kMaxRl) {
+    value = group.mean > 0.0 ? centered / group.mean : 0.0;
+  }
+  return static_cast<float>(value * weight);
+}
+
+// Index of the sequence that token t belongs to: the last s with cu_seqlens[s] <= t, for cu_seqlens[low] <= t.
+CERO_HD int64_t find_sequence(const int32_t* cu_seqlens, int64_t low, int64_t high, int64_t token) {
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (cu_seqlens[middle] <= token) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+}  // namespace cero

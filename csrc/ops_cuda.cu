@@ -1,0 +1,166 @@
+// CUDA kernels of the cero operators: one launch for the groups, one for the tokens, no atomics, no host synchronisation.
+//
+// Groups: a warp takes a group, whatever its size, so the order of every sum is that of group_math.h and the result has the
+// CPU's bits. Tokens: a block takes a fixed tile, finds the tile's sequences once, and writes 16 bytes a thread.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cuda_runtime.h>
+
+#include <optional>
+#include <tuple>
+
+#include "group_math.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr int kThreads = 256;
+constexpr int kWarpsPerBlock = kThreads / cero::kLanes;
+constexpr int kTokensPerThread = 4;
+constexpr int kTile = kThreads * kTokensPerThread;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+__device__ __forceinline__ double warp_sum(double value) {
+#pragma unroll
+  for (int step = cero::kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
+  return value;
+}
+
+template <typename Offset>
+__global__ void __launch_bounds__(kThreads) group_kernel(
+    const float* __restrict__ rewards, const Offset* __restrict__ offsets, const float* __restrict__ weights, int64_t groups,
+    cero::Options options, float* __restrict__ adv, float* __restrict__ mean, float* __restrict__ std_out,
+    int32_t* __restrict__ wins_out, bool* __restrict__ live_out) {
+  const int lane = threadIdx.x % cero::kLanes;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
+  for (int64_t g = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / cero::kLanes; g < groups; g += stride) {
+    const int64_t first = static_cast<int64_t>(offsets[g]);
+    const int64_t size = static_cast<int64_t>(offsets[g + 1]) - first;
+    const float* r = rewards + first;
+    const float head = size > 0 ? r[0] : 0.0f;
+    double sum = 0.0;
+    bool differ = false, has_nan = false;
+    int wins = 0;
+    for (int64_t i = lane; i < size; i += cero::kLanes) {
+      const float x = r[i];
+      sum += static_cast<double>(x);
+      differ |= x != head;
+      has_nan |= x != x;
+      wins += static_cast<double>(x) > options.success_threshold;
+    }
+    sum = warp_sum(sum);
+    differ = __any_sync(kFullWarp, differ);
+    has_nan = __any_sync(kFullWarp, has_nan);
+    wins = static_cast<int>(__reduce_add_sync(kFullWarp, wins));
+    const double center = size > 0 ? sum / static_cast<double>(size) : 0.0;
+    double squares = 0.0;
+    for (int64_t i = lane; i < size; i += cero::kLanes) {
+      const double d = static_cast<double>(r[i]) - center;
+      squares += d * d;
+    }
+    squares = warp_sum(squares);
+    const cero::GroupSummary group = cero::summarize(size, sum, squares, differ, has_nan, options.ddof);
+    const double weight = weights != nullptr ? static_cast<double>(weights[g]) : 1.0;
+    for (int64_t i = lane; i < size; i += cero::kLanes) adv[first + i] = cero::advantage(r[i], group, weight, options);
+    if (lane == 0) {
+      mean[g] = static_cast<float>(group.mean);
+      std_out[g] = static_cast<float>(group.std);
+      wins_out[g] = wins;
+      live_out[g] = group.live;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) token_kernel(
+    const float* __restrict__ adv, const int32_t* __restrict__ edges, const int32_t* __restrict__ rollout, int64_t sequences,
+    const bool* __restrict__ mask, int64_t tokens, float* __restrict__ out) {
+  __shared__ int64_t span[2];
+  const int64_t tile = static_cast<int64_t>(blockIdx.x) * kTile;
+  if (threadIdx.x < 2) {  // the tile's first and last sequence
+    const int64_t token = threadIdx.x == 0 ? tile : min(tile + kTile, tokens) - 1;
+    span[threadIdx.x] = sequences > 0 && edges[0] <= token ? cero::find_sequence(edges, 0, sequences + 1, token) : 0;
+  }
+  __syncthreads();
+  const int64_t first = tile + static_cast<int64_t>(threadIdx.x) * kTokensPerThread;
+  if (first >= tokens) return;
+  const int64_t last = min(first + kTokensPerThread, tokens);
+  float values[kTokensPerThread] = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (sequences > 0) {
+    int64_t s = edges[span[0]] <= first ? cero::find_sequence(edges, span[0], min(span[1] + 1, sequences) + 1, first) : span[0];
+    for (int64_t t = first; t < last; ++t) {
+      while (s < sequences && edges[s + 1] <= t) ++s;
+      if (s < sequences && edges[s] <= t && mask[t]) values[t - first] = adv[rollout != nullptr ? rollout[s] : s];
+    }
+  }
+  if (last - first == kTokensPerThread) {
+    *reinterpret_cast<float4*>(out + first) = make_float4(values[0], values[1], values[2], values[3]);
+  } else {
+    for (int64_t t = first; t < last; ++t) out[t] = values[t - first];
+  }
+}
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device(), &stream) == 0, "no current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+void check_launch() {
+  const cudaError_t error = cudaGetLastError();
+  STD_TORCH_CHECK(error == cudaSuccess, "cero kernel launch failed: ", cudaGetErrorString(error));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_advantage_cuda(
+    const Tensor& rewards, const Tensor& group_offsets, const std::optional<Tensor>& group_weight, int64_t norm, double eps,
+    int64_t ddof, double success_threshold) {
+  const int64_t groups = group_offsets.numel() - 1;
+  const cero::Options options{norm, eps, ddof, success_threshold};
+  Tensor adv = torch::stable::new_empty(rewards, {rewards.numel()});
+  Tensor mean = torch::stable::new_empty(rewards, {groups});
+  Tensor std_out = torch::stable::new_empty(rewards, {groups});
+  Tensor wins = torch::stable::new_empty(rewards, {groups}, ScalarType::Int);
+  Tensor live = torch::stable::new_empty(rewards, {groups}, ScalarType::Bool);
+  if (groups == 0) return {adv, mean, std_out, wins, live};
+  const float* weights = group_weight.has_value() ? group_weight->const_data_ptr<float>() : nullptr;
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>((groups + kWarpsPerBlock - 1) / kWarpsPerBlock, 1 << 16));
+  const auto run = [&](const auto* offsets) {
+    group_kernel<<<blocks, kThreads, 0, current_stream(rewards)>>>(
+        rewards.const_data_ptr<float>(), offsets, weights, groups, options, adv.mutable_data_ptr<float>(),
+        mean.mutable_data_ptr<float>(), std_out.mutable_data_ptr<float>(), wins.mutable_data_ptr<int32_t>(),
+        live.mutable_data_ptr<bool>());
+  };
+  if (group_offsets.scalar_type() == ScalarType::Int) {
+    run(group_offsets.const_data_ptr<int32_t>());
+  } else {
+    run(group_offsets.const_data_ptr<int64_t>());
+  }
+  check_launch();
+  return {adv, mean, std_out, wins, live};
+}
+
+Tensor token_advantage_cuda(const Tensor& adv, const Tensor& cu_seqlens, const std::optional<Tensor>& seq_rollout,
+                            const Tensor& loss_mask) {
+  const int64_t tokens = loss_mask.numel();
+  Tensor out = torch::stable::new_empty(adv, {tokens});
+  if (tokens == 0) return out;
+  const int32_t* rollout = seq_rollout.has_value() ? seq_rollout->const_data_ptr<int32_t>() : nullptr;
+  token_kernel<<<static_cast<unsigned>((tokens + kTile - 1) / kTile), kThreads, 0, current_stream(adv)>>>(
+      adv.const_data_ptr<float>(), cu_seqlens.const_data_ptr<int32_t>(), rollout, cu_seqlens.numel() - 1,
+      loss_mask.const_data_ptr<bool>(), tokens, out.mutable_data_ptr<float>());
+  check_launch();
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cero, CUDA, m) {
+  m.impl("group_advantage", TORCH_BOX(&group_advantage_cuda));
+  m.impl("token_advantage", TORCH_BOX(&token_advantage_cuda));
+}

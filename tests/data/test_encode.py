@@ -1,0 +1,98 @@
+"""Prompts -> tokens with a real, tiny character-level tokenizer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from cero_rl.config import DataConfig
+from cero_rl.data.encode import encode_prompts
+from cero_rl.data.prompts import Prompt, make_prompt
+from cero_rl.errors import DataError
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=?!:<>\n "
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}{% if add_generation_prompt %}bot:{% endif %}"
+)
+
+
+def tokenizer(template: str | None = None, frame: bool = False) -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[BOS]", "[EOS]", *LETTERS])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    if frame:
+        core.post_processor = processors.TemplateProcessing(
+            single="[BOS] $A [EOS]", special_tokens=[("[BOS]", vocabulary["[BOS]"]), ("[EOS]", vocabulary["[EOS]"])]
+        )
+    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]")
+    made.chat_template = template
+    return made
+
+
+def decode(tok: PreTrainedTokenizerFast, ids: np.ndarray) -> str:
+    return "".join(tok.convert_ids_to_tokens(ids.tolist()))
+
+
+def text(value: str) -> Prompt:
+    return make_prompt(value, "1", "s", {})
+
+
+def chat(*pairs: tuple[str, str]) -> Prompt:
+    return make_prompt([{"role": r, "content": c} for r, c in pairs], "1", "s", {})
+
+
+def shown(prompt: Prompt, tok: PreTrainedTokenizerFast, **options: object) -> str:
+    encoded = encode_prompts([prompt], tok, DataConfig(source="x", **options))
+    assert encoded.tokens[0].dtype == np.int64
+    assert encoded.kept == [0]
+    return decode(tok, encoded.tokens[0])
+
+
+def test_text_is_left_as_it_is() -> None:
+    assert shown(text("1+1"), tokenizer(TEMPLATE), prompt_suffix="=") == "1+1="
+    assert shown(text("1+1"), tokenizer(), system_prompt="add") == "add\n\n1+1"
+
+
+def test_begin_token_stays_and_end_token_goes() -> None:
+    assert shown(text("ab"), tokenizer(frame=True)) == "[BOS]ab"
+
+
+def test_messages_use_the_template_without_more_special_tokens() -> None:
+    tok = tokenizer(TEMPLATE, frame=True)
+    assert shown(chat(("user", "hi")), tok, prompt_suffix="!") == "user:hi!\nbot:"
+    assert shown(chat(("user", "hi")), tok, system_prompt="be") == "system:be\nuser:hi\nbot:"
+    assert shown(chat(("system", "own"), ("user", "hi")), tok, system_prompt="be") == "system:own\nuser:hi\nbot:"
+    assert shown(text("hi"), tok, chat_template="always") == "user:hi\nbot:"
+    assert shown(chat(("user", "hi")), tok, enable_thinking=False) == "user:hi\n<no>bot:"
+    assert shown(chat(("user", "hi")), tok, enable_thinking=True) == "user:hi\nbot:"
+
+
+def test_never_joins_contents() -> None:
+    assert shown(chat(("system", "a"), ("user", "b")), tokenizer(TEMPLATE), chat_template="never") == "a\n\nb"
+
+
+def test_no_template() -> None:
+    with pytest.raises(DataError, match="no chat template, but the prompts are chat messages"):
+        shown(chat(("user", "hi")), tokenizer())
+    with pytest.raises(DataError, match="'always'"):
+        shown(text("hi"), tokenizer(), chat_template="always")
+
+
+def test_template_that_refuses() -> None:
+    with pytest.raises(DataError, match=r"refuses roles \['user'\] \(only bots\)"):
+        shown(chat(("user", "hi")), tokenizer("{{ raise_exception('only bots') }}"))
+
+
+def test_overlong() -> None:
+    prompts = [text("a"), text("abcdef"), text("bc")]
+    tok = tokenizer()
+    with pytest.raises(DataError, match=r"number 1.* 6 tokens.*max_prompt_tokens = 3"):
+        encode_prompts(prompts, tok, DataConfig(source="x", max_prompt_tokens=3))
+    encoded = encode_prompts(prompts, tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop"))
+    assert encoded.kept == [0, 2]
+    assert [decode(tok, ids) for ids in encoded.tokens] == ["a", "bc"]
+    with pytest.raises(DataError, match="all 1 prompts are longer"):
+        encode_prompts(prompts[1:2], tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop"))

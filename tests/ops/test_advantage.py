@@ -1,0 +1,206 @@
+"""The contract of the ragged group advantage, rule by rule, against the float64 reference."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cero_rl.ops import group_advantage, group_advantage_tokens, reference
+
+NORMS = ["center", "std", "rloo", "maxrl"]
+SIZES = [0, 1, 2, 31, 32, 33, 512, 513, 1024, 1025]
+
+
+def offsets_of(sizes, dtype=torch.int32):
+    return torch.tensor(np.cumsum([0, *sizes]), dtype=dtype)
+
+
+def ulp_distance(got: torch.Tensor, wanted: torch.Tensor) -> int:
+    """Largest distance in float32 steps; NaN equals NaN."""
+    wanted = wanted.float()
+    assert torch.equal(got.isnan(), wanted.isnan())
+    fine = ~got.isnan()
+    # Map the bits onto a line on which neighbouring floats differ by 1.
+    a, b = (x[fine].contiguous().view(torch.int32).long() for x in (got, wanted))
+    a, b = (torch.where(x < 0, -(x & 0x7FFFFFFF), x) for x in (a, b))
+    return int((a - b).abs().max()) if a.numel() else 0
+
+
+@st.composite
+def ragged(draw):
+    sizes = draw(st.lists(st.sampled_from(SIZES), min_size=0, max_size=5))
+    total = sum(sizes)
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["binary", "ties", "normal", "offset3", "offset6"]))
+    values = {
+        "binary": lambda: rng.integers(0, 2, total),
+        "ties": lambda: rng.choice([0.1, 0.2, 0.3, 1 / 3, 0.9], total),
+        "normal": lambda: rng.normal(size=total),
+        "offset3": lambda: 1e3 + rng.normal(0, 0.1, total),
+        "offset6": lambda: 1e6 + rng.normal(0, 10.0, total),
+    }[kind]()
+    rewards = torch.tensor(np.asarray(values), dtype=torch.float32)
+    if total and draw(st.booleans()):
+        rewards[int(rng.integers(total))] = torch.nan
+    return rewards, offsets_of(sizes, draw(st.sampled_from([torch.int32, torch.int64])))
+
+
+@settings(max_examples=150, deadline=None)
+@given(ragged(), st.sampled_from(NORMS), st.sampled_from([0, 1]))
+def test_within_one_ulp_of_the_reference(case, norm, ddof):
+    rewards, offsets = case
+    got = group_advantage(rewards, offsets, norm=norm, ddof=ddof)
+    adv, mean, std, wins, live = reference.group_advantage(rewards, offsets, norm=norm, ddof=ddof)
+    assert torch.equal(got.wins, wins)
+    assert torch.equal(got.live, live)
+    assert ulp_distance(got.mean, mean) <= 1
+    assert ulp_distance(got.std, std) <= 1
+    # r - mean cancels where a reward is near its mean, and the last bit of the mean shows there: compare at the group's scale.
+    scale = torch.repeat_interleave(std.clamp(min=1e-30), offsets[1:].long() - offsets[:-1].long())
+    close = (got.adv.double() - adv).abs() <= 1e-12 * (scale + rewards.double().abs().nan_to_num()) * 1e3
+    assert bool((close | (got.adv == adv.float()) | adv.isnan()).all()) or ulp_distance(got.adv, adv) <= 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_empty_and_single_groups_are_dead(norm):
+    out = group_advantage(torch.tensor([0.7]), offsets_of([0, 1, 0]), norm=norm)
+    assert out.adv.tolist() == [0.0]
+    assert out.mean.tolist() == pytest.approx([0.0, 0.7, 0.0])
+    assert out.std.tolist() == [0.0, 0.0, 0.0]
+    assert out.wins.tolist() == [0, 1, 0]
+    assert out.live.tolist() == [False, False, False]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [2, 3, 7, 33, 64])
+@pytest.mark.parametrize("reward", [0.1, 0.2, 0.3, 0.7, 0.9, 1 / 3, 1.1])
+def test_equal_rewards_give_exactly_zero(norm, size, reward):
+    out = group_advantage(torch.full((size,), reward), offsets_of([size]), norm=norm, eps=1e-9)
+    assert torch.equal(out.adv, torch.zeros(size))
+    assert not out.live.any()
+
+
+def test_nan_stays_in_its_group():
+    out = group_advantage(torch.tensor([0.0, 1.0, torch.nan, 1.0, 1.0, 0.0]), offsets_of([2, 2, 2]))
+    assert out.adv.isnan().tolist() == [False, False, True, True, False, False]
+    assert out.live.tolist() == [True, False, True]
+
+
+def test_known_values():
+    rewards, offsets = torch.tensor([1.0, 0.0, 0.0, 0.0]), offsets_of([4])
+    assert group_advantage(rewards, offsets, norm="center").adv.tolist() == [0.75, -0.25, -0.25, -0.25]
+    assert group_advantage(rewards, offsets, norm="rloo").adv.tolist() == pytest.approx([1.0, -1 / 3, -1 / 3, -1 / 3])
+    assert group_advantage(rewards, offsets, norm="maxrl").adv.tolist() == [3.0, -1.0, -1.0, -1.0]
+    assert group_advantage(rewards, offsets, norm="std", eps=0.0).adv.tolist() == pytest.approx([1.5, -0.5, -0.5, -0.5])
+    weighted = group_advantage(rewards, offsets, norm="center", group_weight=torch.tensor([2.0]))
+    assert weighted.adv.tolist() == [1.5, -0.5, -0.5, -0.5]
+
+
+def test_success_is_strictly_above_the_threshold():
+    out = group_advantage(torch.tensor([0.5, 0.51, 1.0]), offsets_of([3]), success_threshold=0.5)
+    assert out.wins.tolist() == [2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 2**32 - 1))
+def test_tokens_equal_the_reference_under_permuted_packing(lengths, seed):
+    rng = np.random.default_rng(seed)
+    rollouts = len(lengths)
+    rewards = torch.tensor(rng.integers(0, 2, rollouts), dtype=torch.float32)
+    cut = int(rng.integers(0, rollouts + 1))
+    offsets = offsets_of([cut, rollouts - cut])
+    order = rng.permutation(rollouts)[: int(rng.integers(0, rollouts + 1))]
+    cu = offsets_of([lengths[i] for i in order])
+    mask = torch.tensor(rng.integers(0, 2, int(cu[-1]) + 3), dtype=torch.bool)  # 3 tokens belong to no sequence
+    out = group_advantage_tokens(rewards, offsets, cu, mask, seq_rollout=torch.tensor(order, dtype=torch.int32))
+    wanted = reference.token_advantage(out.adv, cu, mask, torch.tensor(order))
+    assert torch.equal(out.token_adv, wanted)
+    assert torch.equal(out.adv, group_advantage(rewards, offsets).adv)
+
+
+def test_every_output_element_is_written():
+    torch.full((1 << 16,), torch.nan)  # leave something other than zeros for the allocator to hand out
+    cu = torch.tensor([2, 5], dtype=torch.int32)
+    out = group_advantage_tokens(torch.tensor([1.0, 0.0]), offsets_of([2]), cu, torch.ones(9, dtype=torch.bool))
+    assert out.token_adv.tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_permuting_and_splitting_groups_changes_nothing():
+    rng = np.random.default_rng(3)
+    sizes = rng.integers(0, 70, 200)
+    rewards = torch.tensor(rng.normal(size=sizes.sum()), dtype=torch.float32)
+    whole = group_advantage(rewards, offsets_of(sizes), norm="std")
+    half = 90
+    cut = int(sizes[:half].sum())
+    parts = [
+        group_advantage(rewards[:cut], offsets_of(sizes[:half]), norm="std"),
+        group_advantage(rewards[cut:], offsets_of(sizes[half:]), norm="std"),
+    ]
+    for name in ("adv", "mean", "std", "wins", "live"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts])), name
+    order = rng.permutation(200)
+    pieces = torch.split(rewards, sizes.tolist())
+    shuffled = group_advantage(torch.cat([pieces[i] for i in order]), offsets_of(sizes[order]), norm="std")
+    assert torch.equal(shuffled.std, whole.std[torch.tensor(order)])
+
+
+def test_same_bits_for_every_thread_count():
+    rng = np.random.default_rng(4)
+    sizes = rng.integers(0, 300, 3000)
+    rewards = torch.tensor(rng.normal(size=sizes.sum()), dtype=torch.float32)
+    offsets, threads = offsets_of(sizes), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 1):
+            torch.set_num_threads(count)
+            results.append(group_advantage(rewards, offsets, norm="std"))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": torch.zeros(4, dtype=torch.float64)}, "rewards: got float64"),
+        ({"rewards": torch.zeros(2, 2)}, "rewards: got shape"),
+        ({"rewards": torch.zeros(4, requires_grad=True)}, "require grad"),
+        ({"group_offsets": torch.tensor([0.0, 4.0])}, "group_offsets: got float32"),
+        ({"group_offsets": torch.tensor([0, 3, 2, 4])}, "not sorted"),
+        ({"group_offsets": torch.tensor([0, 3])}, "wanted exactly 0 to 4"),
+        ({"group_offsets": torch.tensor([], dtype=torch.int64)}, "is empty"),
+        ({"norm": "zscore"}, "norm: got 'zscore'"),
+        ({"ddof": 2}, "ddof: got 2"),
+        ({"group_weight": torch.ones(3)}, "group_weight: got 3 entries"),
+        ({"max_group": 3}, "a group has 4 rollouts"),
+    ],
+)
+def test_bad_arguments_are_named(change, message):
+    arguments = {"rewards": torch.zeros(4), "group_offsets": torch.tensor([0, 4]), **change}
+    with pytest.raises(ValueError, match=message):
+        group_advantage(arguments.pop("rewards"), arguments.pop("group_offsets"), **arguments)
+
+
+def test_bad_token_arguments_are_named():
+    rewards, offsets, cu = torch.zeros(2), offsets_of([2]), offsets_of([3, 3])
+    mask = torch.ones(6, dtype=torch.bool)
+    with pytest.raises(ValueError, match="loss_mask: got float32"):
+        group_advantage_tokens(rewards, offsets, cu, mask.float())
+    with pytest.raises(ValueError, match="cu_seqlens: runs from 0 to 6"):
+        group_advantage_tokens(rewards, offsets, cu, mask[:5])
+    with pytest.raises(ValueError, match="seq_rollout: runs from 0 to 2"):
+        group_advantage_tokens(rewards, offsets, cu, mask, seq_rollout=torch.tensor([0, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match="3 sequences for 2 rollouts"):
+        group_advantage_tokens(rewards, offsets, offsets_of([2, 2, 2]), mask)
+
+
+def test_opcheck_and_fullgraph_compile():
+    rewards, offsets = torch.tensor([1.0, 0.0, 1.0, 1.0]), offsets_of([2, 2])
+    cu, mask = offsets_of([2, 1, 2, 1]), torch.ones(6, dtype=torch.bool)
+    torch.library.opcheck(torch.ops.cero.group_advantage.default, (rewards, offsets, None, 1, 1e-6, 1, 0.5))
+    torch.library.opcheck(torch.ops.cero.token_advantage.default, (rewards, cu, None, mask))
+    compiled = torch.compile(group_advantage_tokens, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(compiled(rewards, offsets, cu, mask), group_advantage_tokens(rewards, offsets, cu, mask)):
+        assert torch.equal(got, wanted)

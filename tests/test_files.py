@@ -1,0 +1,141 @@
+"""House rules on the files themselves: size, no machine of ours named anywhere, docs that are current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 350
+SKIP_DIRS = {
+    ".git",
+    ".venv",
+    "build",
+    "dist",
+    "runs",
+    ".cache",
+    "__pycache__",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".hypothesis",
+}
+TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".sh", ".cu", ".cuh", ".cpp", ".h", ".json", ""}
+# Written in pieces, so that this file does not find itself.
+HOSTS = [
+    "pypi" + r"\.org",
+    "pythonhosted" + r"\.org",
+    "download" + r"\.pytorch\.org",
+    "extra-" + "index-url",
+    "find-" + "links",
+]
+PLACES = ["/" + r"work/(main|shared)\b", "/" + r"tmp/probe\b", "/" + r"home/\w+", "/" + r"root/"]
+
+
+def our_files() -> list[Path]:
+    """Tracked files and new ones that git does not ignore; without git, everything outside build and run directories."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if listed.returncode == 0 and listed.stdout:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [path for path in ROOT.rglob("*") if not SKIP_DIRS & set(path.relative_to(ROOT).parts)]
+    return [path for path in paths if path.is_file() and path.suffix in TEXT and "assets" not in path.parts]
+
+
+FILES = our_files()
+
+
+def test_source_files_stay_short() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in FILES
+        if path.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}
+        and (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
+    }
+    assert not long, f"more than {MAX_LINES} lines; split them: {long}"
+
+
+@pytest.mark.parametrize("pattern", HOSTS + PLACES)
+def test_no_machine_is_named(pattern: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if re.search(pattern, line)
+    ]
+    assert not found, found
+
+
+def test_checkout_path_is_nowhere() -> None:
+    if len(ROOT.parts) < 3:
+        pytest.skip("the checkout path is too short to search for")
+    found = [
+        str(path.relative_to(ROOT)) for path in FILES if str(ROOT) in path.read_text(encoding="utf-8", errors="replace")
+    ]
+    assert not found, found
+
+
+def test_configuration_page_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "tools/make_config_docs.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": "", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_page_of_the_docs_is_on_the_map() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = [
+        path.relative_to(ROOT / "docs").as_posix()
+        for path in FILES
+        if path.suffix == ".md" and path.is_relative_to(ROOT / "docs")
+    ]
+    assert [page for page in pages if page != "index.md" and f"({page})" not in index] == []
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    pages = [path for path in FILES if path.suffix == ".md"]
+    dead = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#:\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if not (page.parent / target).exists()
+    ]
+    assert not dead, dead
+
+
+def test_lock_pins_every_direct_dependency() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = (
+        project["dependencies"]
+        + extras["report"]
+        + extras["procedural"]
+        + [d for d in extras["dev"] if not d.startswith("cero_rl")]
+    )
+    pins = [
+        line
+        for line in (ROOT / "requirements" / "lock.txt").read_text(encoding="utf-8").splitlines()
+        if line and line[0] != "#"
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", pin) for pin in pins), (
+        "wanted name==version, no local version"
+    )
+    normal = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins}
+    missing = [d for d in wanted if re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", d)[0]).lower() not in normal]
+    assert not missing, missing

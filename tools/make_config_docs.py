@@ -1,0 +1,91 @@
+"""Write docs/configuration.md: every configuration key with type, default and meaning, read from the pydantic models.
+
+In: `cero_rl.config.Config`. Out: the Markdown page (`make docs`). `--check` writes nothing and exits 1 when the page is old.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from cero_rl.config import PRESETS, Config, Section
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+HEAD = """\
+# Configuration
+
+Written by `make docs` from `cero_rl/config.py`; do not edit by hand.
+
+A run is one YAML file plus any number of `--set section.key=value`. Unknown keys are errors, and the message names the
+nearest known key. `python -m cero_rl validate --config FILE` checks a file without starting anything. The resolved
+configuration is saved as `config.resolved.yaml` in the run directory.
+"""
+BOUNDS = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
+
+
+def type_text(schema: dict[str, Any]) -> str:
+    """A JSON-schema node as words: 'integer >= 1 or null', 'one of `a`, `b`', 'list of number > 0'."""
+    if "anyOf" in schema:
+        return " or ".join(type_text(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        items = schema.get("prefixItems")
+        return f"{len(items)} values: {type_text(items[0])}" if items else f"list of {type_text(schema['items'])}"
+    bounds = [text.format(schema[key]) for key, text in BOUNDS.items() if key in schema]
+    return " ".join([str(schema.get("type", "any")), ", ".join(bounds)]).strip()
+
+
+def default_text(schema: dict[str, Any]) -> str:
+    if "default" not in schema:
+        return "**required**"
+    value = schema["default"]
+    words = {None: "null", True: "true", False: "false", "": '""'}
+    text = words[value] if isinstance(value, str | bool | None) and value in words else str(value)
+    return f"`{text}`"
+
+
+def rows(prefix: str, section: type[Section], names: list[str]) -> list[str]:
+    properties = section.model_json_schema()["properties"]
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name in names:
+        schema = properties[name]
+        meaning = str(schema.get("description", "")).replace("|", "\\|")
+        lines.append(f"| `{prefix}{name}` | {type_text(schema)} | {default_text(schema)} | {meaning} |")
+    return lines
+
+
+def render() -> str:
+    """The whole page."""
+    sections = {
+        name: field.annotation
+        for name, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+    }
+    lines = [HEAD, "## Run", "", *rows("", Config, [name for name in Config.model_fields if name not in sections])]
+    for name, section in sections.items():
+        lines += ["", f"## {name}", ""]
+        if section.__doc__ and section.__doc__ != Section.__doc__:
+            lines += [" ".join(section.__doc__.split()), ""]
+        lines += rows(f"{name}.", section, list(section.model_fields))
+    keys = list(next(iter(PRESETS.values())))
+    lines += ["", "## Presets of learner.algorithm", "", "A key that the file gives itself wins over the preset.", ""]
+    lines += [f"| algorithm | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    lines += [f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |" for name, preset in PRESETS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    if "--check" in sys.argv[1:]:
+        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == render():
+            return 0
+        print("docs/configuration.md is not what cero_rl/config.py says; run make docs", file=sys.stderr)
+        return 1
+    PAGE.write_text(render(), encoding="utf-8")
+    print(f"wrote {PAGE.name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

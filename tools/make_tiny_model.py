@@ -1,0 +1,174 @@
+"""Make the quickstart's start model and its prompt pools: the files under recipes/assets, from a seed.
+
+A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string tasks, just long enough to be
+right about half the time. Then prompts are sorted by how often that model answers them:
+
+    digits_unfiltered.jsonl  60 % solved, 15 % impossible (a wrong answer key), 10 % luck, 15 % learnable: as unfiltered data is
+    digits_balanced.jsonl    all families and lengths alike, as they come
+    digits_heldout.jsonl     all families and lengths alike; none of them in any other set
+
+    python tools/make_tiny_model.py --out recipes/assets
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from digits import ALPHABET, FAMILIES, LOTTERY, MAX_ANSWER_CHARS, MAX_PROMPT_CHARS, Item, practice, stream
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from cero_rl.rollout.protocol import RolloutRequest
+from cero_rl.rollout.transformers_engine import TransformersEngine
+
+SHARES = {"solved": 0.60, "impossible": 0.15, "luck": 0.10, "learnable": 0.15}
+PAD, EOS = 0, 1
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<eos>", *ALPHABET])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", model_max_length=64)
+
+
+def make_model(seed: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(ALPHABET) + 2, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True, rope_theta=10000.0,
+        eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, use_cache=True,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = EOS
+    model.generation_config.pad_token_id = PAD
+    return model
+
+
+def warm_start(model: Qwen3ForCausalLM, encode: dict[str, int], *, steps: int, batch: int, rate: float, seed: int) -> None:
+    """Next-token cross-entropy on answers, each ended by <eos>; warm-up then linear decay."""
+    rng = random.Random(f"warm-start-{seed}")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    width, started = MAX_PROMPT_CHARS + MAX_ANSWER_CHARS + 1, time.monotonic()
+    model.train()
+    for step in range(steps):
+        tokens = torch.full((batch, width), PAD)
+        labels = torch.full((batch, width), -100)
+        for row in range(batch):
+            item = practice(rng)
+            ids = [encode[c] for c in item.prompt + item.answer] + [EOS]
+            tokens[row, : len(ids)] = torch.tensor(ids)
+            labels[row, len(item.prompt) : len(ids)] = torch.tensor(ids[len(item.prompt) :])
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate * min((step + 1) / 20, (steps - step) / steps * 1.25, 1.0)
+        logits = model(tokens).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 25 == 24 or step + 1 == steps:
+            print(f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+    model.eval()
+
+
+def success_rates(engine: TransformersEngine, encode: dict[str, int], items: Sequence[Item], samples: int) -> np.ndarray:
+    """Share of right answers among `samples` draws at temperature 1, [len(items)]."""
+    requests = [RolloutRequest(i, np.array([encode[c] for c in item.prompt]), samples, stream_key=i) for i, item in enumerate(items)]
+    groups = engine.generate(requests, stream=0, temperature=1.0)
+    return np.array([np.mean([c.text == item.answer for c in group.completions]) for group, item in zip(groups, items)])
+
+
+def unfiltered_pool(candidates: Sequence[Item], rates: np.ndarray, size: int, seed: int) -> list[dict[str, str]]:
+    """Prompts by kind in the shares of SHARES; within a kind, families in turn as far as they reach."""
+    rng = random.Random(f"pool-{seed}")
+    by_kind: dict[str, list[Item]] = {"solved": [], "learnable": []}
+    for item, rate in zip(candidates, rates):
+        if rate > 0.9:
+            by_kind["solved"].append(item)
+        elif 0.05 <= rate <= 0.9:
+            by_kind["learnable"].append(item)
+    counts = {kind: round(size * share) for kind, share in SHARES.items()}
+    rows = []
+    for kind in ("solved", "learnable"):
+        if len(by_kind[kind]) < counts[kind]:
+            raise SystemExit(f"error: only {len(by_kind[kind])} {kind} prompts of {counts[kind]} wanted; raise --candidates")
+        rows += [(item, item.answer, kind) for item in by_kind[kind][: counts[kind]]]
+    used = {item.prompt for item, _, _ in rows}
+    rest = iter(item for item in candidates if item.prompt not in used)
+    for item in islice(rest, counts["impossible"]):  # the key is a string of another length that the question cannot have
+        rows.append((item, "".join(rng.choice("0123456789") for _ in range(10)), "impossible"))
+    for item in islice(stream(seed + 1, families=LOTTERY, heldout=False), counts["luck"]):
+        rows.append((item, item.answer, "luck"))
+    rng.shuffle(rows)
+    return [{"prompt": item.prompt, "answer": answer, "family": item.family, "kind": kind} for item, answer, kind in rows]
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(f"wrote {path.name}: {len(rows)} prompts")
+
+
+def print_table(items: Sequence[Item], rates: np.ndarray) -> None:
+    cells = defaultdict(list)
+    for item, rate in zip(items, rates):
+        cells[item.family, item.length].append(rate)
+    lengths = sorted({length for _, length in cells})
+    print("family  " + "".join(f"{length:>7}" for length in lengths))
+    for family in FAMILIES:
+        print(f"{family:<8}" + "".join(f"{np.mean(cells[family, n]):>7.2f}" if cells[family, n] else "      -" for n in lengths))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, required=True, help="directory for tiny_digits/ and the three .jsonl files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=250, help="supervised steps of the warm start")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--pool", type=int, default=2400, help="prompts of each training pool")
+    parser.add_argument("--heldout", type=int, default=1200)
+    parser.add_argument("--candidates", type=int, default=12000, help="prompts the unfiltered pool is chosen from")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    tokenizer, model = make_tokenizer(), make_model(arguments.seed)
+    encode = tokenizer.get_vocab()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(encode)} tokens")
+    warm_start(model, encode, steps=arguments.steps, batch=arguments.batch, rate=arguments.learning_rate, seed=arguments.seed)
+    engine = TransformersEngine(
+        model, eos_token_ids=[EOS], pad_token_id=PAD, decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        max_response_tokens=MAX_ANSWER_CHARS + 2, max_batch_tokens=16384, seed=arguments.seed,
+    )  # fmt: skip
+    heldout = list(islice(stream(arguments.seed, families=FAMILIES, heldout=True), arguments.heldout))
+    rates = success_rates(engine, encode, heldout, 4)
+    print(f"held-out accuracy at temperature 1: {rates.mean():.3f}")
+    print_table(heldout, rates)
+    candidates = list(islice(stream(arguments.seed, families=FAMILIES, heldout=False), arguments.candidates))
+    pool = unfiltered_pool(candidates, success_rates(engine, encode, candidates, 16), arguments.pool, arguments.seed)
+
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(arguments.out / "tiny_digits")
+    tokenizer.save_pretrained(arguments.out / "tiny_digits")
+    write_rows(arguments.out / "digits_unfiltered.jsonl", pool)
+    for name, items in (("balanced", candidates[: arguments.pool]), ("heldout", heldout)):
+        rows = [{"prompt": i.prompt, "answer": i.answer, "family": i.family, "kind": "as drawn"} for i in items]
+        write_rows(arguments.out / f"digits_{name}.jsonl", rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
