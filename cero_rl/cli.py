@@ -81,7 +81,7 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     return _guard(lambda: _train(arguments), debug=arguments.debug)
 
 
-def _open_run_dir(config: Config, arguments: argparse.Namespace, group: Group) -> Path | None:
+def _open_run_dir(config: Config, num_prompts: int, arguments: argparse.Namespace, group: Group) -> Path | None:
     """Prepare the run directory on rank 0; returns the checkpoint to resume from. Same answer or same error on every rank."""
     from cero_rl import checkpoint
     from cero_rl.session import run_directory
@@ -100,7 +100,8 @@ def _open_run_dir(config: Config, arguments: argparse.Namespace, group: Group) -
         if filled:
             shutil.rmtree(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.resolved.yaml").write_text(dump_config(config))
+        sizes = "".join(f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts))
+        (run_dir / "config.resolved.yaml").write_text(sizes + dump_config(config))
     group.barrier()
     return None
 
@@ -114,14 +115,15 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
-    from cero_rl.session import load_data, load_tokenizer, run_directory
+    from cero_rl.session import check_model, load_data, load_tokenizer, run_directory
     from cero_rl.train import Options, Trainer
 
     group = runtime.start()
     try:
         tokenizer = load_tokenizer(config.model.path)
+        check_model(config, config.model.path)
         data = load_data(config, tokenizer)
-        resume = _open_run_dir(config, arguments, group)
+        resume = _open_run_dir(config, len(data.train), arguments, group)
         if group.is_main:
             print(
                 f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,18 @@ class Evidence:
     live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
     response_tokens: npt.NDArray[np.int64]  # [G]
     truncated: npt.NDArray[np.int64]  # [G] completions cut at the length limit
+
+
+def evidence_entry(step: int, round_index: int, evidence: Evidence) -> dict[str, Any]:
+    """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the scheduler."""
+    return {
+        "step": step,
+        "round": round_index,
+        "prompt_ids": evidence.prompt_ids.tolist(),
+        "generated": evidence.generated.tolist(),
+        "trials": evidence.trials.tolist(),
+        "successes": evidence.successes.tolist(),
+    }
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cero_rl.config import Config, check_pool
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
-from cero_rl.engine.models import load_model, load_tokenizer
+from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
 from cero_rl.engine.runtime import Group
 from cero_rl.errors import ConfigError, DataError, EngineError
 from cero_rl.rollout.protocol import RolloutEngine
@@ -63,10 +63,11 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     return Data(train, heldout, fingerprint(train.prompts))
 
 
-def _check_lengths(config: Config, model: Any) -> None:
-    longest = getattr(model.config, "max_position_embeddings", None)
+def check_model(config: Config, path: str) -> None:
+    """What can be told from the model's config.json alone, before anything is written: does it load, do the lengths fit?"""
+    longest = load_model_config(path).max_position_embeddings
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if longest is not None and wanted > longest:
+    if wanted > longest:
         raise ConfigError(
             f"data.max_prompt_tokens + rollout.max_response_tokens = {config.data.max_prompt_tokens} + "
             f"{config.rollout.max_response_tokens} = {wanted}, but the model has {longest} positions; lower one of them"
@@ -78,7 +79,6 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     if config.rollout.engine == "vllm":
         raise EngineError("rollout.engine: vllm is not part of this version; set rollout.engine: transformers")
     model = load_model(model_path or config.model.path, config.model.dtype, "sdpa").to(group.device)
-    _check_lengths(config, model)
     eos = model.generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
     return TransformersEngine(

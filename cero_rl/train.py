@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cero_rl import checkpoint
-from cero_rl.collect import LengthTracker, collect
+from cero_rl.collect import LengthTracker, collect, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
 from cero_rl.engine.runtime import Group
@@ -180,6 +180,7 @@ class Trainer:
         if self.group.is_main:
             entry = {"step": self.step, "round": allocation.round, "groups": len(prompt_ids), **self.ledger.state()}
             append_jsonl(self.run_dir / "ledger.jsonl", entry)
+            append_jsonl(self.run_dir / "evidence.jsonl", evidence_entry(self.step, allocation.round, evidence))
             if self.config.logging.sample_dumps:
                 dump_samples(self.run_dir, self.step, collected, self.data.train.prompts, self.config.logging.samples_per_dump)
         premise = premise_correlation(value_before, evidence.successes, evidence.trials)
@@ -293,7 +294,7 @@ class Trainer:
         self.eval_before = scalars["eval_before"]
         self.ledger = Ledger(**scalars["ledger"])
         if self.group.is_main:
-            for name in ("metrics.jsonl", "ledger.jsonl"):
+            for name in ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl"):
                 truncate_jsonl(self.run_dir / name, self.step)
         self.group.barrier()
         self.console.say(f"resumed from {directory}: step {self.step}, {self.ledger.spent_rollouts} rollouts spent")

@@ -36,6 +36,15 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def load_model_config(path: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise EngineError(f"model.path: no config.json could be read from {path!r} ({_first_line(error)})") from error
+
+
 def load_model(path: str, dtype: str, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
 

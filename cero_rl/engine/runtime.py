@@ -87,6 +87,9 @@ def start(timeout_seconds: float = 1800.0) -> Group:
     prepare_environment()
     import deepspeed
     from deepspeed.ops import __compatible_ops__
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
     on_gpu = torch.cuda.is_available()
     if not on_gpu:

@@ -69,7 +69,7 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[in
 def choose_attention(wanted: str) -> str:
     """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available, else the packed one, registered here."""
     from transformers import AttentionInterface
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     if wanted == "flash_attention_2" or (wanted == "auto" and torch.cuda.is_available() and is_flash_attn_2_available()):
         return "flash_attention_2"
