@@ -68,7 +68,8 @@ docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the config
 	$(PY) tools/make_config_docs.py
 
 compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes on where it stopped)
-	OMP_NUM_THREADS=1 $(PY) tools/compare.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) tools/compare.py run $(ARGS)
+	$(PY) tools/compare.py report
 
 clean: ## remove the virtual environment and what was built; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

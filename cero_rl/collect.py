@@ -67,6 +67,8 @@ class Collected:
     reward_error: str | None  # this rank's first failure, in words
     rollout_seconds: float
     reward_seconds: float
+    advantage_seconds: float
+    reduce_seconds: float  # the all-reduce of counts, waiting for the slowest rank included
 
 
 class LengthTracker:
@@ -116,6 +118,7 @@ def collect(
     scored = time.perf_counter()
 
     batch = pack_rollouts(groups, values)
+    packed = time.perf_counter()
     stats = group_advantage(
         batch.rewards,
         batch.group_offsets,
@@ -123,6 +126,7 @@ def collect(
         eps=config.learner.advantage_eps,
         success_threshold=config.reward.success_threshold,
     )
+    advantage_seconds = time.perf_counter() - packed
     counts = np.zeros((7, len(prompt_ids)), dtype=np.int64)
     for position, done, value, wins, live in zip(mine, groups, values, stats.wins.tolist(), stats.live.tolist()):
         known = value[~np.isnan(value)]
@@ -135,7 +139,9 @@ def collect(
             sum(len(c.token_ids) for c in done.completions),
             sum(c.finish_reason == "length" for c in done.completions),
         )
+    counted = time.perf_counter()
     generated, trials, wins, successes, live, response_tokens, truncated = group.sum_counts(counts)
+    reduce_seconds = time.perf_counter() - counted
     evidence = Evidence(prompt_ids, generated, trials, wins, successes / _FIXED_POINT, live.astype(bool), response_tokens, truncated)
     return Collected(
         groups,
@@ -148,4 +154,6 @@ def collect(
         scores.first_error,
         rollout_seconds=sampled - started,
         reward_seconds=scored - sampled,
+        advantage_seconds=advantage_seconds,
+        reduce_seconds=reduce_seconds,
     )

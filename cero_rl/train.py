@@ -92,6 +92,7 @@ class Trainer:
         self.step = 0
         self.updates = 0
         self.bad_updates = 0
+        self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
         self.eval_before: dict[str, float | int] = {}
         self.policy = Policy(config, group)
@@ -113,7 +114,7 @@ class Trainer:
                     self.eval_before = before.metrics()
                     recorder.write(0, {**self.eval_before, **self.ledger.metrics()})
                     self.console.say(f"held-out before training: {_describe(before)}")
-                while (allocation := self.scheduler.pending or self.scheduler.next_round()) is not None:
+                while (allocation := self._next_allocation()) is not None:
                     stop = self._round(allocation, rewards, recorder, interrupt)
                     if stop is not None:
                         return stop
@@ -134,6 +135,7 @@ class Trainer:
             self.groups_done = last
             if last == len(allocation.prompt_ids):
                 self._close_round()
+            numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
             every = self.config.evaluation.every_steps
             if every and self.step % every == 0 and len(self.data.heldout) and self.ledger.remaining_rollouts:
                 result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
@@ -193,14 +195,24 @@ class Trainer:
             "step_time": ended - started,
             "timing_s/rollout": collected.rollout_seconds,
             "timing_s/reward": collected.reward_seconds,
+            "timing_s/advantage": collected.advantage_seconds,
+            "timing_s/reduce_counts": collected.reduce_seconds,
             "timing_s/learner": synced - learn_started,
             "timing_s/sync": ended - synced,
             "perf/tokens_per_second": numbers["num_tokens"] / (ended - started),
         }
         return numbers
 
+    def _next_allocation(self) -> Allocation | None:
+        if self.scheduler.pending is not None:  # resumed in the middle of a round
+            return self.scheduler.pending
+        allocation, seconds = _timed(self.scheduler.next_round)
+        self.scheduler_seconds += seconds
+        return allocation
+
     def _close_round(self) -> None:
-        self.scheduler.update(self.successes, self.trials)
+        _, seconds = _timed(lambda: self.scheduler.update(self.successes, self.trials))
+        self.scheduler_seconds += seconds
         self.successes[:] = 0
         self.trials[:] = 0
         self.groups_done = 0
