@@ -1,7 +1,7 @@
 """Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and `_C_cuda` (where nvcc is found).
 
-CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found (default), never, or fail without it.
-TORCH_CUDA_ARCH_LIST is honoured; the default is "8.0;9.0+PTX". Metadata is in pyproject.toml.
+CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that fails (default); never; or fail
+without it. TORCH_CUDA_ARCH_LIST is honoured; the default is "8.0;9.0+PTX". Metadata is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -11,15 +11,22 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
-    import torch  # noqa: F401
+    import torch
     from torch.utils import cpp_extension
 except ImportError:
-    sys.exit("cero_rl builds against the installed torch: pip install torch==2.13.0 first, then pip install --no-build-isolation -e .")
+    sys.exit(
+        "cero_rl builds against the installed torch: pip install torch==2.13.0 first, "
+        "then pip install --no-build-isolation -e ."
+    )
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
+COMMON = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", *DEFINES]
+NVCC = ["-O3", "-std=c++17", "-fmad=false", "--threads=2", "-DUSE_CUDA", *DEFINES]
+HEADERS = ["csrc/group_math.h"]  # without it an edit of the header would rebuild nothing
+WANTED = os.environ.get("CERO_CUDA", "auto")
 
 
 def find_cuda_home() -> str | None:
@@ -35,34 +42,54 @@ def find_cuda_home() -> str | None:
     return next((str(home) for home in candidates if (home / "include" / "cuda_runtime.h").exists()), None)
 
 
-def extensions() -> list[object]:
-    common = ["-O3", "-std=c++17", "-ffp-contract=off", *DEFINES]
-    found: list[object] = [
-        cpp_extension.CppExtension("cero_rl.ops._C", ["csrc/ops_cpu.cpp"], extra_compile_args={"cxx": common}, py_limited_api=True)
-    ]
-    wanted = os.environ.get("CERO_CUDA", "auto")
-    if wanted not in ("auto", "0", "1"):
-        sys.exit(f"CERO_CUDA: got {wanted!r}, wanted auto, 0 or 1")
-    home = find_cuda_home() if wanted != "0" else None
-    if home is None:
-        if wanted == "1":
-            sys.exit("CERO_CUDA=1 but no CUDA toolkit was found; set CUDA_HOME to the folder that has bin/nvcc")
-        return found
+def cuda_extension(home: str) -> Extension:
     cpp_extension.CUDA_HOME = home
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
     cuda = cpp_extension.CUDAExtension(
         "cero_rl.ops._C_cuda",
         ["csrc/ops_cuda.cu"],
+        depends=HEADERS,
         include_dirs=[str(Path(home) / "include")],
-        extra_compile_args={"cxx": common, "nvcc": ["-O3", "-std=c++17", "-fmad=false", "-DUSE_CUDA", *DEFINES]},
+        extra_compile_args={"cxx": COMMON, "nvcc": NVCC},
         py_limited_api=True,
     )
-    cuda.optional = wanted == "auto"  # a toolkit that does not fit must not break an install that can do without it
-    return [*found, cuda]
+    if torch.version.cuda is None:  # a CPU torch has no such libraries: the result proves the build and cannot be loaded
+        cuda.libraries = [name for name in cuda.libraries if name not in ("c10_cuda", "torch_cuda")]
+    cuda.optional = WANTED == "auto"
+    return cuda
 
 
-setup(
-    ext_modules=extensions(),
-    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=False)},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
-)
+def extensions() -> list[Extension]:
+    cpu = cpp_extension.CppExtension(
+        "cero_rl.ops._C", ["csrc/ops_cpu.cpp"], depends=HEADERS, extra_compile_args={"cxx": COMMON}, py_limited_api=True
+    )
+    if WANTED not in ("auto", "0", "1"):
+        sys.exit(f"CERO_CUDA: got {WANTED!r}, wanted auto, 0 or 1")
+    home = find_cuda_home() if WANTED != "0" else None
+    if home is None and WANTED == "1":
+        sys.exit("CERO_CUDA=1 but no CUDA toolkit was found; set CUDA_HOME to the folder that has bin/nvcc")
+    return [cpu] if home is None else [cpu, cuda_extension(home)]
+
+
+class Build(cpp_extension.BuildExtension):
+    """A toolkit that does not fit must not break an install that can do without it.
+
+    setuptools forgives an `optional` extension that fails to compile, but torch compares CUDA versions before it compiles.
+    """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **{**kwargs, "use_ninja": False})
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except RuntimeError as error:
+            kept = [extension for extension in self.extensions if not extension.optional]
+            if len(kept) == len(self.extensions):
+                raise
+            self.warn(f"the CUDA library is not built ({error}); CPU tensors work, CUDA tensors will not")
+            self.extensions = kept
+            super().build_extensions()
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": Build}, options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -1,8 +1,9 @@
 // The arithmetic of the ragged group advantage, once, for host and device.
 //
-// Sums run over 32 lanes (element i belongs to lane i % 32) and are folded as a tree, in float64. A warp does exactly this with
-// shuffles and the CPU does it with an array, so both give the same bits, whatever the thread count or the grid. Compile with
-// contraction off (-ffp-contract=off, -fmad=false): a fused multiply-add on one side only would break that.
+// Sums run over lanes (element i belongs to lane i % lanes) and are folded as a tree, in float64: 32 lanes, or 256 for a group
+// above 512. A warp does exactly this with shuffles, a block with shared memory and the CPU with an array, so all give the same
+// bits, whatever the thread count or the grid. Every lane starts at +0, so that -0 rewards do not tell the sides apart. Compile
+// with contraction off (-ffp-contract=off, -fmad=false): a fused multiply-add on one side only would break that.
 #pragma once
 
 #include <cmath>
@@ -16,7 +17,9 @@
 
 namespace cero {
 
-constexpr int kLanes = 32;
+constexpr int kLanes = 32;          // a warp
+constexpr int kWideLanes = 256;     // a block
+constexpr int64_t kWideAbove = 512; // rollouts; a larger group is summed over kWideLanes
 
 enum Norm : int64_t { kCenter = 0, kStd = 1, kRloo = 2, kMaxRl = 3 };
 
@@ -24,7 +27,7 @@ struct Options {
   int64_t norm;
   double eps;
   int64_t ddof;
-  double success_threshold;
+  float success_threshold;  // in the precision of the rewards: a reward of 0.1 is not above 0.1
 };
 
 // What one group needs to turn a reward into an advantage.

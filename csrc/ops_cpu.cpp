@@ -23,12 +23,13 @@ constexpr int64_t kTokenTile = 1 << 15;
 // Sum of term(i) for i in [0, size), in the lane order of group_math.h.
 template <typename Term>
 double lane_sum(int64_t size, Term term) {
-  int64_t width = 1;
-  while (width < size && width < cero::kLanes) width *= 2;
-  double lanes[cero::kLanes];
-  for (int64_t lane = 0; lane < width; ++lane) lanes[lane] = lane < size ? term(lane) : 0.0;
-  for (int64_t base = cero::kLanes; base < size; base += cero::kLanes) {
-    const int64_t count = std::min<int64_t>(cero::kLanes, size - base);
+  const int64_t most = size > cero::kWideAbove ? cero::kWideLanes : cero::kLanes;
+  int64_t width = 1;  // lanes beyond the group's size hold +0, which changes no sum
+  while (width < size && width < most) width *= 2;
+  double lanes[cero::kWideLanes];
+  std::fill(lanes, lanes + width, 0.0);
+  for (int64_t base = 0; base < size; base += width) {
+    const int64_t count = std::min<int64_t>(width, size - base);
     for (int64_t lane = 0; lane < count; ++lane) lanes[lane] += term(base + lane);
   }
   for (int64_t step = width / 2; step > 0; step /= 2) {
@@ -50,7 +51,7 @@ void run_groups(const float* rewards, const Offset* offsets, const float* weight
       for (int64_t i = 0; i < size; ++i) {
         differ |= r[i] != r[0];
         has_nan |= r[i] != r[i];
-        wins += static_cast<double>(r[i]) > options.success_threshold;
+        wins += r[i] > options.success_threshold;
       }
       const double sum = lane_sum(size, [&](int64_t i) { return static_cast<double>(r[i]); });
       const double center = size > 0 ? sum / static_cast<double>(size) : 0.0;
@@ -73,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_advantage_cpu(
     const Tensor& rewards, const Tensor& group_offsets, const std::optional<Tensor>& group_weight, int64_t norm, double eps,
     int64_t ddof, double success_threshold) {
   const int64_t groups = group_offsets.numel() - 1;
-  const cero::Options options{norm, eps, ddof, success_threshold};
+  const cero::Options options{norm, eps, ddof, static_cast<float>(success_threshold)};
   Tensor adv = torch::stable::new_empty(rewards, {rewards.numel()});
   Tensor mean = torch::stable::new_empty(rewards, {groups});
   Tensor std_out = torch::stable::new_empty(rewards, {groups});

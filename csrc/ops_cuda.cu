@@ -1,8 +1,9 @@
 // CUDA kernels of the cero operators: one launch for the groups, one for the tokens, no atomics, no host synchronisation.
 //
-// Groups: a warp takes a group, whatever its size, so the order of every sum is that of group_math.h and the result has the
+// Groups: a warp takes a group, a block takes one above 512; every sum has the order of group_math.h, so the result has the
 // CPU's bits. Tokens: a block takes a fixed tile, finds the tile's sequences once, and writes 16 bytes a thread.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,6 +12,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <optional>
 #include <tuple>
 
@@ -21,59 +23,107 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int kThreads = 256;
+constexpr int kThreads = cero::kWideLanes;
 constexpr int kWarpsPerBlock = kThreads / cero::kLanes;
 constexpr int kTokensPerThread = 4;
 constexpr int kTile = kThreads * kTokensPerThread;
 constexpr unsigned kFullWarp = 0xffffffffu;
 
-__device__ __forceinline__ double warp_sum(double value) {
+// The threads that share one group, and what they reduce together. Every thread of a team gets every result.
+struct WarpTeam {
+  static constexpr int kSize = cero::kLanes;
+  int rank;
+  __device__ __forceinline__ double sum(double value) const {
 #pragma unroll
-  for (int step = cero::kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
-  return value;
+    for (int step = kSize / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
+    return value;
+  }
+  __device__ __forceinline__ bool any(bool value) const { return __any_sync(kFullWarp, value) != 0; }
+};
+
+struct BlockTeam {
+  static constexpr int kSize = cero::kWideLanes;
+  int rank;
+  double* lanes;  // shared memory, [kSize]
+  __device__ __forceinline__ double sum(double value) const {
+    lanes[rank] = value;
+    for (int step = kSize / 2; step > 0; step /= 2) {
+      __syncthreads();
+      if (rank < step) lanes[rank] += lanes[rank + step];
+    }
+    __syncthreads();
+    const double total = lanes[0];
+    __syncthreads();  // nobody writes lanes again before everybody has read
+    return total;
+  }
+  __device__ __forceinline__ bool any(bool value) const { return __syncthreads_or(value) != 0; }
+};
+
+template <typename Team>
+__device__ __forceinline__ void run_group(const Team& team, const float* __restrict__ r, int64_t size, double weight,
+                                          const cero::Options& options, float* __restrict__ adv, float* __restrict__ mean,
+                                          float* __restrict__ std_out, int32_t* __restrict__ wins_out,
+                                          bool* __restrict__ live_out) {
+  const float head = size > 0 ? r[0] : 0.0f;
+  double sum = 0.0, wins = 0.0;  // a count below 2^53 is exact in float64
+  bool differ = false, has_nan = false;
+  for (int64_t i = team.rank; i < size; i += Team::kSize) {
+    const float x = r[i];
+    sum += static_cast<double>(x);
+    wins += x > options.success_threshold ? 1.0 : 0.0;
+    differ |= x != head;
+    has_nan |= x != x;
+  }
+  sum = team.sum(sum);
+  wins = team.sum(wins);
+  differ = team.any(differ);
+  has_nan = team.any(has_nan);
+  const double center = size > 0 ? sum / static_cast<double>(size) : 0.0;
+  double squares = 0.0;
+  for (int64_t i = team.rank; i < size; i += Team::kSize) {
+    const double d = static_cast<double>(r[i]) - center;
+    squares += d * d;
+  }
+  squares = team.sum(squares);
+  const cero::GroupSummary group = cero::summarize(size, sum, squares, differ, has_nan, options.ddof);
+  for (int64_t i = team.rank; i < size; i += Team::kSize) adv[i] = cero::advantage(r[i], group, weight, options);
+  if (team.rank == 0) {
+    *mean = static_cast<float>(group.mean);
+    *std_out = static_cast<float>(group.std);
+    *wins_out = static_cast<int32_t>(wins);
+    *live_out = group.live;
+  }
 }
 
+// A block owns kWarpsPerBlock neighbouring groups: first each warp does its own, then the block does the large ones together.
 template <typename Offset>
 __global__ void __launch_bounds__(kThreads) group_kernel(
     const float* __restrict__ rewards, const Offset* __restrict__ offsets, const float* __restrict__ weights, int64_t groups,
     cero::Options options, float* __restrict__ adv, float* __restrict__ mean, float* __restrict__ std_out,
     int32_t* __restrict__ wins_out, bool* __restrict__ live_out) {
-  const int lane = threadIdx.x % cero::kLanes;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
-  for (int64_t g = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / cero::kLanes; g < groups; g += stride) {
-    const int64_t first = static_cast<int64_t>(offsets[g]);
-    const int64_t size = static_cast<int64_t>(offsets[g + 1]) - first;
-    const float* r = rewards + first;
-    const float head = size > 0 ? r[0] : 0.0f;
-    double sum = 0.0;
-    bool differ = false, has_nan = false;
-    int wins = 0;
-    for (int64_t i = lane; i < size; i += cero::kLanes) {
-      const float x = r[i];
-      sum += static_cast<double>(x);
-      differ |= x != head;
-      has_nan |= x != x;
-      wins += static_cast<double>(x) > options.success_threshold;
-    }
-    sum = warp_sum(sum);
-    differ = __any_sync(kFullWarp, differ);
-    has_nan = __any_sync(kFullWarp, has_nan);
-    wins = static_cast<int>(__reduce_add_sync(kFullWarp, wins));
-    const double center = size > 0 ? sum / static_cast<double>(size) : 0.0;
-    double squares = 0.0;
-    for (int64_t i = lane; i < size; i += cero::kLanes) {
-      const double d = static_cast<double>(r[i]) - center;
-      squares += d * d;
-    }
-    squares = warp_sum(squares);
-    const cero::GroupSummary group = cero::summarize(size, sum, squares, differ, has_nan, options.ddof);
+  __shared__ double lanes[cero::kWideLanes];
+  const int warp = threadIdx.x / cero::kLanes;
+  const WarpTeam narrow{static_cast<int>(threadIdx.x % cero::kLanes)};
+  const BlockTeam wide{static_cast<int>(threadIdx.x), lanes};
+  const auto run = [&](const auto& team, int64_t g, int64_t first, int64_t size) {
     const double weight = weights != nullptr ? static_cast<double>(weights[g]) : 1.0;
-    for (int64_t i = lane; i < size; i += cero::kLanes) adv[first + i] = cero::advantage(r[i], group, weight, options);
-    if (lane == 0) {
-      mean[g] = static_cast<float>(group.mean);
-      std_out[g] = static_cast<float>(group.std);
-      wins_out[g] = wins;
-      live_out[g] = group.live;
+    run_group(team, rewards + first, size, weight, options, adv + first, mean + g, std_out + g, wins_out + g, live_out + g);
+  };
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kWarpsPerBlock;
+  for (int64_t base = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock; base < groups; base += stride) {
+    bool large = false;
+    if (base + warp < groups) {  // the same for a whole warp
+      const int64_t first = static_cast<int64_t>(offsets[base + warp]);
+      const int64_t size = static_cast<int64_t>(offsets[base + warp + 1]) - first;
+      large = size > cero::kWideAbove;
+      if (!large) run(narrow, base + warp, first, size);
+    }
+    if (!__syncthreads_or(large)) continue;  // the same for the whole block
+    const int64_t end = min(base + kWarpsPerBlock, groups);
+    for (int64_t g = base; g < end; ++g) {
+      const int64_t first = static_cast<int64_t>(offsets[g]);
+      const int64_t size = static_cast<int64_t>(offsets[g + 1]) - first;
+      if (size > cero::kWideAbove) run(wide, g, first, size);
     }
   }
 }
@@ -121,7 +171,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_advantage_cuda(
     const Tensor& rewards, const Tensor& group_offsets, const std::optional<Tensor>& group_weight, int64_t norm, double eps,
     int64_t ddof, double success_threshold) {
   const int64_t groups = group_offsets.numel() - 1;
-  const cero::Options options{norm, eps, ddof, success_threshold};
+  const cero::Options options{norm, eps, ddof, static_cast<float>(success_threshold)};
+  // The caller's current device may be another one; a launch needs the device of its stream.
+  const torch::stable::accelerator::DeviceGuard guard(rewards.get_device());
   Tensor adv = torch::stable::new_empty(rewards, {rewards.numel()});
   Tensor mean = torch::stable::new_empty(rewards, {groups});
   Tensor std_out = torch::stable::new_empty(rewards, {groups});
@@ -148,6 +200,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> group_advantage_cuda(
 Tensor token_advantage_cuda(const Tensor& adv, const Tensor& cu_seqlens, const std::optional<Tensor>& seq_rollout,
                             const Tensor& loss_mask) {
   const int64_t tokens = loss_mask.numel();
+  const torch::stable::accelerator::DeviceGuard guard(adv.get_device());
   Tensor out = torch::stable::new_empty(adv, {tokens});
   if (tokens == 0) return out;
   const int32_t* rollout = seq_rollout.has_value() ? seq_rollout->const_data_ptr<int32_t>() : nullptr;

@@ -34,12 +34,16 @@ def _load() -> BuildInfo:
     try:
         torch.ops.load_library(str(cpu))
     except OSError as error:
-        raise ImportError(f"{cpu.name} does not load into torch {torch.__version__} ({error}); build it again: `{_BUILD}`") from error
+        message = f"{cpu.name} does not load into torch {torch.__version__} ({error}); build it again: `{_BUILD}`"
+        raise ImportError(message) from error
     if cuda is None:
         return BuildInfo(cpu.name, None, "CUDA library not built")
     if not torch.cuda.is_available():
         return BuildInfo(cpu.name, None, f"{cuda.name} built, not loaded: torch sees no GPU")
-    torch.ops.load_library(str(cuda))
+    try:
+        torch.ops.load_library(str(cuda))
+    except OSError as error:  # CPU tensors still work; CUDA tensors raise, with this note
+        return BuildInfo(cpu.name, None, f"{cuda.name} does not load into torch {torch.__version__} ({error})")
     return BuildInfo(cpu.name, cuda.name, "")
 
 
@@ -47,4 +51,5 @@ _INFO = _load()
 
 
 def build_info() -> BuildInfo:
+    """What this process loaded, for `cero-rl doctor`."""
     return _INFO

@@ -20,8 +20,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from cero_rl.ops._load import build_info
+
 Norm = Literal["center", "std", "rloo", "maxrl"]
 _NORMS: dict[str, int] = {"center": 0, "std": 1, "rloo": 2, "maxrl": 3}
+_CUDA_NOTE = build_info().cuda_note  # why CUDA tensors cannot be used; empty when they can
 
 
 class GroupAdvantage(NamedTuple):
@@ -64,12 +67,20 @@ def _check_offsets(offsets: Tensor, name: str, end: int, exact: bool) -> None:
         raise ValueError(f"{name}: runs from {first} to {last}, wanted {'exactly ' if exact else ''}0 to {end}")
 
 
-def _group_ids(norm: str, ddof: int) -> int:
+def _check_options(norm: str, ddof: int, eps: float) -> int:
+    """The norm's number in csrc/group_math.h."""
     if norm not in _NORMS:
         raise ValueError(f"norm: got {norm!r}, wanted one of {', '.join(_NORMS)}")
     if ddof not in (0, 1):
         raise ValueError(f"ddof: got {ddof!r}, wanted 0 or 1")
+    if not 0 <= eps < float("inf"):  # False for NaN; math.isfinite would break a graph
+        raise ValueError(f"eps: got {eps!r}, wanted a finite number >= 0")
     return _NORMS[norm]
+
+
+def _check_constant(tensor: Tensor, name: str) -> None:
+    if tensor.requires_grad:
+        raise ValueError(f"{name}: require grad, but advantages are constants of the loss; pass {name}.detach()")
 
 
 @torch.no_grad()
@@ -86,22 +97,32 @@ def group_advantage(
 ) -> GroupAdvantage:
     """Advantages and statistics of ragged groups from rewards f32[R] and group_offsets i32|i64[G+1]; not differentiable.
 
-    group_weight f32[G] multiplies a group's advantages. max_group, if given, is a promise about the largest group that is checked
-    on CPU tensors. A NaN reward makes its own group's advantages NaN and no other's. Raises ValueError for a wrong dtype,
-    shape or device, unsorted offsets (CPU tensors), an unknown norm, or rewards that require grad.
+    group_weight f32[G] multiplies a group's advantages. max_group, if given, is a promise about the largest group that is
+    checked on CPU tensors. A NaN reward makes its own group's advantages NaN and no other's. Raises ValueError for a wrong
+    dtype, shape or device, unsorted offsets, an unknown norm, ddof or eps, or inputs that require grad.
+
+    Offsets on a GPU are not looked at, which would stop the host until the device has caught up: there wrong offsets read
+    and write out of bounds. They are not looked at while compiling either.
     """
-    norm_id = _group_ids(norm, ddof)
-    if rewards.requires_grad:
-        raise ValueError("rewards: require grad, but advantages are constants of the loss; pass rewards.detach()")
+    norm_id = _check_options(norm, ddof, eps)
+    _check_constant(rewards, "rewards")
+    if rewards.device.type == "cuda" and _CUDA_NOTE:
+        raise ValueError(
+            f"rewards: are on {rewards.device}, but {_CUDA_NOTE}; build it with "
+            "`CERO_CUDA=1 pip install --no-build-isolation -e .` or pass CPU tensors"
+        )
     _want(rewards, "rewards", (torch.float32,), rewards.device)
     _want(group_offsets, "group_offsets", (torch.int32, torch.int64), rewards.device)
     _check_offsets(group_offsets, "group_offsets", rewards.numel(), exact=True)
     if group_weight is not None:
+        _check_constant(group_weight, "group_weight")
         _want(group_weight, "group_weight", (torch.float32,), rewards.device)
         if group_weight.numel() != group_offsets.numel() - 1:
-            raise ValueError(f"group_weight: got {group_weight.numel()} entries, wanted {group_offsets.numel() - 1}, one a group")
+            groups = group_offsets.numel() - 1
+            raise ValueError(f"group_weight: got {group_weight.numel()} entries, wanted {groups}, one a group")
         group_weight = group_weight.contiguous()
-    if max_group is not None and not torch.compiler.is_compiling() and rewards.device.type == "cpu" and group_offsets.numel() > 1:
+    look = rewards.device.type == "cpu" and not torch.compiler.is_compiling()
+    if max_group is not None and look and group_offsets.numel() > 1:
         largest = int((group_offsets[1:] - group_offsets[:-1]).max())
         if largest > max_group:
             raise ValueError(f"max_group: got {max_group}, but a group has {largest} rollouts; raise it or leave it out")
@@ -128,9 +149,9 @@ def group_advantage_tokens(
 ) -> TokenAdvantage:
     """`group_advantage`, spread over packed tokens: token_adv[t] is its rollout's advantage where loss_mask bool[T] is True.
 
-    cu_seqlens i32[S+1] bounds the packed sequences; seq_rollout i32[S] names each one's rollout (None: sequence s is rollout s).
-    Statistics cover all R rollouts although only S <= R of them may be packed. Tokens of no sequence get 0. Raises ValueError
-    as `group_advantage` does, and for sequences or rollout indices out of range (CPU tensors).
+    cu_seqlens i32[S+1] bounds the packed sequences; seq_rollout i32[S] names each one's rollout (None: sequence s is rollout
+    s). Statistics cover all R rollouts although only S <= R of them may be packed. Tokens of no sequence get 0. Raises
+    ValueError as `group_advantage` does, and for sequences or rollout indices out of range (CPU tensors).
     """
     groups = group_advantage(
         rewards, group_offsets, norm=norm, eps=eps, ddof=ddof, group_weight=group_weight,

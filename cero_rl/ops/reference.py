@@ -1,7 +1,7 @@
 """What the operators mean, in float64 and plain torch: the oracle of the tests, never a fallback.
 
-A group is the rewards of one prompt's rollouts. A group with fewer than two rollouts, or whose rewards are all equal, is dead:
-its advantages are exactly 0. See advantage.py for the norms.
+A group is the rewards of one prompt's rollouts. A group with fewer than two rollouts, or whose rewards are all equal, is
+dead: its advantages are exactly 0. See advantage.py for the norms.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def group_advantage(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(adv f64[R], mean f64[G], std f64[G], wins i32[G], live bool[G]), group by group."""
     groups = group_offsets.numel() - 1
+    threshold = torch.tensor(success_threshold, dtype=torch.float32)  # compared in the precision of the rewards
     adv = torch.zeros(rewards.numel(), dtype=torch.float64)
     mean, std = torch.zeros(groups, dtype=torch.float64), torch.zeros(groups, dtype=torch.float64)
     wins, live = torch.zeros(groups, dtype=torch.int32), torch.zeros(groups, dtype=torch.bool)
@@ -31,7 +32,7 @@ def group_advantage(
         size = r.numel()
         if size == 0:
             continue
-        wins[g] = int((r > success_threshold).sum())
+        wins[g] = int((rewards[first:last] > threshold).sum())
         mean[g] = r.mean()
         if r.isnan().any():
             std[g], adv[first:last] = torch.nan, torch.nan

@@ -56,10 +56,12 @@ def test_within_one_ulp_of_the_reference(case, norm, ddof):
     assert torch.equal(got.live, live)
     assert ulp_distance(got.mean, mean) <= 1
     assert ulp_distance(got.std, std) <= 1
-    # r - mean cancels where a reward is near its mean, and the last bit of the mean shows there: compare at the group's scale.
-    scale = torch.repeat_interleave(std.clamp(min=1e-30), offsets[1:].long() - offsets[:-1].long())
-    close = (got.adv.double() - adv).abs() <= 1e-12 * (scale + rewards.double().abs().nan_to_num()) * 1e3
-    assert bool((close | (got.adv == adv.float()) | adv.isnan()).all()) or ulp_distance(got.adv, adv) <= 1
+    # r - mean cancels where a reward is within rounding of its mean: there the last bits of the float64 mean are compared.
+    counts = offsets[1:].long() - offsets[:-1].long()
+    size, center, spread = (torch.repeat_interleave(x.double(), counts) for x in (counts, mean, std))
+    factor = {"center": size * 0 + 1, "rloo": size / (size - 1), "std": 1 / (spread + 1e-6), "maxrl": 1 / center.abs()}[norm]
+    cancelled = (got.adv.double() - adv).abs() <= 2**-50 * (rewards.double().abs() + center.abs()) * factor.abs()
+    assert ulp_distance(got.adv[~cancelled], adv[~cancelled]) <= 1
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -97,9 +99,34 @@ def test_known_values():
     assert weighted.adv.tolist() == [1.5, -0.5, -0.5, -0.5]
 
 
-def test_success_is_strictly_above_the_threshold():
-    out = group_advantage(torch.tensor([0.5, 0.51, 1.0]), offsets_of([3]), success_threshold=0.5)
+@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7])
+def test_success_is_strictly_above_the_threshold(threshold):
+    # 0.1 as float32 is above 0.1 as float64: the comparison is one of float32, like every comparison of torch with a number.
+    out = group_advantage(torch.tensor([threshold, threshold + 0.01, 1.0]), offsets_of([3]), success_threshold=threshold)
     assert out.wins.tolist() == [2]
+
+
+def test_ragged_std_carries_a_weight_by_size_and_rloo_and_ddof_0_do_not():
+    for size in (2, 4, 16):
+        rewards, offsets = torch.tensor([1.0, 0.0] * (size // 2)), offsets_of([size])
+        root_mean_square = {
+            ddof: float(group_advantage(rewards, offsets, norm="std", eps=0.0, ddof=ddof).adv.square().mean().sqrt())
+            for ddof in (0, 1)
+        }
+        assert root_mean_square[0] == pytest.approx(1.0)
+        assert root_mean_square[1] == pytest.approx(((size - 1) / size) ** 0.5)
+
+
+def test_rloo_is_the_reward_less_the_mean_of_the_others():
+    rewards = torch.tensor([0.3, 1.0, 0.0, 0.45, 0.9])
+    wanted = [float(rewards[i] - rewards[torch.arange(5) != i].mean()) for i in range(5)]
+    assert group_advantage(rewards, offsets_of([5])).adv.tolist() == pytest.approx(wanted)
+
+
+def test_zeros_have_one_sign():
+    out = group_advantage(torch.full((3,), -0.0), offsets_of([1, 2]))
+    for values in (out.adv, out.mean, out.std):
+        assert not values.signbit().any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,16 +172,47 @@ def test_permuting_and_splitting_groups_changes_nothing():
     assert torch.equal(shuffled.std, whole.std[torch.tensor(order)])
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(SIZES[1:]), st.sampled_from(NORMS), st.integers(0, 2**32 - 1))
+def test_permuting_in_a_group_permutes_its_advantages(size, norm, seed):
+    rng = np.random.default_rng(seed)
+    rewards, order = torch.tensor(rng.integers(0, 9, size) / 8, dtype=torch.float32), torch.tensor(rng.permutation(size))
+    straight = group_advantage(rewards, offsets_of([size]), norm=norm)
+    permuted = group_advantage(rewards[order], offsets_of([size]), norm=norm)
+    assert torch.equal(permuted.mean, straight.mean)  # sums of eighths are exact in any order
+    assert torch.equal(permuted.wins, straight.wins)
+    assert ulp_distance(permuted.std, straight.std) <= 1
+    assert ulp_distance(permuted.adv, straight.adv[order]) <= 1
+
+
+def test_permuting_packed_sequences_moves_their_tokens():
+    rng = np.random.default_rng(5)
+    lengths, rewards = rng.integers(0, 30, 12), torch.tensor(rng.normal(size=12), dtype=torch.float32)
+    mask = torch.tensor(rng.random(int(lengths.sum())) < 0.5)
+    order = rng.permutation(12)
+    rows = torch.split(mask, lengths.tolist())
+    straight = group_advantage_tokens(rewards, offsets_of([5, 7]), offsets_of(lengths), mask)
+    moved = group_advantage_tokens(
+        rewards, offsets_of([5, 7]), offsets_of(lengths[order]), torch.cat([rows[i] for i in order]),
+        seq_rollout=torch.tensor(order, dtype=torch.int32),
+    )  # fmt: skip
+    pieces = torch.split(straight.token_adv, lengths.tolist())
+    assert torch.equal(moved.token_adv, torch.cat([pieces[i] for i in order]))
+
+
 def test_same_bits_for_every_thread_count():
     rng = np.random.default_rng(4)
     sizes = rng.integers(0, 300, 3000)
+    sizes[::500] = 700  # the sums over 256 lanes
     rewards = torch.tensor(rng.normal(size=sizes.sum()), dtype=torch.float32)
+    cu = torch.arange(rewards.numel() + 1, dtype=torch.int32) * 2
+    mask = torch.tensor(rng.random(int(cu[-1])) < 0.5)
     offsets, threads = offsets_of(sizes), torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
-            results.append(group_advantage(rewards, offsets, norm="std"))
+            results.append(group_advantage_tokens(rewards, offsets, cu, mask, norm="std"))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -173,6 +231,10 @@ def test_same_bits_for_every_thread_count():
         ({"group_offsets": torch.tensor([], dtype=torch.int64)}, "is empty"),
         ({"norm": "zscore"}, "norm: got 'zscore'"),
         ({"ddof": 2}, "ddof: got 2"),
+        ({"eps": float("nan")}, "eps: got nan"),
+        ({"eps": -1e-6}, "eps: got -1e-06"),
+        ({"rewards": torch.zeros(4, device="meta")}, "group_offsets: is on cpu, rewards on meta"),
+        ({"group_weight": torch.ones(1, requires_grad=True)}, "group_weight: require grad"),
         ({"group_weight": torch.ones(3)}, "group_weight: got 3 entries"),
         ({"max_group": 3}, "a group has 4 rollouts"),
     ],
@@ -196,11 +258,22 @@ def test_bad_token_arguments_are_named():
         group_advantage_tokens(rewards, offsets, offsets_of([2, 2, 2]), mask)
 
 
-def test_opcheck_and_fullgraph_compile():
+def test_opcheck():
     rewards, offsets = torch.tensor([1.0, 0.0, 1.0, 1.0]), offsets_of([2, 2])
     cu, mask = offsets_of([2, 1, 2, 1]), torch.ones(6, dtype=torch.bool)
-    torch.library.opcheck(torch.ops.cero.group_advantage.default, (rewards, offsets, None, 1, 1e-6, 1, 0.5))
-    torch.library.opcheck(torch.ops.cero.token_advantage.default, (rewards, cu, None, mask))
-    compiled = torch.compile(group_advantage_tokens, fullgraph=True, backend="aot_eager")
-    for got, wanted in zip(compiled(rewards, offsets, cu, mask), group_advantage_tokens(rewards, offsets, cu, mask)):
-        assert torch.equal(got, wanted)
+    weight, rollout = torch.tensor([0.5, 2.0]), torch.tensor([3, 2, 1, 0], dtype=torch.int32)
+    for given_weight, given_rollout in ((None, None), (weight, rollout)):
+        torch.library.opcheck(torch.ops.cero.group_advantage.default, (rewards, offsets, given_weight, 1, 1e-6, 1, 0.5))
+        torch.library.opcheck(torch.ops.cero.token_advantage.default, (rewards, cu, given_rollout, mask))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_graph_break(dynamic):
+    torch._dynamo.reset()
+    compiled = torch.compile(group_advantage_tokens, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for sizes, lengths in (([2, 2], [2, 1, 2, 1]), ([1, 3, 2], [4, 0, 2, 1, 1, 3])):
+        rewards = torch.arange(sum(sizes), dtype=torch.float32)
+        arguments = (rewards, offsets_of(sizes), offsets_of(lengths), torch.ones(sum(lengths), dtype=torch.bool))
+        for norm in ("rloo", "std"):
+            for got, wanted in zip(compiled(*arguments, norm=norm), group_advantage_tokens(*arguments, norm=norm)):
+                assert torch.equal(got, wanted)

@@ -21,10 +21,12 @@ def compiled(request, tmp_path_factory):
         pytest.skip("nvcc is not installed")
     out = tmp_path_factory.mktemp(request.param)
     include = [f"-I{path}" for path in include_paths()]
+    # One architecture goes through the host compiler as well; device code alone is twice as fast for the others.
+    stage = "-c" if request.param == "sm_80" else "-cubin"
     command = [
-        NVCC, "-c", str(ROOT / "csrc" / "ops_cuda.cu"), "-o", str(out / "ops.o"), "-std=c++17", "-O3", "-fmad=false", "-DUSE_CUDA",
-        "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", f"-arch={request.param}", "-Xptxas", "-v", "--keep",
-        f"--keep-dir={out}", *include,
+        NVCC, stage, str(ROOT / "csrc" / "ops_cuda.cu"), "-o", str(out / "ops.out"), "-std=c++17", "-O3", "-fmad=false",
+        "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY", f"-arch={request.param}",
+        "-Xptxas", "-v", "--keep", f"--keep-dir={out}", *include,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
