@@ -1,7 +1,14 @@
-"""`python -m cero_rl`: the same commands as `cero-rl`."""
+"""`python -m cero_rl` and the `cero-rl` script."""
 
-import sys
+from typing import NoReturn
 
 from cero_rl.cli import main
+from cero_rl.process import run_and_exit
 
-sys.exit(main())
+
+def entry() -> NoReturn:
+    run_and_exit(main)
+
+
+if __name__ == "__main__":
+    entry()

@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.transformers_engine import TransformersEngine
 
-SHARES = {"solved": 0.60, "impossible": 0.15, "luck": 0.10, "learnable": 0.15}
+SHARES = {"solved": 0.40, "impossible": 0.15, "luck": 0.10, "learnable": 0.35}
 PAD, EOS = 0, 1
 
 
@@ -97,9 +97,9 @@ def unfiltered_pool(candidates: Sequence[Item], rates: np.ndarray, size: int, se
     rng = random.Random(f"pool-{seed}")
     by_kind: dict[str, list[Item]] = {"solved": [], "learnable": []}
     for item, rate in zip(candidates, rates):
-        if rate > 0.9:
+        if rate == 1.0:
             by_kind["solved"].append(item)
-        elif 0.05 <= rate <= 0.9:
+        elif rate > 0.0:
             by_kind["learnable"].append(item)
     counts = {kind: round(size * share) for kind, share in SHARES.items()}
     rows = []
@@ -136,12 +136,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="directory for tiny_digits/ and the three .jsonl files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=250, help="supervised steps of the warm start")
+    parser.add_argument("--steps", type=int, default=200, help="supervised steps of the warm start")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--pool", type=int, default=2400, help="prompts of each training pool")
+    parser.add_argument("--pool", type=int, default=4000, help="prompts of each training pool")
     parser.add_argument("--heldout", type=int, default=1200)
-    parser.add_argument("--candidates", type=int, default=12000, help="prompts the unfiltered pool is chosen from")
+    parser.add_argument("--candidates", type=int, default=16000, help="prompts the unfiltered pool is chosen from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -158,7 +158,7 @@ def main() -> int:
     print(f"held-out accuracy at temperature 1: {rates.mean():.3f}")
     print_table(heldout, rates)
     candidates = list(islice(stream(arguments.seed, families=FAMILIES, heldout=False), arguments.candidates))
-    pool = unfiltered_pool(candidates, success_rates(engine, encode, candidates, 16), arguments.pool, arguments.seed)
+    pool = unfiltered_pool(candidates, success_rates(engine, encode, candidates, 8), arguments.pool, arguments.seed)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(arguments.out / "tiny_digits")
