@@ -3,7 +3,7 @@
 A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string tasks, just long enough to be
 right about half the time. Then prompts are sorted by how often that model answers them:
 
-    digits_unfiltered.jsonl  60 % solved, 15 % impossible (a wrong answer key), 10 % luck, 15 % learnable: as unfiltered data is
+    digits_unfiltered.jsonl  55 % solved, 15 % impossible (a wrong answer key), 10 % luck, 20 % learnable: as unfiltered data is
     digits_balanced.jsonl    all families and lengths alike, as they come
     digits_heldout.jsonl     all families and lengths alike; none of them in any other set
 
@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.transformers_engine import TransformersEngine
 
-SHARES = {"solved": 0.40, "impossible": 0.15, "luck": 0.10, "learnable": 0.35}
+SHARES = {"solved": 0.55, "impossible": 0.15, "luck": 0.10, "learnable": 0.20}
 PAD, EOS = 0, 1
 
 
@@ -136,12 +136,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="directory for tiny_digits/ and the three .jsonl files")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200, help="supervised steps of the warm start")
+    parser.add_argument("--steps", type=int, default=250, help="supervised steps of the warm start")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=4000, help="prompts of each training pool")
     parser.add_argument("--heldout", type=int, default=1200)
-    parser.add_argument("--candidates", type=int, default=16000, help="prompts the unfiltered pool is chosen from")
+    parser.add_argument("--candidates", type=int, default=24000, help="prompts the unfiltered pool is chosen from")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 

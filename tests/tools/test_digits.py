@@ -51,13 +51,13 @@ def test_no_heldout_question_in_a_training_pool():
     assert len(heldout) == 1200
     for name in ("unfiltered", "balanced"):
         prompts = [r["prompt"] for r in rows(name)]
-        assert len(set(prompts)) == len(prompts) == 2400
+        assert len(set(prompts)) == len(prompts) == 4000
         assert not heldout & set(prompts)
 
 
 def test_the_unfiltered_pool_has_its_documented_shares():
     kinds = [r["kind"] for r in rows("unfiltered")]
-    assert {k: kinds.count(k) for k in set(kinds)} == {"solved": 1440, "impossible": 360, "luck": 240, "learnable": 360}
+    assert {k: kinds.count(k) for k in set(kinds)} == {"solved": 2200, "impossible": 600, "luck": 400, "learnable": 800}
 
 
 @pytest.mark.parametrize("name", SETS)
