@@ -6,8 +6,10 @@ Python's ordinary shutdown aborts a finished rank now and then (docs/decisions/0
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,6 +28,9 @@ def run_and_exit(action: Callable[[], int]) -> NoReturn:
         if isinstance(left.code, str):
             print(left.code, file=sys.stderr)
         status = left.code if isinstance(left.code, int) else int(left.code is not None)
+    except BrokenPipeError:  # whoever read the output has left, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 128 + signal.SIGPIPE
     except BaseException:
         traceback.print_exc()
         status = 1
@@ -34,8 +39,6 @@ def run_and_exit(action: Callable[[], int]) -> NoReturn:
     atexit._run_exitfuncs()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):  # the reader of a pipe is gone
             stream.flush()
-        except OSError:  # the reader of a pipe is gone
-            pass
     os._exit(status)

@@ -20,7 +20,7 @@ from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import ConfigError, DataError, EngineError
+from cero_rl.errors import ConfigError, DataError
 from cero_rl.rollout.protocol import RolloutEngine
 from cero_rl.rollout.transformers_engine import TransformersEngine
 
@@ -76,8 +76,6 @@ def check_model(config: Config, path: str) -> None:
 
 def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> RolloutEngine:
     """This rank's sampler, with the start model's weights (or those of `model_path`)."""
-    if config.rollout.engine == "vllm":
-        raise EngineError("rollout.engine: vllm is not part of this version; set rollout.engine: transformers")
     model = load_model(model_path or config.model.path, config.model.dtype, "sdpa").to(group.device)
     eos = model.generation_config.eos_token_id
     eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}

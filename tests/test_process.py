@@ -78,3 +78,13 @@ run_and_exit({action})
     assert process.returncode == status
     assert out == "out handler\n"
     assert said in err
+
+
+def test_a_reader_that_leaves_is_no_error_of_ours():
+    code = "from cero_rl.process import run_and_exit\nrun_and_exit(lambda: [print('x' * 100) for _ in range(10**5)] and 0)"
+    process = run(code)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""

@@ -26,10 +26,15 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "bench" / "compare.jsonl"
 POOLS = {"unfiltered": "recipes/assets/digits_unfiltered.jsonl", "balanced": "recipes/assets/digits_balanced.jsonl"}
+# Evaluated along the way with the same samples a prompt throughout, so that a curve is made of like points.
+SETTINGS = [
+    "evaluation.every_steps=20", "evaluation.samples_per_prompt=2", "evaluation.final_samples_per_prompt=2", "evaluation.pass_k=[1]",
+    "checkpoint.every_steps=0", "checkpoint.export=false", "logging.tensorboard=false", "logging.sample_dumps=false",
+]  # fmt: skip
 # What each arm changes in the recipe. "cero" is the method as published, with spend_down as in all recipes.
 ARMS: dict[str, list[str]] = {
     "uniform": ["scheduler.name=uniform"],
-    "cero": [],
+    "cero": ["scheduler.step_scale=1"],
     "cero_step5": ["scheduler.step_scale=5"],
     "cero_forget": ["scheduler.step_scale=5", "scheduler.forgetting=0.9"],
 }
@@ -56,8 +61,7 @@ def run_job(job: Job, *, recipe: str, port: int, work_dir: Path) -> dict[str, An
     name = f"{job.pool}-{job.arm}-{job.seed}"
     settings = [
         *(f"{key}={value}" for key, value in {"name": name, "output_dir": str(work_dir), "seed": job.seed}.items()),
-        f"data.source={POOLS[job.pool]}", "checkpoint.export=false", "logging.tensorboard=false", "logging.sample_dumps=false",
-        *ARMS[job.arm], *job.overrides,
+        f"data.source={POOLS[job.pool]}", *SETTINGS, *ARMS[job.arm], *job.overrides,
     ]  # fmt: skip
     command = [sys.executable, "recipes/train_cero.py", "--config", recipe, "--overwrite"]
     for setting in settings:
@@ -199,7 +203,7 @@ def main() -> int:
     runner.add_argument("--seeds", type=int, default=8)
     runner.add_argument("--first-seed", type=int, default=0)
     runner.add_argument("--jobs", type=int, default=2, help="runs at a time; no more than there are cores")
-    runner.add_argument("--recipe", default="recipes/compare_cpu.yaml")
+    runner.add_argument("--recipe", default="recipes/quickstart_cpu.yaml")
     runner.add_argument("--port", type=int, default=29700, help="first rendezvous port")
     runner.add_argument("--work-dir", type=Path, default=ROOT / "runs" / "compare")
     reporter.add_argument("--plot", type=Path, default=ROOT / "docs" / "compare.png")
