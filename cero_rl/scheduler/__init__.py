@@ -7,7 +7,7 @@ Every rank runs the same scheduler on the same all-reduced counts and so compute
 from cero_rl.scheduler.base import Scheduler, SchedulerName, make_scheduler
 from cero_rl.scheduler.baselines import UniformScheduler
 from cero_rl.scheduler.cero import CeroScheduler, ranked_plan
-from cero_rl.scheduler.core import BudgetSpec, StateDict
+from cero_rl.scheduler.core import BudgetSpec, Observed, Samples, StateDict
 from cero_rl.scheduler.offline import greedy_integer, water_filling
 from cero_rl.scheduler.posterior import BetaPosterior
 from cero_rl.scheduler.utility import conjugate, supporting_exposure, utility_slope, utility_value
@@ -16,6 +16,8 @@ __all__ = [
     "BetaPosterior",
     "BudgetSpec",
     "CeroScheduler",
+    "Observed",
+    "Samples",
     "Scheduler",
     "SchedulerName",
     "StateDict",

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from cero_rl.scheduler.baselines import UniformScheduler
 from cero_rl.scheduler.cero import CeroScheduler
-from cero_rl.scheduler.core import StateDict
+from cero_rl.scheduler.core import Observed, Samples, StateDict
 from cero_rl.types import Allocation
 
 SchedulerName = Literal["cero", "uniform"]
@@ -18,7 +18,8 @@ SchedulerName = Literal["cero", "uniform"]
 class Scheduler(Protocol):
     """One rollout budget over P prompts and K rounds; the same calls with the same global counts on every rank.
 
-    Loop: while (allocation := next_round()) is not None: generate; refund(failed); update(successes, trials).
+    Loop: while (allocation := next_round()) is not None: generate; refund(failed); while there is a further wave,
+    next_round(observed), generate that too; train on keep(samples); update(successes, trials).
     """
 
     @property
@@ -36,7 +37,9 @@ class Scheduler(Protocol):
     @property
     def posterior_mean(self) -> npt.NDArray[np.float64]: ...
 
-    def next_round(self) -> Allocation | None: ...
+    def next_round(self, observed: Observed | None = None) -> Allocation | None: ...
+
+    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]: ...
 
     def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None: ...
 

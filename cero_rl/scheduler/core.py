@@ -1,8 +1,9 @@
 """What every scheduler shares: the checked budget, the round protocol, the posterior and the saved state.
 
-One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  update(successes, trials).
-A subclass says which prompts to plan (`_choose`) and what to learn from a round (`_learn`); nothing here draws random
-numbers or talks to other ranks, so equal counts give equal plans everywhere. Source of the budget rules: arXiv 2606.05606
+One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  more waves by next_round(observed);
+keep(samples) -> mask;  update(successes, trials). A subclass says which prompts to plan (`_choose`), whether the round goes on
+(`_choose_more`), what trains (`keep`) and what to learn from a round (`_learn`); nothing here draws random numbers or talks to
+other ranks, so equal counts give equal plans everywhere. Source of the budget rules: arXiv 2606.05606
 and 2610.09679.
 """
 
@@ -25,6 +26,24 @@ Ids: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """The open round so far: what its waves brought, summed over ALL ranks, by pool index."""
+
+    successes: Floats  # f64[P] may be fractional
+    trials: Ids  # i64[P] rollouts with a reward
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The rewards of a round's groups, ragged: what `keep` chooses from. Group j owns rewards[offsets[j]:offsets[j+1]]."""
+
+    prompt_ids: Ids  # i64[G]
+    rewards: Floats  # f64[R] all known (a missing reward is not a sample)
+    offsets: Ids  # i64[G+1]
+    lengths: Ids  # i64[R] response tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +114,14 @@ def read_array(state: StateDict, key: str, dtype: type[ScalarT], length: int | N
     return array
 
 
+def _merged(first: Allocation, second: Allocation) -> Allocation:
+    """Both waves as one Allocation: prompts in the order of their first appearance, sizes added."""
+    ids, where = np.unique(np.concatenate((first.prompt_ids, second.prompt_ids)), return_inverse=True)
+    sizes = np.bincount(where, weights=np.concatenate((first.rollouts, second.rollouts)), minlength=ids.shape[0]).astype(np.int32)
+    order = np.concatenate((first.prompt_ids, second.prompt_ids[~np.isin(second.prompt_ids, first.prompt_ids)]))
+    return Allocation(first.round, order, sizes[np.searchsorted(ids, order)])
+
+
 class BudgetedScheduler:
     """Protocol, budget and posterior of a run; abstract in `_choose`. Raises ValueError (see BudgetSpec, BetaPosterior)."""
 
@@ -118,6 +145,14 @@ class BudgetedScheduler:
         """Distinct prompt ids i64[G] in execution order and their units i64[G] >= 1, before the budget clips them."""
         raise NotImplementedError
 
+    def _choose_more(self, observed: Observed, units_left: int) -> tuple[Ids, Ids] | None:
+        """A further wave of the open round (a prompt may come again), or None to close it; clipped by the budget like a plan."""
+        return None
+
+    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+        """bool[R]: which rollouts train. Group by group, so ranks may call it on their own groups. All of them, unless a rule says no."""
+        return np.ones(samples.rewards.shape[0], dtype=bool)
+
     def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
         """Called after the posterior has taken in the round; gets the plan as `_choose` returned it."""
 
@@ -137,26 +172,46 @@ class BudgetedScheduler:
 
     # --- one round ---------------------------------------------------------------------------------------------------
 
-    def next_round(self) -> Allocation | None:
-        """The next round's Allocation, or None once the rounds or the budget are used up.
+    def next_round(self, observed: Observed | None = None) -> Allocation | None:
+        """Without `observed`: open the next round. With it: the open round's next wave.
 
-        Its rollouts leave `remaining_rollouts` at once. An Allocation without entries is a round that executes nothing; it
-        needs its update() (with zeros) like any other. Raises RuntimeError if the previous Allocation has had no update().
+        Opening gives the round's Allocation, or None once the rounds or the budget are used up. Its rollouts leave
+        `remaining_rollouts` at once. An Allocation without entries is a round that executes nothing; it needs its update() (with
+        zeros) like any other. A further wave depends on what the waves before it brought; None says that the round's sampling
+        is complete, which for most schedulers is at once. Raises RuntimeError for opening a round before the last one had its
+        update(), and for a wave without an open round.
         """
+        if observed is not None:
+            return self._next_wave(observed)
         if self._pending is not None:
             raise RuntimeError(f"next_round() before update(): the counts of round {self._round} are still missing")
-        unit = self.spec.rollouts_per_unit
-        units_left = self._remaining // unit
+        units_left = self._remaining // self.spec.rollouts_per_unit
         if self._round >= self.spec.rounds or units_left == 0:
             return None
         ids, units = self._choose(units_left, self.spec.rounds - self._round)
+        self._plan_ids, self._plan_units, self._refundable = ids, units, 0
+        self._pending = self._execute(ids, units, units_left)
+        return self._pending
+
+    def _next_wave(self, observed: Observed) -> Allocation | None:
+        if self._pending is None:
+            raise RuntimeError("next_round(observed) without an open round: call next_round() first")
+        units_left = self._remaining // self.spec.rollouts_per_unit
+        wave = self._choose_more(observed, units_left) if units_left else None
+        if wave is None or not wave[0].size:
+            return None
+        allocation = self._execute(*wave, units_left)
+        self._pending = _merged(self._pending, allocation)
+        return allocation
+
+    def _execute(self, ids: Ids, units: Ids, units_left: int) -> Allocation:
+        """Clip a plan to what the budget still holds, in its order, and book it."""
         before = np.cumsum(units) - units
         executed = np.clip(units_left - before, 0, units)
         kept = executed > 0
-        allocation = Allocation(self._round, ids[kept], (executed[kept] * unit).astype(np.int32))
-        self._plan_ids, self._plan_units, self._pending = ids, units, allocation
-        self._refundable = allocation.total_rollouts
-        self._remaining -= self._refundable
+        allocation = Allocation(self._round, ids[kept], (executed[kept] * self.spec.rollouts_per_unit).astype(np.int32))
+        self._refundable += allocation.total_rollouts
+        self._remaining -= allocation.total_rollouts
         return allocation
 
     def refund(self, rollouts: int) -> None:
