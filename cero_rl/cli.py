@@ -123,6 +123,7 @@ def _train(arguments: argparse.Namespace) -> int:
         tokenizer = load_tokenizer(config.model.path)
         check_model(config, config.model.path)
         data = load_data(config, tokenizer)
+        check_pool(config, len(data.train))
         resume = _open_run_dir(config, len(data.train), arguments, group)
         if group.is_main:
             print(
@@ -142,10 +143,7 @@ def _report_validation(config: Config) -> int:
 
     num_prompts = count_prompts(config.data)
     if num_prompts is not None:
-        try:
-            check_pool(config, num_prompts)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        check_pool(config, num_prompts)
     print(f"{config.name}: the configuration is valid")
     print(f"  {'prompts':<15} {num_prompts if num_prompts is not None else 'known once the data is loaded'}")
     _print_sizes(config, num_prompts)

@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cero_rl.errors import ConfigError
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -257,11 +259,11 @@ class Config(Section):
 
 
 def check_pool(config: Config, num_prompts: int) -> None:
-    """Check C <= M * Nmax, which needs the pool's size M. Raises ValueError with the numbers."""
+    """Check C <= M * Nmax, which needs the pool's size M. Raises ConfigError with the numbers."""
     scheduler = config.scheduler
     most = num_prompts * scheduler.max_units_per_prompt * scheduler.rollouts_per_unit
     if config.capacity_rollouts > most:
-        raise ValueError(
+        raise ConfigError(
             f"capacity C <= prompts M * largest group fails: {config.capacity_rollouts} > {num_prompts} * "
             f"{scheduler.max_units_per_prompt * scheduler.rollouts_per_unit} = {most}; "
             "lower scheduler.capacity_rollouts, add prompts, or raise scheduler.max_units_per_prompt"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.config import Config, check_pool
+from cero_rl.config import Config
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
@@ -49,17 +49,13 @@ def _encode(prompts: Sequence[Prompt], tokenizer: Any, config: Config) -> Pool:
 
 
 def load_data(config: Config, tokenizer: Any) -> Data:
-    """Load, split, encode; raises DataError or ConfigError before any model is loaded."""
+    """Load, split, encode; raises DataError before any model is loaded."""
     split = load_prompts(config.data, config.seed)
     train, heldout = _encode(split.train, tokenizer, config), _encode(split.heldout, tokenizer, config)
     if not len(train):
         raise DataError(
             f"data.source: no training prompt of {config.data.source} fits data.max_prompt_tokens = {config.data.max_prompt_tokens}"
         )
-    try:
-        check_pool(config, len(train))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
     return Data(train, heldout, fingerprint(train.prompts))
 
 
