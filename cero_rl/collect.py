@@ -2,12 +2,16 @@
 
 In: the prompts and group sizes of the slice (the same on every rank). Out: `Collected`: this rank's batch with its advantages, and
 per-group counts summed over ranks in exact integers, so that every rank learns the same whatever the number of ranks.
+A scheduler may answer the counts with a further wave of rollouts; a prompt that comes again keeps its rank, so that its group is
+whole when its advantage is computed.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,8 +27,9 @@ from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.deal import deal_groups
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
 from cero_rl.rollout.scoring import score_groups
+from cero_rl.scheduler import Observed, Samples
 from cero_rl.session import Pool
-from cero_rl.types import RolloutBatch, RolloutGroup
+from cero_rl.types import Allocation, RolloutBatch, RolloutGroup
 
 _FIXED_POINT = 2**20  # graded rewards cross ranks as integers: sums are exact and do not depend on the order of ranks
 
@@ -38,9 +43,10 @@ class Evidence:
     trials: npt.NDArray[np.int64]  # [G] completions with a reward
     wins: npt.NDArray[np.int64]  # [G] rewards above the success threshold
     successes: npt.NDArray[np.float64]  # [G] sum of rewards in [0, 1]
-    live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
     response_tokens: npt.NDArray[np.int64]  # [G]
     truncated: npt.NDArray[np.int64]  # [G] completions cut at the length limit
+    live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
+    requested: int  # rollouts asked for in all waves; what was not generated goes back to the budget
 
 
 def evidence_entry(step: int, round_index: int, evidence: Evidence) -> dict[str, Any]:
@@ -59,7 +65,8 @@ def evidence_entry(step: int, round_index: int, evidence: Evidence) -> dict[str,
 class Collected:
     groups: list[RolloutGroup]  # this rank's
     rewards: list[npt.NDArray[np.float32]]  # this rank's, nan where missing
-    batch: RolloutBatch
+    waves: int
+    batch: RolloutBatch  # what trains: rollouts with a reward that the scheduler keeps
     advantages: Tensor  # f32[R]
     live: Tensor  # bool[G of this rank]
     evidence: Evidence
@@ -90,7 +97,61 @@ class LengthTracker:
         np.add.at(self.samples, evidence.prompt_ids, evidence.generated)
 
 
-def collect(
+NextWave = Callable[[Observed], Allocation | None]
+Keep = Callable[[Samples], npt.NDArray[np.bool_]]
+
+
+@dataclass
+class _Round:
+    """What the waves of a slice have brought so far; grows by `add`. Global fields are the same on every rank."""
+
+    prompt_ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] in order of appearance
+    owner: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] rank
+    requested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G]
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((6, 0), dtype=np.int64))  # [6, G]
+    live: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [G]
+    groups: dict[int, RolloutGroup] = field(default_factory=dict)  # this rank's, by position
+    rewards: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    reward_counts: RewardCounts = field(default_factory=RewardCounts)
+    reward_error: str | None = None
+    waves: int = 0
+    rollout_seconds: float = 0.0
+    reward_seconds: float = 0.0
+    reduce_seconds: float = 0.0
+
+    def positions(self, prompt_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where each prompt of a wave stands; new prompts are appended."""
+        new = prompt_ids[~np.isin(prompt_ids, self.prompt_ids)]
+        self.prompt_ids = np.concatenate((self.prompt_ids, new))
+        self.owner = np.concatenate((self.owner, np.full(new.shape, -1)))
+        self.requested = np.concatenate((self.requested, np.zeros_like(new)))
+        self.counts = np.concatenate((self.counts, np.zeros((6, len(new)), dtype=np.int64)), axis=1)
+        self.live = np.concatenate((self.live, np.zeros(new.shape, dtype=bool)))
+        order = np.argsort(self.prompt_ids, kind="stable")
+        return order[np.searchsorted(self.prompt_ids, prompt_ids, sorter=order)]
+
+    def take(self, position: int, group: RolloutGroup, rewards: npt.NDArray[np.float32]) -> None:
+        if position in self.groups:
+            group = replace(group, completions=self.groups[position].completions + group.completions)
+            rewards = np.concatenate((self.rewards[position], rewards))
+        self.groups[position], self.rewards[position] = group, rewards
+
+    def observed(self, num_prompts: int) -> Observed:
+        successes, trials = np.zeros(num_prompts), np.zeros(num_prompts, dtype=np.int64)
+        successes[self.prompt_ids] = self.counts[3] / _FIXED_POINT
+        trials[self.prompt_ids] = self.counts[1]
+        return Observed(successes, trials)
+
+    def evidence(self) -> Evidence:
+        generated, trials, wins, successes, response_tokens, truncated = self.counts
+        return Evidence(
+            self.prompt_ids, generated, trials, wins, successes / _FIXED_POINT, response_tokens, truncated, self.live,
+            requested=int(self.requested.sum()),
+        )  # fmt: skip
+
+
+def _sample_wave(
+    state: _Round,
     prompt_ids: npt.NDArray[np.int64],
     rollouts: npt.NDArray[np.int32],
     *,
@@ -101,23 +162,99 @@ def collect(
     lengths: LengthTracker,
     config: Config,
     group: Group,
-) -> Collected:
-    """Sample, score, pack and count. A collective: every rank calls it with the same slice (it may get no group of it)."""
+) -> None:
+    """Generate and score one wave and sum its counts over ranks. A collective."""
+    where = state.positions(prompt_ids)
     prompt_tokens = np.array([len(pool.tokens[i]) for i in prompt_ids], dtype=np.float64)
     expected = prompt_tokens + rollouts * lengths.expected(prompt_ids)
-    mine = deal_groups(expected, group.world_size)[group.rank]
+    state.owner[where] = deal_groups(expected, group.world_size, state.owner[where])
+    mine = np.flatnonzero(state.owner[where] == group.rank)
     requests = [
-        RolloutRequest(int(i), pool.tokens[i], int(n), stream_key=int(pool.prompts[i].key, 16))
-        for i, n in zip(prompt_ids[mine], rollouts[mine])
-    ]
+        RolloutRequest(
+            int(prompt_ids[j]), pool.tokens[prompt_ids[j]], int(rollouts[j]), stream_key=int(pool.prompts[prompt_ids[j]].key, 16),
+            first_draw=int(state.requested[where[j]]),
+        )
+        for j in mine
+    ]  # fmt: skip
     started = time.perf_counter()
     groups = engine.generate(requests, stream=stream, temperature=config.rollout.temperature)
     sampled = time.perf_counter()
     scores = score_groups(groups, pool.prompts, rewards)
-    values = scores.values
     scored = time.perf_counter()
+    counts = np.zeros((7, len(prompt_ids)), dtype=np.int64)
+    for j, done, values in zip(mine, groups, scores.values):
+        state.take(int(where[j]), done, values)
+        known, so_far = values[~np.isnan(values)], state.rewards[int(where[j])]
+        so_far = so_far[~np.isnan(so_far)]
+        counts[:, j] = (
+            len(done.completions),
+            known.size,
+            (known > np.float32(config.reward.success_threshold)).sum(),
+            np.rint(known.astype(np.float64) * _FIXED_POINT).sum(),
+            sum(len(c.token_ids) for c in done.completions),
+            sum(c.finish_reason == "length" for c in done.completions),
+            bool(so_far.size) and so_far.min() != so_far.max(),
+        )
+    counted = time.perf_counter()
+    counts = group.sum_counts(counts)
+    state.counts[:, where] += counts[:6]
+    state.live[where] = counts[6].astype(bool)
+    state.requested[where] += rollouts
+    state.reward_counts += scores.counts
+    state.reward_error = state.reward_error or scores.first_error
+    state.waves += 1
+    state.rollout_seconds += sampled - started
+    state.reward_seconds += scored - sampled
+    state.reduce_seconds += time.perf_counter() - counted
 
-    batch = pack_rollouts(groups, values)
+
+def _kept(groups: list[RolloutGroup], rewards: list[npt.NDArray[np.float32]], keep: Keep) -> list[npt.NDArray[np.float32]]:
+    """The rewards with nan where the scheduler keeps a rollout out of training."""
+    known = [~np.isnan(r) for r in rewards]
+    lengths = [len(c.token_ids) for g, k in zip(groups, known) for c, there in zip(g.completions, k) if there]
+    offsets = np.cumsum([0, *(int(k.sum()) for k in known)])
+    flat = np.concatenate([r[k] for r, k in zip(rewards, known)]).astype(np.float64) if rewards else np.zeros(0)
+    ids = np.array([g.prompt_id for g in groups], dtype=np.int64)
+    mask = keep(Samples(ids, flat, offsets.astype(np.int64), np.array(lengths, dtype=np.int64)))
+    kept = []
+    for values, there, (first, last) in zip(rewards, known, pairwise(offsets)):
+        trained = values.copy()
+        trained[np.flatnonzero(there)[~mask[first:last]]] = np.nan
+        kept.append(trained)
+    return kept
+
+
+def collect(
+    prompt_ids: npt.NDArray[np.int64],
+    rollouts: npt.NDArray[np.int32],
+    *,
+    next_wave: NextWave | None,
+    keep: Keep,
+    stream: int,
+    pool: Pool,
+    engine: RolloutEngine,
+    rewards: RewardPool,
+    lengths: LengthTracker,
+    config: Config,
+    group: Group,
+) -> Collected:
+    """Sample, score, pack and count, wave after wave while `next_wave` asks for more (None: one wave).
+
+    A collective: every rank calls it with the same slice (it may get no group of it).
+    """
+    state = _Round()
+    wave = (prompt_ids, rollouts)
+    while True:
+        _sample_wave(
+            state, *wave, stream=stream, pool=pool, engine=engine, rewards=rewards, lengths=lengths, config=config, group=group
+        )
+        more = next_wave(state.observed(len(pool))) if next_wave is not None else None
+        if more is None:
+            break
+        wave = (more.prompt_ids, more.rollouts)
+    order = sorted(state.groups)
+    groups, values = [state.groups[j] for j in order], [state.rewards[j] for j in order]
+    batch = pack_rollouts(groups, _kept(groups, values, keep))
     packed = time.perf_counter()
     stats = group_advantage(
         batch.rewards,
@@ -127,33 +264,18 @@ def collect(
         success_threshold=config.reward.success_threshold,
     )
     advantage_seconds = time.perf_counter() - packed
-    counts = np.zeros((7, len(prompt_ids)), dtype=np.int64)
-    for position, done, value, wins, live in zip(mine, groups, values, stats.wins.tolist(), stats.live.tolist()):
-        known = value[~np.isnan(value)]
-        counts[:, position] = (
-            len(done.completions),
-            known.size,
-            wins,
-            np.rint(known.astype(np.float64) * _FIXED_POINT).sum(),
-            live,
-            sum(len(c.token_ids) for c in done.completions),
-            sum(c.finish_reason == "length" for c in done.completions),
-        )
-    counted = time.perf_counter()
-    generated, trials, wins, successes, live, response_tokens, truncated = group.sum_counts(counts)
-    reduce_seconds = time.perf_counter() - counted
-    evidence = Evidence(prompt_ids, generated, trials, wins, successes / _FIXED_POINT, live.astype(bool), response_tokens, truncated)
     return Collected(
         groups,
         values,
+        state.waves,
         batch,
         stats.adv,
         stats.live,
-        evidence,
-        scores.counts,
-        scores.first_error,
-        rollout_seconds=sampled - started,
-        reward_seconds=scored - sampled,
+        state.evidence(),
+        state.reward_counts,
+        state.reward_error,
+        rollout_seconds=state.rollout_seconds,
+        reward_seconds=state.reward_seconds,
         advantage_seconds=advantage_seconds,
-        reduce_seconds=reduce_seconds,
+        reduce_seconds=state.reduce_seconds,
     )

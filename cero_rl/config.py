@@ -28,51 +28,57 @@ class Section(BaseModel):
 
 class ModelConfig(Section):
     path: str = Field(description="directory in save_pretrained layout, or a Hugging Face id")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the weights in forward and backward; float32 on CPUs")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of the weights in forward and backward; float32 on CPUs")
     attention: Literal["auto", "sdpa", "flash_attention_2"] = Field(
-        "auto", description="of packed sequences in the learner; auto: flash-attn on a GPU where it is installed, else sdpa"
+        default="auto", description="of packed sequences in the learner; auto: flash-attn on a GPU where it is installed, else sdpa"
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, about a third slower")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, about a third slower"
+    )
 
 
 class DataConfig(Section):
     """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or reasoning_gym:NAME."""
 
     source: str = Field(description="training prompts")
-    split: str = Field("train", description="split of a Hugging Face data set")
-    config_name: str | None = Field(None, description="subset of a Hugging Face data set")
-    heldout_source: str | None = Field(None, description="evaluation prompts; never trained on. None: a share of `source`")
-    heldout_split: str = Field("test", description="split of `heldout_source`, where it has splits")
-    heldout_fraction: float = Field(0.1, ge=0, lt=1, description="share of `source` set aside by content hash if `heldout_source` is null")
-    limit: PositiveInt | None = Field(None, description="use only the first prompts of `source`")
-    heldout_limit: PositiveInt | None = Field(None, description="use only the first held-out prompts")
-    prompt_column: str = Field("prompt", description="text, or a list of chat messages")
-    answer_column: str = Field("answer", description="reference answer; all other columns reach the reward function too")
-    procedural_size: PositiveInt = Field(1000, description="items drawn from a reasoning_gym set")
-    system_prompt: str | None = Field(None, description="put before every prompt, as a system message or as text")
-    prompt_suffix: str = Field("", description="appended to every user prompt")
-    chat_template: Literal["auto", "always", "never"] = Field("auto", description="auto: where the tokenizer has one")
-    enable_thinking: bool | None = Field(None, description="passed to chat templates that know it")
-    max_prompt_tokens: PositiveInt = Field(1024, description="template included")
-    overlong_prompt: Literal["error", "drop"] = Field("error", description="what becomes of a longer prompt")
+    split: str = Field(default="train", description="split of a Hugging Face data set")
+    config_name: str | None = Field(default=None, description="subset of a Hugging Face data set")
+    heldout_source: str | None = Field(default=None, description="evaluation prompts; never trained on. None: a share of `source`")
+    heldout_split: str = Field(default="test", description="split of `heldout_source`, where it has splits")
+    heldout_fraction: float = Field(
+        default=0.1, ge=0, lt=1, description="share of `source` set aside by content hash if `heldout_source` is null"
+    )
+    limit: PositiveInt | None = Field(default=None, description="use only the first prompts of `source`")
+    heldout_limit: PositiveInt | None = Field(default=None, description="use only the first held-out prompts")
+    prompt_column: str = Field(default="prompt", description="text, or a list of chat messages")
+    answer_column: str = Field(default="answer", description="reference answer; all other columns reach the reward function too")
+    procedural_size: PositiveInt = Field(default=1000, description="items drawn from a reasoning_gym set")
+    system_prompt: str | None = Field(default=None, description="put before every prompt, as a system message or as text")
+    prompt_suffix: str = Field(default="", description="appended to every user prompt")
+    chat_template: Literal["auto", "always", "never"] = Field(default="auto", description="auto: where the tokenizer has one")
+    enable_thinking: bool | None = Field(default=None, description="passed to chat templates that know it")
+    max_prompt_tokens: PositiveInt = Field(default=1024, description="template included")
+    overlong_prompt: Literal["error", "drop"] = Field(default="error", description="what becomes of a longer prompt")
 
 
 class RewardConfig(Section):
-    function: str = Field("exact", description="exact | math | reasoning_gym | path/to/file.py:function")
-    workers: PositiveInt = Field(2, description="processes on each rank; killed and replaced when a reward hangs")
-    timeout_seconds: PositiveFloat = Field(5.0, description="for one response; beyond it the reward is missing, never 0")
-    memory_limit_mb: PositiveInt = Field(2048, description="address space of one worker")
-    max_chars: PositiveInt = Field(16384, description="a longer response is scored on its last characters, where the answer stands")
-    success_threshold: float = Field(0.5, description="a reward above it counts as a success in the posterior")
+    function: str = Field(default="exact", description="exact | math | reasoning_gym | path/to/file.py:function")
+    workers: PositiveInt = Field(default=2, description="processes on each rank; killed and replaced when a reward hangs")
+    timeout_seconds: PositiveFloat = Field(default=5.0, description="for one response; beyond it the reward is missing, never 0")
+    memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
+    max_chars: PositiveInt = Field(default=16384, description="a longer response is scored on its last characters, where the answer stands")
+    success_threshold: float = Field(default=0.5, description="a reward above it counts as a success in the posterior")
 
 
 class RolloutConfig(Section):
-    engine: Literal["auto", "transformers"] = Field("auto", description="what samples; auto: the fastest engine that this version has")
-    max_response_tokens: PositiveInt = Field(1024, description="a longer response is cut and counted as truncated")
-    temperature: PositiveFloat = Field(1.0, description="of training rollouts; the learner's log-probabilities use it too")
-    top_p: Fraction = Field(1.0, description="must stay 1.0 in training")
-    top_k: NonNegativeInt = Field(0, description="must stay 0 (off) in training")
-    max_batch_tokens: PositiveInt = Field(65536, description="prompt + response tokens generated at once on a rank")
+    engine: Literal["auto", "transformers"] = Field(
+        default="auto", description="what samples; auto: the fastest engine that this version has"
+    )
+    max_response_tokens: PositiveInt = Field(default=1024, description="a longer response is cut and counted as truncated")
+    temperature: PositiveFloat = Field(default=1.0, description="of training rollouts; the learner's log-probabilities use it too")
+    top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
+    top_k: NonNegativeInt = Field(default=0, description="must stay 0 (off) in training")
+    max_batch_tokens: PositiveInt = Field(default=65536, description="prompt + response tokens generated at once on a rank")
 
     @model_validator(mode="after")
     def _full_support(self) -> RolloutConfig:
@@ -88,15 +94,14 @@ class SchedulerConfig(Section):
     """The allocator. Sizes are rollouts; a unit is `rollouts_per_unit` rollouts of one prompt."""
 
     name: Literal["cero", "uniform"] = "cero"
-    round: Literal["step", "epoch"] = "step"
     rounds: PositiveInt
     rollouts_per_unit: Annotated[int, Field(ge=2)] = 8
     max_units_per_prompt: PositiveInt = 1
-    capacity_rollouts: PositiveInt | None = Field(None, description="most rollouts of one round; None: budget / rounds")
+    capacity_rollouts: PositiveInt | None = Field(default=None, description="most rollouts of one round; None: budget / rounds")
     saturation: PositiveFloat = 1.0
     prior: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
     forgetting: Fraction = 1.0
-    step_scale: PositiveFloat = Field(1.0, description="dual step in units of the published 1/sqrt(rounds)")
+    step_scale: PositiveFloat = Field(default=1.0, description="dual step in units of the published 1/sqrt(rounds)")
     price_init: Annotated[float, Field(ge=0, le=1)] = 0.5
     spend_down: bool = True
 
@@ -116,21 +121,23 @@ PRESETS: dict[str, dict[str, object]] = {
 class LearnerConfig(Section):
     """Loss and step. `algorithm` fills `advantage`, `aggregation`, `clip_high`, `zero_variance` where they are not given."""
 
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field("grpo", description="preset of the keys named above")
-    advantage: Literal["std", "center", "rloo", "maxrl"] = Field("std", description="how a group's rewards become advantages")
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field(default="grpo", description="preset of the keys named above")
+    advantage: Literal["std", "center", "rloo", "maxrl"] = Field(default="std", description="how a group's rewards become advantages")
     aggregation: Literal["token_mean", "seq_mean", "prompt_mean", "constant"] = Field(
-        "seq_mean", description="token losses are averaged over all tokens, rollouts or prompts, or divided by a constant length"
+        default="seq_mean", description="token losses are averaged over all tokens, rollouts or prompts, or divided by a constant length"
     )
-    advantage_eps: PositiveFloat = Field(1e-6, description="added to the standard deviation")
-    clip_low: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="ratios below 1 - clip_low are clipped")
-    clip_high: NonNegativeFloat = Field(0.2, description="ratios above 1 + clip_high are clipped")
-    kl_coefficient: NonNegativeFloat = Field(0.0, description="weight of KL(policy || start model); at 0 no reference model is held")
-    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="per-token estimate of that KL")
-    zero_variance: Literal["drop", "keep"] = Field("keep", description="does the loss denominator count groups without signal?")
-    max_micro_batch_tokens: PositiveInt = Field(16384, description="packed tokens of one forward and backward pass on a rank")
-    rollouts_per_step: PositiveInt | None = Field(None, description="rollouts of one optimizer step; None: the whole round")
-    updates_per_batch: PositiveInt = Field(1, description="passes over one batch of rollouts")
-    max_nonfinite_steps: PositiveInt = Field(3, description="skipped steps in a row that end the run (exit 7)")
+    advantage_eps: PositiveFloat = Field(default=1e-6, description="added to the standard deviation")
+    clip_low: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.2, description="ratios below 1 - clip_low are clipped")
+    clip_high: NonNegativeFloat = Field(default=0.2, description="ratios above 1 + clip_high are clipped")
+    kl_coefficient: NonNegativeFloat = Field(
+        default=0.0, description="weight of KL(policy || start model); at 0 no reference model is held"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="per-token estimate of that KL")
+    zero_variance: Literal["drop", "keep"] = Field(default="keep", description="does the loss denominator count groups without signal?")
+    max_micro_batch_tokens: PositiveInt = Field(default=16384, description="packed tokens of one forward and backward pass on a rank")
+    rollouts_per_step: PositiveInt | None = Field(default=None, description="rollouts of one optimizer step; None: the whole round")
+    updates_per_batch: PositiveInt = Field(default=1, description="passes over one batch of rollouts")
+    max_nonfinite_steps: PositiveInt = Field(default=3, description="skipped steps in a row that end the run (exit 7)")
 
     @model_validator(mode="before")
     @classmethod
@@ -143,19 +150,21 @@ class LearnerConfig(Section):
 class OptimizerConfig(Section):
     """AdamW."""
 
-    learning_rate: PositiveFloat = Field(1e-6, description="after the warm-up")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="linear, cosine: down to 0 over the planned steps")
-    warmup_steps: NonNegativeInt = Field(0, description="linear rise from 0")
+    learning_rate: PositiveFloat = Field(default=1e-6, description="after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="linear, cosine: down to 0 over the planned steps"
+    )
+    warmup_steps: NonNegativeInt = Field(default=0, description="linear rise from 0")
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = Field(1.0, description="the global gradient is scaled down to this norm")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="the global gradient is scaled down to this norm")
 
 
 class ZeroConfig(Section):
-    stage: Literal[0, 1, 2, 3] = Field(3, description="sharded over ranks; 1: optimizer state, 2: and gradients, 3: and parameters")
-    offload_optimizer: Literal["none", "cpu"] = Field("none", description="where the optimizer state lives between steps")
-    offload_parameters: Literal["none", "cpu"] = Field("none", description="where parameter shards live; stage 3 only")
+    stage: Literal[0, 1, 2, 3] = Field(default=3, description="sharded over ranks; 1: optimizer state, 2: and gradients, 3: and parameters")
+    offload_optimizer: Literal["none", "cpu"] = Field(default="none", description="where the optimizer state lives between steps")
+    offload_parameters: Literal["none", "cpu"] = Field(default="none", description="where parameter shards live; stage 3 only")
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> ZeroConfig:
@@ -167,31 +176,33 @@ class ZeroConfig(Section):
 
 
 class EvaluationConfig(Section):
-    every_steps: NonNegativeInt = Field(0, description="0: only before and after training")
-    samples_per_prompt: PositiveInt = Field(1, description="k of avg@k")
-    final_samples_per_prompt: PositiveInt | None = Field(None, description="before and after; None: as samples_per_prompt")
-    pass_k: tuple[PositiveInt, ...] = Field((1,), description="k of the unbiased pass@k; those above the samples drawn are left out")
-    temperature: PositiveFloat = Field(1.0, description="of evaluation samples")
-    limit: PositiveInt | None = Field(None, description="evaluate only the first held-out prompts")
+    every_steps: NonNegativeInt = Field(default=0, description="0: only before and after training")
+    samples_per_prompt: PositiveInt = Field(default=1, description="k of avg@k")
+    final_samples_per_prompt: PositiveInt | None = Field(default=None, description="before and after; None: as samples_per_prompt")
+    pass_k: tuple[PositiveInt, ...] = Field(
+        default=(1,), description="k of the unbiased pass@k; those above the samples drawn are left out"
+    )
+    temperature: PositiveFloat = Field(default=1.0, description="of evaluation samples")
+    limit: PositiveInt | None = Field(default=None, description="evaluate only the first held-out prompts")
 
 
 class CheckpointConfig(Section):
-    every_steps: NonNegativeInt = Field(0, description="0: only at the end and when interrupted")
-    keep_last: int = Field(2, ge=2, description="older checkpoints are removed after a newer one is committed")
-    export: bool = Field(True, description="write the final model in save_pretrained layout to export/")
+    every_steps: NonNegativeInt = Field(default=0, description="0: only at the end and when interrupted")
+    keep_last: int = Field(default=2, ge=2, description="older checkpoints are removed after a newer one is committed")
+    export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
 
 
 class LoggingConfig(Section):
     tensorboard: bool = True
-    wandb: bool = Field(False, description="needs the extra [wandb] and your own login")
-    sample_dumps: bool = Field(True, description="write some rollouts of each step to samples.jsonl")
-    samples_per_dump: PositiveInt = Field(8, description="groups of one step whose first rollout is written")
+    wandb: bool = Field(default=False, description="needs the extra [wandb] and your own login")
+    sample_dumps: bool = Field(default=True, description="write some rollouts of each step to samples.jsonl")
+    samples_per_dump: PositiveInt = Field(default=8, description="groups of one step whose first rollout is written")
 
 
 class Config(Section):
-    name: str = Field("run", description="of the run's directory")
-    output_dir: str = Field("runs", description="parent of the run's directory")
-    seed: NonNegativeInt = Field(0, description="of everything random: plan, samples, split")
+    name: str = Field(default="run", description="of the run's directory")
+    output_dir: str = Field(default="runs", description="parent of the run's directory")
+    seed: NonNegativeInt = Field(default=0, description="of everything random: plan, samples, split")
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig = RewardConfig()

@@ -56,7 +56,7 @@ class Recorder:
 
             self._board = SummaryWriter(str(run_dir / "tensorboard"))
         if active and config.logging.wandb:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
             self._wandb = wandb.init(project="cero_rl", name=config.name, dir=str(run_dir), config=config.model_dump(mode="json"))
 

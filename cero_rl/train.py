@@ -140,6 +140,7 @@ class Trainer:
             if every and self.step % every == 0 and len(self.data.heldout) and self.ledger.remaining_rollouts:
                 result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
                 numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
+                self.console.say(f"held-out after step {self.step}: {_describe(result)}")
             signal = self.group.all_max(interrupt.exit_code or 0)
             stop = signal or (0 if self.step == self.options.stop_at_step and self.ledger.remaining_rollouts else None)
             due = self.config.checkpoint.every_steps and self.step % self.config.checkpoint.every_steps == 0
@@ -157,16 +158,18 @@ class Trainer:
         """Sample and learn from groups first:last; returns the step's numbers."""
         started = time.perf_counter()
         prompt_ids, rollouts = allocation.prompt_ids[first:last], allocation.rollouts[first:last]
-        value_before = self.scheduler.value[prompt_ids]
+        value_before = self.scheduler.value
+        whole = first == 0 and last == len(allocation.prompt_ids)  # a cut round has one wave: its slices were planned together
         collected = collect(
-            prompt_ids, rollouts, stream=allocation.round + 1, pool=self.data.train, engine=self.engine, rewards=rewards,
+            prompt_ids, rollouts, next_wave=self.scheduler.next_round if whole else None, keep=self.scheduler.keep,
+            stream=allocation.round + 1, pool=self.data.train, engine=self.engine, rewards=rewards,
             lengths=self.lengths, config=self.config, group=self.group,
         )  # fmt: skip
         evidence = collected.evidence
-        self.successes[prompt_ids] += evidence.successes
-        self.trials[prompt_ids] += evidence.trials
+        self.successes[evidence.prompt_ids] += evidence.successes
+        self.trials[evidence.prompt_ids] += evidence.trials
         self.lengths.update(evidence)
-        failed = int(rollouts.sum()) - int(evidence.generated.sum())
+        failed = evidence.requested - int(evidence.generated.sum())
         if failed:
             self.scheduler.refund(failed)
         self.ledger.book(int(evidence.generated.sum()), failed)
@@ -180,12 +183,12 @@ class Trainer:
         ended = time.perf_counter()
         self.step += 1
         if self.group.is_main:
-            entry = {"step": self.step, "round": allocation.round, "groups": len(prompt_ids), **self.ledger.state()}
+            entry = {"step": self.step, "round": allocation.round, "groups": len(evidence.prompt_ids), **self.ledger.state()}
             append_jsonl(self.run_dir / "ledger.jsonl", entry)
             append_jsonl(self.run_dir / "evidence.jsonl", evidence_entry(self.step, allocation.round, evidence))
             if self.config.logging.sample_dumps:
                 dump_samples(self.run_dir, self.step, collected, self.data.train.prompts, self.config.logging.samples_per_dump)
-        premise = premise_correlation(value_before, evidence.successes, evidence.trials)
+        premise = premise_correlation(value_before[evidence.prompt_ids], evidence.successes, evidence.trials)
         numbers = step_numbers(collected, result, self.data.train, self.scheduler, self.ledger, self.group, premise)
         numbers["round"] = allocation.round
         if collected.reward_error is not None and not self.reward_error_said:

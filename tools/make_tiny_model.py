@@ -49,7 +49,8 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(ALPHABET) + 2, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True, rope_theta=10000.0,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True, 
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, use_cache=True,
     )  # fmt: skip
     model = Qwen3ForCausalLM(config)
@@ -133,7 +134,7 @@ def print_table(items: Sequence[Item], rates: np.ndarray) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, help="directory for tiny_digits/ and the three .jsonl files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=250, help="supervised steps of the warm start")
@@ -150,7 +151,7 @@ def main() -> int:
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(encode)} tokens")
     warm_start(model, encode, steps=arguments.steps, batch=arguments.batch, rate=arguments.learning_rate, seed=arguments.seed)
     engine = TransformersEngine(
-        model, eos_token_ids=[EOS], pad_token_id=PAD, decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        model, eos_token_ids=[EOS], pad_token_id=PAD, decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         max_response_tokens=MAX_ANSWER_CHARS + 2, max_batch_tokens=16384, seed=arguments.seed,
     )  # fmt: skip
     heldout = list(islice(stream(arguments.seed, families=FAMILIES, heldout=True), arguments.heldout))

@@ -8,7 +8,7 @@ special tokens: the template writes its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ def _template_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: Data
             f"the tokenizer has no chat template, but {why}; use an instruction-tuned model's tokenizer, "
             "or set data.chat_template: never to join the messages as plain text"
         )
-    options = {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
+    options: dict[str, Any] = {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
     messages = chat_messages(prompt, data)
     try:
         ids = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options)

@@ -92,9 +92,10 @@ class Policy:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
         with _quiet_deepspeed():
-            self.engine, *_ = deepspeed.initialize(
-                model=self._module, model_parameters=list(self._module.parameters()), config=policy_config(config, group.world_size)
-            )
+            parameters: Any = list(self._module.parameters())  # DeepSpeed's annotation says Module
+            settings = policy_config(config, group.world_size)
+            engine, *_ = deepspeed.initialize(model=self._module, model_parameters=parameters, config=settings)
+        self.engine: Any = engine
         self.causal_lm = causal_lm
 
     def logps(self, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:

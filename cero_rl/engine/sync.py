@@ -14,7 +14,7 @@ BUCKET_BYTES = 512 * 2**20
 
 
 def _full_numel(parameter: nn.Parameter) -> int:
-    return int(parameter.ds_numel) if hasattr(parameter, "ds_numel") else parameter.numel()
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def buckets(named: Iterable[tuple[str, nn.Parameter]], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[tuple[str, nn.Parameter]]]:

@@ -13,6 +13,9 @@ from typing import Any
 
 from cero_rl.rewards.base import RewardItem
 
+# math-verify's own timeouts are signals and work in the main thread only; the pool kills a late worker instead. None turns them off,
+# which its annotations do not know.
+_NO_TIMEOUT: Any = None
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -32,7 +35,7 @@ def _gold(answer: str) -> tuple[Any, ...]:
 
     text = final_part(answer)
     marked = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
-    parsed = parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=None) or parse(text, parsing_timeout=None)
+    parsed = parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=_NO_TIMEOUT) or parse(text, parsing_timeout=_NO_TIMEOUT)
     if not parsed:
         raise ValueError(
             f"the answer {answer[:80]!r} cannot be read as mathematics; use reward.function: exact or a plug-in"
@@ -49,7 +52,7 @@ def math(item: RewardItem) -> float:
 
     gold = list(_gold(item.answer))
     configs = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    found = parse(item.completion, extraction_config=configs, parsing_timeout=None)
+    found = parse(item.completion, extraction_config=configs, parsing_timeout=_NO_TIMEOUT)
     return float(bool(found) and verify(gold, found, timeout_seconds=None))
 
 

@@ -8,15 +8,22 @@ import numpy as np
 import numpy.typing as npt
 
 
-def deal_groups(expected_tokens: npt.NDArray[np.float64], world_size: int) -> list[npt.NDArray[np.int64]]:
-    """Indices of the groups of each rank, longest processing time first (at most 4/3 of the best possible makespan).
+def deal_groups(
+    expected_tokens: npt.NDArray[np.float64], world_size: int, owner: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int64]:
+    """i64[G] rank of each group, longest processing time first (at most 4/3 of the best possible makespan).
 
-    `expected_tokens` is [G] and must be the same on every rank; ties go by index, so no broadcast is needed.
+    `expected_tokens` is [G] and must be the same on every rank; ties go by index, so no broadcast is needed. A group that an
+    earlier wave of the round gave to a rank stays there: `owner` i64[G] names it, -1 where there is none.
     """
-    loads = [(0.0, rank) for rank in range(world_size)]
-    dealt: list[list[int]] = [[] for _ in range(world_size)]
+    ranks = np.full(expected_tokens.shape, -1, dtype=np.int64) if owner is None else owner.copy()
+    fixed = ranks >= 0
+    loads = [(float(expected_tokens[fixed & (ranks == rank)].sum()), rank) for rank in range(world_size)]
+    heapq.heapify(loads)
     for index in np.argsort(-expected_tokens, kind="stable"):
+        if fixed[index]:
+            continue
         load, rank = heapq.heappop(loads)
-        dealt[rank].append(int(index))
+        ranks[index] = rank
         heapq.heappush(loads, (load + float(expected_tokens[index]), rank))
-    return [np.array(sorted(indices), dtype=np.int64) for indices in dealt]
+    return ranks

@@ -56,7 +56,7 @@ def main() -> int:
     policy = Policy(config, group)
     reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
     groups, rewards = make_groups()
-    mine = deal_groups(np.array(SIZES, dtype=np.float64), group.world_size)[group.rank]
+    mine = np.flatnonzero(deal_groups(np.array(SIZES, dtype=np.float64), group.world_size) == group.rank)
     batch = pack_rollouts([groups[i] for i in mine], [rewards[i] for i in mine])
     stats = group_advantage(batch.rewards, batch.group_offsets, norm=config.learner.advantage, eps=config.learner.advantage_eps)
     gradients: list[dict[str, np.ndarray]] = []
