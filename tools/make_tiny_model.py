@@ -49,7 +49,7 @@ def make_model(seed: int) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(ALPHABET) + 2, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True, 
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, use_cache=True,
     )  # fmt: skip
