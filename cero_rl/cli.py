@@ -191,7 +191,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="cero-rl", description="Rollout allocation for RL with verifiable rewards: check, evaluate, inspect.", allow_abbrev=False)
+    what = "Rollout allocation for RL with verifiable rewards: check, evaluate, inspect."
+    parser = _Parser(prog="cero-rl", description=what, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     validate = commands.add_parser("validate", help="check a configuration and print the sizes that follow from it")
