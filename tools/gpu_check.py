@@ -96,7 +96,7 @@ def smoke(dtype: str) -> Check:
 def checks() -> Iterator[Check]:
     python = sys.executable
     cases = "tests/ops/gpu_cases.py"
-    yield Check("build", [python, "setup.py", "build_ext", "--inplace"], 150, {"CERO_CUDA": "1"}, lacking("setuptools"))
+    yield Check("build", [python, "setup.py", "build_ext", "--inplace", "--force"], 150, {"CERO_CUDA": "1"}, lacking("setuptools"))
     if has("pytest", "hypothesis"):
         command = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"]
         yield Check("tests", command, 120, {"CERO_REQUIRE_GPU": "1"})
