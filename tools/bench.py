@@ -64,7 +64,7 @@ def bench_startup() -> Iterator[dict[str, Any]]:
         process = subprocess.Popen(command(out, "bench", settings=settings), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for line in process.stdout:
-            if first is None and line.startswith("held-out accuracy before"):
+            if first is None and line.startswith("held-out before training"):
                 first = time.monotonic() - started
         if process.wait() != 0:
             raise SystemExit("error: the 2-rank job failed; run it by hand with --debug")
