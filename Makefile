@@ -33,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench docs compare clean
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -58,11 +58,23 @@ check: $(VENV)/.stamp-dev ## lint and type check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-gpu-check: $(VENV)/.stamp-dev ## the tests that need a CUDA GPU
-	CERO_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu $(ARGS)
+# With PY=<a python that has torch> nothing is installed, for GPU machines without a network.
+OWN_PY := $(filter command line,$(origin PY))
+DEV := $(if $(OWN_PY),,$(VENV)/.stamp-dev)
 
-bench: $(VENV)/.stamp-dev ## timings of the kernels, the scheduler and the start-up
-	OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+gpu-check: ## on a GPU: build, tests, sanitizers, benchmark, ZeRO-3 smoke; rows in docs/bench/
+	@$(if $(OWN_PY),$(PY),$(PYTHON)) tools/gpu_check.py --look
+	@$(if $(DEV),$(MAKE) --no-print-directory $(DEV))
+	@PYTHONPATH=$(CURDIR) $(PY) tools/gpu_check.py $(ARGS)
+
+bench: $(DEV) ## timings of the scheduler, the start-up and a training step
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+
+bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--device cuda" on a GPU
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_advantage.py $(ARGS)
+
+kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; needs nvcc, no GPU
+	@$(PY) tools/kernel_report.py
 
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
