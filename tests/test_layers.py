@@ -95,10 +95,10 @@ def test_deepspeed_and_vllm_stay_in_their_corner() -> None:
 def test_other_trainers_stay_in_their_adapters() -> None:
     for path in FILES:
         if unit_of(path) != "adapters":
-            assert not {"trl", "verl", "ray", "accelerate"} & third_party(path), path
+            assert not {"trl", "accelerate", "verl", "ray", "transfer_queue"} & third_party(path), path
             assert not any(name.startswith("cero_rl.adapters") for name in IMPORTS[path]), f"{path}: adapters are for users to import"
-        elif path.parent.name != "trl":
-            assert not {"trl", "accelerate"} & third_party(path), path
+        else:
+            assert not ({"trl", "verl"} - {path.parent.name}) & third_party(path), path
 
 
 def test_validation_starts_without_torch() -> None:
