@@ -33,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean trl-example test-trl test-verl
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -83,6 +83,15 @@ compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes
 	OMP_NUM_THREADS=1 $(PY) tools/compare.py run $(ARGS)
 	$(PY) tools/compare.py report
 
+trl-example: build/venv-trl/.stamp ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
+	OMP_NUM_THREADS=1 build/venv-trl/bin/python recipes/trl_cero.py $(ARGS)
+
+test-trl: build/venv-trl/.stamp ## the tests of the TRL adapter, in an environment of their own
+	OMP_NUM_THREADS=1 build/venv-trl/bin/python -m pytest -q tests/adapters/test_trl.py tests/adapters/test_rounds.py $(ARGS)
+
+test-verl: build/venv-verl/.stamp ## the tests of the verl adapter, in an environment of their own
+	OMP_NUM_THREADS=1 build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
+
 clean: ## remove the virtual environment and what was built; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
 	find cero_rl -name '*.so' -delete
@@ -113,3 +122,14 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev procedural report >build/dev.txt
 	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
 	@touch $@
+
+# Other trainers, each beside the versions it wants. lock.txt constrains what it can; requirements/verl.txt pins its own transformers.
+build/venv-trl/.stamp: CONSTRAINTS := $(LOCK)
+build/venv-verl/.stamp: CONSTRAINTS := requirements/verl-constraints.txt
+build/venv-%/.stamp: requirements/%.txt $(LOCK) $(NATIVE)
+	$(call stage,virtual environment in build/venv-$*,test -x build/venv-$*/bin/python || $(PYTHON) -m venv build/venv-$*)
+	$(call stage,build tools and $(TORCH),build/venv-$*/bin/python -c 'import torch' || $(OTHER_PIP) setuptools wheel ninja $(TORCH))
+	$(call stage,$*,$(OTHER_PIP) -r requirements/$*.txt)
+	$(call stage,cero_rl and its native code,$(OTHER_PIP) --no-build-isolation --no-deps -e .)
+	@touch $@
+OTHER_PIP = build/venv-$*/bin/python -m pip --disable-pip-version-check install --no-input -c $(CONSTRAINTS)

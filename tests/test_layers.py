@@ -13,7 +13,7 @@ LAYERS = [
     {"__init__", "errors", "types", "config", "config_io"},
     {"scheduler", "ops", "ledger"},
     {"data", "rewards", "rollout", "learner"},
-    {"engine"},
+    {"engine", "adapters"},
     {"train", "evaluate", "checkpoint", "metrics", "report"},  # and every module of one file that is not listed
     {"cli", "__main__"},
 ]
@@ -90,6 +90,15 @@ def test_deepspeed_and_vllm_stay_in_their_corner() -> None:
             assert "deepspeed" not in third_party(path), path
         if not (unit_of(path) == "rollout" and path.name.startswith("vllm")):
             assert "vllm" not in third_party(path), path
+
+
+def test_other_trainers_stay_in_their_adapters() -> None:
+    for path in FILES:
+        if unit_of(path) != "adapters":
+            assert not {"trl", "accelerate", "verl", "ray", "transfer_queue"} & third_party(path), path
+            assert not any(name.startswith("cero_rl.adapters") for name in IMPORTS[path]), f"{path}: adapters are for users to import"
+        else:
+            assert not ({"trl", "verl"} - {path.parent.name}) & third_party(path), path
 
 
 def test_validation_starts_without_torch() -> None:
