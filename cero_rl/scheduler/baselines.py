@@ -30,6 +30,7 @@ class PromptOrder:
         self.epoch = 0
         self.cursor = 0
         self.order: Ids = self.shuffled(0)
+        self._marked = np.zeros(num_prompts, dtype=bool)  # scratch, all False between calls
 
     def shuffled(self, epoch: int) -> Ids:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_prompts)
@@ -51,9 +52,12 @@ class PromptOrder:
 
     def _slice(self, count: int, avoid: Ids) -> Ids:
         rest = self.order[self.cursor :]
-        if avoid.size and np.isin(rest[:count], avoid).any():
-            repeated = np.isin(rest, avoid)
-            self.order = np.concatenate((self.order[: self.cursor], rest[~repeated], rest[repeated]))
+        if avoid.size:
+            self._marked[avoid] = True
+            if self._marked[rest[:count]].any():
+                repeated = self._marked[rest]
+                self.order = np.concatenate((self.order[: self.cursor], rest[~repeated], rest[repeated]))
+            self._marked[avoid] = False
         taken = self.order[self.cursor : self.cursor + count].copy()
         self.cursor += taken.shape[0]
         return taken

@@ -121,11 +121,13 @@ class AeroOptions:
     group_rollouts: int = 8  # sizes the batch: quota / group_rollouts prompts
     explore_rollouts: int = 6
     extra_rollouts: int = 2
+    max_waves: int = 6
     wrong_per_right: float = 1.0
 
     def __post_init__(self) -> None:
         require(self.explore_rollouts >= 1, f"explore_rollouts = {self.explore_rollouts}, wanted >= 1")
-        require(self.extra_rollouts >= 1, f"extra_rollouts = {self.extra_rollouts}, wanted >= 1")
+        for name, value in (("extra_rollouts", self.extra_rollouts), ("max_waves", self.max_waves)):
+            require(value >= 1, f"{name} = {value}, wanted >= 1")
         require(self.group_rollouts >= self.explore_rollouts, f"group_rollouts = {self.group_rollouts}, wanted >= explore_rollouts")
         require(self.wrong_per_right > 0.0, f"wrong_per_right = {self.wrong_per_right:g}, wanted > 0")
 
@@ -133,10 +135,10 @@ class AeroOptions:
 class AeroScheduler(WaveScheduler[AeroOptions]):
     """AERO (arXiv 2602.14338): explore a batch, then rescue: prompts without any right answer get extra_rollouts again and again.
 
-    A rescue ends with the first right answer or when the quota (or the largest group) is out. Of groups with a pass rate
+    A rescue ends with the first right answer, when the quota (or the largest group) is out, or after max_waves. Of groups with a pass rate
     below 1/2, all right answers train and wrong_per_right wrong ones for each. Departures: the paper's Beta-posterior
     baseline for groups of one outcome belongs to the estimator and is left out, so all-right groups teach nothing here; its
-    code is not public and the exploration size is ours: 6 of 8.
+    code is not public; the exploration size (6 of 8) and the limit on waves are ours.
     """
 
     name = "aero"

@@ -64,10 +64,12 @@ class ScreenOptions:
     pilot_share: float = 0.5  # of what the round has left, for looking
     lowest_rate: float = 0.25  # Pilot-Commit only: pass rates of the pilots that qualify
     highest_rate: float = 0.75
+    max_waves: int = 4  # SPEED-RL only
 
     def __post_init__(self) -> None:
         require(self.pilot_rollouts >= 2, f"pilot_rollouts = {self.pilot_rollouts}, wanted >= 2")
         require(self.commit_rollouts >= 1, f"commit_rollouts = {self.commit_rollouts}, wanted >= 1")
+        require(self.max_waves >= 2, f"max_waves = {self.max_waves}, wanted >= 2")
         require(0.0 < self.pilot_share <= 1.0, f"pilot_share = {self.pilot_share:g}, wanted a number in (0, 1]")
         require(
             0.0 <= self.lowest_rate <= self.highest_rate <= 1.0,
@@ -97,7 +99,6 @@ class SpeedScheduler(_Screening):
     """
 
     name = "speed_rl"
-    _MAX_WAVES = 8
 
     def _extend(self, seen: Waves, left: int) -> Plan:
         pilot = self._units(self.options.pilot_rollouts)
@@ -105,7 +106,7 @@ class SpeedScheduler(_Screening):
         waiting = seen.live & (seen.units == pilot)
         if waiting.any():
             return more_for(seen, waiting, commit, self.spec.max_units_per_prompt)
-        if self._wave + 1 >= self._MAX_WAVES or left < pilot + commit or seen.ids.size >= self.spec.num_prompts:
+        if self._wave + 1 >= self.options.max_waves or left < pilot + commit or seen.ids.size >= self.spec.num_prompts:
             return NOTHING
         return self._pilots(left, seen.ids)
 
