@@ -203,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="held-out accuracy of a model, e.g. of a run's export/")
     _add_config(evaluate)
     evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
-    add_simulate(commands.add_parser("simulate", help="allocators against each other on simulated prompt pools, or on a recorded run"))
+    about = "allocators against each other on simulated prompt pools, or on a recorded run"
+    add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)

@@ -39,11 +39,11 @@ class BatchScheduler(RivalScheduler[BatchT], Generic[BatchT]):
         if quota == 0:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         most, least = self.spec.max_units_per_prompt, self._units(self.options.min_rollouts)
-        prompts = min(-(-quota // self._units(self.options.group_rollouts)), self.spec.num_prompts)
-        prompts = max(min(prompts, quota // least), 1)
+        wanted = min(-(-quota // self._units(self.options.group_rollouts)), self.spec.num_prompts, quota // least)
+        prompts = max(wanted, -(-quota // most))
         ids = self._prompts.take(prompts)
-        if quota < least:
-            return ids, np.array([quota])
+        if quota < prompts * least:  # a rump of the budget that no batch of legal groups holds: shared evenly
+            return ids, quota // prompts + (np.arange(prompts) < quota % prompts).astype(np.int64)
         sizes = np.asarray(self.spec.rollouts_per_unit * np.arange(least + 1, most + 1), dtype=np.float64)
         extra = exact_greedy(self._gains(ids, sizes), quota - prompts * least, self._tie_rank[ids])
         return ids, least + extra

@@ -62,7 +62,7 @@ class ReinforceAdaOptions:
     group_rollouts: int = 8  # sizes the batch: quota / group_rollouts prompts
     wave_rollouts: int = 4
     max_waves: int = 4
-    keep_rollouts: int = 8  # of a group, after down-sampling
+    keep_rollouts: int = 4  # of a group, after down-sampling
     exit: Literal["balanced", "positive"] = "balanced"
 
     def __post_init__(self) -> None:

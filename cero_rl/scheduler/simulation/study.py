@@ -100,6 +100,4 @@ def run_suite(
     for job, outcomes in stream:
         done[job] = outcomes
         progress(len(done), len(jobs))
-    return tuple(
-        CaseResult(case, tuple(zip(*(done[index, seed] for seed in range(seeds))))) for index, case in enumerate(suite.cases)
-    )
+    return tuple(CaseResult(case, tuple(zip(*(done[index, seed] for seed in range(seeds))))) for index, case in enumerate(suite.cases))

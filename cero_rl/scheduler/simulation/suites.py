@@ -65,7 +65,7 @@ class Suite:
 UNIFORM = Entry("uniform", "uniform")
 ORACLE = Entry("oracle (knows p)", "oracle", note="simulation only")
 CERO = Entry("cero, as published", "cero")
-CERO_TUNED = Entry("cero, step x5, rho .98", "cero", step_scale=5.0, forgetting=0.98)
+CERO_TUNED = Entry("cero, step x3, rho .98", "cero", step_scale=3.0, forgetting=0.98)
 THOMPSON = Entry("thompson, rho .98", "thompson", forgetting=0.98)
 
 
@@ -73,6 +73,7 @@ def _fine(label: str, scheduler: SchedulerName, *options: tuple[str, OptionValue
     return Entry(label, scheduler, unit=2, most=64, slack=slack, forgetting=0.98, options=options)
 
 
+_VIGOR = _fine("vigor", "vigor", slack=2.0)
 RIVAL_ENTRIES: tuple[Entry, ...] = (
     UNIFORM,
     Entry("random matched", "random_matched"),
@@ -94,7 +95,7 @@ RIVAL_ENTRIES: tuple[Entry, ...] = (
     _fine("reinforce_ada", "reinforce_ada", slack=2.0),
     _fine("speed_rl", "speed_rl", slack=2.0),
     _fine("pilot_commit", "pilot_commit", slack=2.0),
-    _fine("vigor", "vigor", slack=2.0),
+    _VIGOR,
     _fine("aero", "aero", slack=2.0),
     Entry("uniform 16, pods 8", "uniform", unit=16, keep="pods"),
     Entry("uniform 16, gfpo 8", "uniform", unit=16, keep="gfpo"),
@@ -106,26 +107,24 @@ UNFILTERED = PoolSpec("unfiltered", shares=(0.60, 0.15, 0.10, 0.15), dynamics="l
 _ROUNDS, _BUDGET = 160, 160 * 512
 
 
-def _named(pool: PoolSpec, name: str, **changes: object) -> PoolSpec:
-    return replace(pool, name=name, **changes)  # pyright: ignore[reportArgumentType]
-
-
 def _cero_entries() -> tuple[Entry, ...]:
     steps = [Entry(f"cero, step x{scale:g}", "cero", step_scale=scale) for scale in (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)]
-    rhos = [Entry(f"cero, step x5, rho {rho:g}", "cero", step_scale=5.0, forgetting=rho) for rho in (0.995, 0.98, 0.95)]
+    rhos = [
+        Entry(f"cero, step x{x:g}, rho {r:g}", "cero", step_scale=x, forgetting=r) for x, r in ((3, 0.995), (3, 0.98), (3, 0.95), (5, 0.98))
+    ]
     sizes = (
         Entry("cero, rho 0.98", "cero", forgetting=0.98),
         Entry("cero, capacity x2", "cero", slack=2.0),
         Entry("cero, groups of 4", "cero", unit=4),
-        Entry("cero x5, rho .98, groups of 4", "cero", unit=4, step_scale=5.0, forgetting=0.98),
-        Entry("cero x5, rho .98, groups of 16", "cero", unit=16, step_scale=5.0, forgetting=0.98),
+        Entry("cero, groups of 4, step x3", "cero", unit=4, step_scale=3.0),
+        Entry("cero, groups of 16, step x3", "cero", unit=16, step_scale=3.0),
     )
     return (UNIFORM, *steps, *rhos, *sizes, THOMPSON, ORACLE)
 
 
 def _drift_entries() -> tuple[Entry, ...]:
     rhos = (1.0, 0.99, 0.95)
-    cero = [Entry(f"cero, step x5, rho {rho:g}", "cero", step_scale=5.0, forgetting=rho) for rho in rhos]
+    cero = [Entry(f"cero, step x3, rho {rho:g}", "cero", step_scale=3.0, forgetting=rho) for rho in rhos]
     draws = [Entry(f"thompson, rho {rho:g}", "thompson", forgetting=rho) for rho in rhos]
     return (UNIFORM, CERO, *cero, *draws, ORACLE)
 
@@ -134,20 +133,28 @@ def make_suites(prompts: int = 2400, rounds: int = _ROUNDS, budget: int = _BUDGE
     """The named suites at these sizes. Raises ValueError where a pool is impossible."""
     sized = lambda pool: replace(pool, prompts=prompts, skills=min(pool.skills, prompts))
     case = lambda pool, entries: Case(sized(pool), rounds, budget, entries)
-    static = _named(UNFILTERED, "unfiltered, static", dynamics="static")
-    drift = lambda step: _named(ALIKE, f"drift {step:g} logits a round", dynamics="drift", drift=step)
+    static = replace(UNFILTERED, dynamics="static")
+    drift = lambda step: replace(ALIKE, name=f"alike, {step:g} logits a round", dynamics="drift", drift=step)
+    still = replace(ALIKE, dynamics="static")
+    cero, drifting = _cero_entries(), _drift_entries()
     suites = (
         Suite(
-            "rivals", "all allocators: an unfiltered pool, one where most prompts teach, and static rates",
+            "rivals",
+            "all allocators: an unfiltered pool, one where most prompts teach, and static rates",
             tuple(case(pool, RIVAL_ENTRIES) for pool in (UNFILTERED, ALIKE, static)),
         ),
-        Suite("cero", "CERO's own settings: step scale and forgetting", tuple(case(p, _cero_entries()) for p in (UNFILTERED, ALIKE, static))),
         Suite(
-            "drift", "forgetting where rates stand still, drift slowly and drift fast",
-            (case(_named(ALIKE, "static", dynamics="static"), _drift_entries()), *(case(drift(s), _drift_entries()) for s in (0.03, 0.15))),
+            "cero",
+            "CERO's own settings: step scale, forgetting, group size, capacity",
+            tuple(case(pool, cero) for pool in (UNFILTERED, static)),
         ),
-        Suite("smoke", "a few allocators, one pool", (case(UNFILTERED, (UNIFORM, CERO, THOMPSON, _fine("vigor", "vigor", slack=2.0), ORACLE)),)),
-    )  # fmt: skip
+        Suite(
+            "drift",
+            "forgetting where rates stand still, drift slowly and drift fast",
+            tuple(case(pool, drifting) for pool in (still, drift(0.03), drift(0.15))),
+        ),
+        Suite("smoke", "a few allocators, one pool", (case(UNFILTERED, (UNIFORM, CERO, THOMPSON, _VIGOR, ORACLE)),)),
+    )
     return {suite.name: suite for suite in suites}
 
 
