@@ -22,7 +22,7 @@ _LEGEND = (
     "the learning model. Last columns: lift, i.e. share of the rollouts over share of the pool, by kind of prompt or by success rate.\n"
     "+-: 95 % t interval over paired seeds, * where it leaves out 0;"
 )
-_SHOWN = ("uniform", "cero, as published", "cero, step x3, rho .98", "thompson, rho .98", "vigor", "greso", "oracle (knows p)")
+_SHOWN = ("uniform", "cero, as published", "cero, step x3", "thompson, rho .98", "vigor", "greso", "oracle (knows p)")
 
 
 def number(estimate: Estimate, digits: int = 3, signed: bool = False) -> str:

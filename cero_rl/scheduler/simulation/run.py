@@ -42,7 +42,6 @@ class Outcome:
     bin_lift: Floats  # [5] by success rate when sampled: -.05 -.25 -.75 -.95 -1
     curve_value: Floats  # [21] over GRID; nan beyond what was spent
     curve_ability: Floats  # [21]
-    curve_live: Floats  # [21] live groups so far over groups so far
 
 
 class _Ledger:
@@ -55,7 +54,7 @@ class _Ledger:
         self.kinds, self.bins, self.bin_prompts = np.zeros(len(KINDS)), np.zeros(5), np.zeros(5)
         self.spent = self.groups = self.live = self.live_rollouts = self.trained = self.rounds = 0
         self.value = 0.0
-        self.curve = [(0.0, 0.0, world.ability(), 0.0)]
+        self.curve = [(0.0, 0.0, world.ability())]
 
     def round(self, world: World, ids: Ids, rollouts: Ids, live: npt.NDArray[np.bool_], trained: int) -> None:
         p, before = world.rates[ids], self.exposure[ids]
@@ -115,7 +114,7 @@ def simulate(scheduler: Scheduler, world: World, *, saturation: float = 1.0, opt
             book.round(world, ids, tries, live, trained)
         world.finish_round(ids, signal)
         scheduler.update(successes, trials)
-        book.curve.append((book.spent / budget, book.value, world.ability(), book.live / max(book.groups, 1)))
+        book.curve.append((book.spent / budget, book.value, world.ability()))
     return _outcome(book, world, budget, optimum)
 
 
@@ -147,9 +146,9 @@ def optimum_curve(world: World, budget: int, saturation: float = 1.0) -> Floats:
 
 
 def _outcome(book: _Ledger, world: World, budget: int, optimum: Floats | None) -> Outcome:
-    spent, value, ability, live = np.array(book.curve).T
+    spent, value, ability = np.array(book.curve).T
     beyond = spent[-1] + 1e-9 < GRID
-    curves = [np.where(beyond, np.nan, np.interp(GRID, spent, line)) for line in (value, ability, live)]
+    curves = [np.where(beyond, np.nan, np.interp(GRID, spent, line)) for line in (value, ability)]
     prompts = np.bincount(world.kind[world.kind >= 0], minlength=len(KINDS))
     return Outcome(
         spent_rollouts=book.spent,
@@ -168,7 +167,6 @@ def _outcome(book: _Ledger, world: World, budget: int, optimum: Floats | None) -
         bin_lift=_lift(book.bins, book.bin_prompts),
         curve_value=curves[0],
         curve_ability=curves[1],
-        curve_live=curves[2],
     )
 
 

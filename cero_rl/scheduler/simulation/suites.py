@@ -30,7 +30,6 @@ class Entry:
     step_scale: float = 1.0
     options: Options = ()
     keep: KeepName | None = None
-    note: str = ""
 
     def build(self, prompts: int, rounds: int, budget: int, seed: int) -> Scheduler:
         """Raises ValueError where the sizes do not fit."""
@@ -63,9 +62,9 @@ class Suite:
 
 
 UNIFORM = Entry("uniform", "uniform")
-ORACLE = Entry("oracle (knows p)", "oracle", note="simulation only")
+ORACLE = Entry("oracle (knows p)", "oracle")
 CERO = Entry("cero, as published", "cero")
-CERO_TUNED = Entry("cero, step x3, rho .98", "cero", step_scale=3.0, forgetting=0.98)
+CERO_TUNED = Entry("cero, step x3", "cero", step_scale=3.0)
 THOMPSON = Entry("thompson, rho .98", "thompson", forgetting=0.98)
 
 
