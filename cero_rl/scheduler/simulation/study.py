@@ -17,6 +17,7 @@ from cero_rl.scheduler.simulation.suites import Case, Suite
 from cero_rl.scheduler.simulation.worlds import ReplayWorld, World, build_world
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_REPLAY_SEEDS = 1_000_003  # the recorded run's own plan would meet the luck that its rates were estimated from
 _cases: tuple[Case, ...] = ()  # of this worker process
 
 
@@ -35,7 +36,8 @@ def new_world(case: Case, seed: int) -> World:
 
 
 def run_seed(case: Case, seed: int) -> tuple[Outcome, ...]:
-    """Every entry of a case on one seed."""
+    """Every entry of a case on one seed (in a replay shifted, away from the seed that the recorded run may have had)."""
+    seed += _REPLAY_SEEDS if case.recorded is not None else 0
     world = new_world(case, seed)
     prompts = world.rates.shape[0]
     optimum = optimum_curve(world, case.budget_rollouts) if world.static else None
