@@ -23,6 +23,7 @@ from cero_rl.scheduler.utility import (
     UtilityName,
     conjugate,
     supporting_exposure,
+    utility_of,
     utility_slope,
     utility_value,
 )  # fmt: skip
@@ -62,6 +63,7 @@ __all__ = [
     "proximal_plan",
     "ranked_plan",
     "supporting_exposure",
+    "utility_of",
     "utility_slope",
     "utility_value",
     "water_filling",

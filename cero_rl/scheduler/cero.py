@@ -76,6 +76,7 @@ class CeroScheduler(BudgetedScheduler):
         utility: UtilityName = "exponential",
         value: ValueName | ValueFunction = "variance",
         plan: PlanName = "duals",
+        cap_shares: float | None = None,
         proximal: float = 0.0,
         explore_units: int = 0,
         token_costs: bool = False,
@@ -92,6 +93,8 @@ class CeroScheduler(BudgetedScheduler):
                 raise ValueError(f"{option} = {number:g}, wanted a positive finite number")
         if not 0.0 <= price_init <= 1.0:
             raise ValueError(f"price_init = {price_init:g}, wanted a number in [0, 1]")
+        if cap_shares is not None and not 0.0 < cap_shares < math.inf:
+            raise ValueError(f"cap_shares = {cap_shares:g}, wanted a positive finite number of fair shares, or None")
         if plan not in ("duals", "resolve", "thompson"):
             raise ValueError(f"plan = {plan!r}, wanted 'duals', 'resolve' or 'thompson'")
         if plan == "thompson" and value != "variance":
@@ -109,6 +112,7 @@ class CeroScheduler(BudgetedScheduler):
         self.spend_down = bool(spend_down)
         self.price_init = float(price_init)
         self.utility = utility_of(utility)
+        self.cap_shares = None if cap_shares is None else float(cap_shares)
         self.plan, self.proximal, self.explore_units = plan, float(proximal), int(explore_units)
         self.token_costs, self.refit_prior_every = bool(token_costs), int(refit_prior_every)
         self.tokens = TokenCosts(num_prompts, budget_tokens) if token_costs or budget_tokens is not None else None
@@ -149,9 +153,10 @@ class CeroScheduler(BudgetedScheduler):
         return self.saturation * self.spec.num_prompts / self.spec.budget_units
 
     @property
-    def exposure_cap(self) -> int:
-        """Units: the most one prompt can get in the run."""
-        return self.spec.rounds * self.spec.max_units_per_prompt
+    def exposure_cap(self) -> float:
+        """Units: the most one prompt can get in the run, or the lower cap on its supporting exposure that cap_shares sets."""
+        most = self.spec.rounds * self.spec.max_units_per_prompt
+        return most if self.cap_shares is None else min(most, self.cap_shares * self.spec.budget_units / self.spec.num_prompts)
 
     def utility_rate(self) -> Floats:
         """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at exposure 0."""
@@ -246,7 +251,7 @@ class CeroScheduler(BudgetedScheduler):
                 self._squares += (1.0 - rho) * prior
             self._squares[ids] += squares
         if self.progress is not None:
-            self.progress.observe(ids, wins, tries, self.posterior.a[ids] / (self.posterior.a[ids] + self.posterior.b[ids]))
+            self.progress.observe(ids, wins, tries, *(counts[ids] for counts in self.posterior.evidence()))
 
     def _revalue(self, ids: Ids | None) -> None:
         a, b, squares = self.posterior.a, self.posterior.b, self._squares
@@ -309,7 +314,7 @@ class CeroScheduler(BudgetedScheduler):
         return {
             **super()._identity(), "saturation": self.saturation, "step_size": self.step_size, "price_init": self.price_init,
             "spend_down": self.spend_down, "utility": self.utility.name, "value_name": self.value_name, "plan": self.plan,
-            "proximal": self.proximal, "explore_units": self.explore_units, "token_costs": self.token_costs,
+            "cap_shares": self.cap_shares or 0.0, "proximal": self.proximal, "explore_units": self.explore_units, "token_costs": self.token_costs,
             "refit_prior_every": self.refit_prior_every,
         }  # fmt: skip
 

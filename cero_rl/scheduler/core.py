@@ -84,7 +84,7 @@ class BudgetedScheduler:
         """Called after each part of a round is in the posterior, with that part of the plan and its share (all parts sum to 1)."""
 
     def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
-        """Called with evidence that was checked, before the posterior takes it in."""
+        """Called with checked evidence before the posterior takes it in; may refuse it by a ValueError."""
 
     def _revalue(self, ids: Ids | None) -> None:
         """Recompute the worth of the prompts `ids` (None: of all) after their posterior changed."""
@@ -286,8 +286,7 @@ class BudgetedScheduler:
         return self._round
 
     @property
-    def remaining_rollouts(self) -> int:
-        """Budget not yet allocated, in rollouts (refunds included)."""
+    def remaining_rollouts(self) -> int:  # budget not yet allocated, refunds included
         return self._remaining
 
     @property
@@ -306,8 +305,7 @@ class BudgetedScheduler:
         return self._value.copy()
 
     @property
-    def posterior_mean(self) -> Floats:
-        """f64[P] expected success rate."""
+    def posterior_mean(self) -> Floats:  # f64[P] expected success rate
         return self.posterior.mean()
 
     # --- state -------------------------------------------------------------------------------------------------------

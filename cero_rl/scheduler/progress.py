@@ -3,10 +3,10 @@
 In: the evidence of each round and a label per prompt (its family, source or topic). Out: a factor in [floor, 1] per prompt. Ours; the
 papers value variance alone, which a prompt answered by luck keeps for ever.
 
-The slow posterior expects of a group m successes; the surprise is what came above that. Averaged over the label's recent rollouts
-(a fading sum, `memory` rounds long) it is the label's learning progress: near 0 for luck, for the solved and for the impossible,
-positive where the policy improves faster than the posterior follows. A label is given the benefit of one standard error, so that a
-label not looked at lately is looked at again.
+What a prompt's evidence so far (without its prior) says of its success rate is compared with what the next group brings; the excess,
+averaged over the label's recent rollouts (a fading sum, `memory` rounds long), is the label's learning progress: 0 on average for luck,
+for the solved and for the impossible, positive where the policy improves faster than the counts follow. A first look says nothing.
+A label is given the benefit of one standard error, so that a label not looked at lately is looked at again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class LearningProgress:
         other._surprise, other._trials = (np.pad(sums, (0, size - sums.shape[0])) for sums in (self._surprise, self._trials))
         return other
 
-    def observe(self, ids: Ids, wins: Floats, tries: Ids, mean: Floats) -> None:
-        """Counts [G] of a part of a round and what the posterior expected of each rollout, f64[G], before it saw them."""
-        label, size = self.labels[ids], self._trials.shape[0]
-        self._surprise += np.bincount(label, wins - tries * mean, minlength=size)
-        self._trials += np.bincount(label, tries, minlength=size)
+    def observe(self, ids: Ids, wins: Floats, tries: Ids, successes: Floats, failures: Floats) -> None:
+        """Counts [G] of a part of a round, and the evidence [G] that the posterior held of these prompts before it."""
+        known = successes + failures >= 1.0
+        expected = successes[known] / (successes[known] + failures[known])
+        label, size = self.labels[ids][known], self._trials.shape[0]
+        self._surprise += np.bincount(label, wins[known] - tries[known] * expected, minlength=size)
+        self._trials += np.bincount(label, tries[known], minlength=size)
 
     def close_round(self) -> None:
         keep = math.exp(-1.0 / self.memory_rounds)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scheduler_sim import know_rates, play
+from scheduler_sim import know_rates
 
 from cero_rl.scheduler import CeroScheduler, utility_value, water_filling
 
-ROUNDS = np.array([16, 64, 256, 1024, 4096])
+ROUNDS = np.array([16, 64, 256, 1024, 4096, 16384])
 
 
 def regret(rounds: int, saturation: float, spend_down: bool) -> tuple[float, float]:
@@ -16,7 +16,9 @@ def regret(rounds: int, saturation: float, spend_down: bool) -> tuple[float, flo
     rates = np.linspace(0.01, 0.5, pool)
     know_rates(scheduler, rates)
     c = scheduler.utility_rate()
-    got = utility_value(c, np.sum(play(scheduler, rates, 0), axis=0)).mean()
+    while (allocation := scheduler.next_round()) is not None:  # what these rollouts say cannot move a posterior that is certain
+        scheduler.update_groups(allocation.prompt_ids, np.zeros(allocation.prompt_ids.shape), allocation.rollouts)
+    got = utility_value(c, scheduler.exposure).mean()
     best = utility_value(c, water_filling(c, rounds * 12, rounds * most)).mean()
     bound = saturation * (most + 12 / pool) / 0.5 / np.sqrt(rounds)
     return best - got, min(1.0, bound)
