@@ -1,6 +1,6 @@
 """Every option of CeroScheduler against the published defaults, in simulation, on paired seeds: the tables of docs/scheduler.md.
 
-    python tools/ablate_scheduler.py [--seeds 20] [--only NAME ...]        one core, a few minutes; writes docs/bench/scheduler_ablation.jsonl
+    python tools/ablate_scheduler.py [--seeds 12] [--only NAME ...]     minutes on one core; writes docs/bench/scheduler_ablation.jsonl
 
 800 prompts, 160 rounds of 192 rollouts (24 groups of 8; 4.8 groups a prompt), spend_down on. A prompt has a logit; its success rate is the
 logistic of it. Worlds:
@@ -115,7 +115,8 @@ def play(world: World, scheduler: Any, partial: bool = False) -> dict[str, float
 
 def cero(unit: int = GROUP, most: int = 1, rounds: int = ROUNDS, **options: Any) -> CeroScheduler:
     scale = options.pop("step_scale", 1.0)
-    return CeroScheduler(PROMPTS, rounds, BUDGET, unit, most, BUDGET // rounds, step_size=scale / np.sqrt(rounds), spend_down=True, **options)
+    step = scale / np.sqrt(rounds)
+    return CeroScheduler(PROMPTS, rounds, BUDGET, unit, most, BUDGET // rounds, step_size=step, spend_down=True, **options)
 
 
 def _warm(world: World) -> CeroScheduler:
@@ -143,11 +144,24 @@ def _options(**options: Any) -> Play:
     return lambda world: play(world, cero(**options))
 
 
+GOOD: dict[str, Any] = {"step_scale": 5, "cap_shares": 4, "refit_prior_every": 5}
+
 PLAYS: dict[str, tuple[str | None, Play]] = {  # name: (what it is compared with, how it is played)
     "published": (None, _options()),
     "uniform": ("published", lambda w: play(w, UniformScheduler(PROMPTS, ROUNDS, BUDGET, GROUP, 1, BUDGET // ROUNDS))),
-    **{f"step_scale {s}": ("published", _options(step_scale=s)) for s in (3, 5, 10, 30)},
-    **{f"forgetting {r}": ("published", _options(forgetting=r)) for r in (0.99, 0.98, 0.95, 0.9)},
+    **{f"step_scale {s}": ("published", _options(step_scale=s)) for s in (3, 5, 10)},
+    "cap_shares 4": ("published", _options(cap_shares=4)),
+    **{f"step_scale {s}, cap_shares 4": (f"step_scale {s}", _options(step_scale=s, cap_shares=4)) for s in (3, 5, 10)},
+    "step_scale 3, refit 5": ("step_scale 3", _options(step_scale=3, refit_prior_every=5)),
+    "step_scale 5, cap_shares 4, refit 5": ("published", _options(**GOOD)),
+    "good, forgetting 0.98": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, forgetting=0.98)),
+    "good, value live": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, value="live")),
+    "good, value progress": ("step_scale 5, cap_shares 4, refit 5", lambda w: play(w, cero(**GOOD, value="progress", labels=w.labels))),
+    "good, saturation 0.3": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, saturation=0.3)),
+    "good, groups of 2 to 8": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, unit=2, most=4)),
+    "good, explore 2 of 4": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, unit=2, most=4, explore_units=2)),
+    "good, proximal 0.1 of 4": ("step_scale 5, cap_shares 4, refit 5", _options(**GOOD, unit=2, most=4, proximal=0.1)),
+    **{f"forgetting {r}": ("published", _options(forgetting=r)) for r in (0.99, 0.98, 0.95)},
     **{f"utility {u}": ("published", _options(utility=u)) for u in ("logarithmic", "hyperbolic")},
     **{f"value {v}": ("published", _options(value=v)) for v in ("hit", "live")},
     "value progress": ("published", lambda w: play(w, cero(value="progress", labels=w.labels))),
@@ -156,23 +170,21 @@ PLAYS: dict[str, tuple[str | None, Play]] = {  # name: (what it is compared with
     "refit_prior_every 5": ("published", _options(refit_prior_every=5)),
     "prior from 4 rollouts": ("published", lambda w: play(w, _pass_rate(w))),
     "warm_start": ("published", lambda w: play(w, _warm(w))),
-    "groups of 2 to 8": ("published", _options(unit=2, most=4)),
     "groups of 2 to 16": ("published", _options(unit=2, most=8)),
-    **{f"proximal {x}": ("groups of 2 to 16", _options(unit=2, most=8, proximal=x)) for x in (0.001, 0.01, 0.1)},
-    **{f"explore_units {x}": ("groups of 2 to 8", _options(unit=2, most=4, explore_units=x)) for x in (1, 2)},
+    **{f"proximal {x}": ("groups of 2 to 16", _options(unit=2, most=8, proximal=x)) for x in (0.01, 0.1, 0.3)},
+    **{f"explore_units {x} of 4": ("published", _options(unit=2, most=4, explore_units=x)) for x in (1, 2)},
     "5 epoch rounds": ("published", _options(rounds=5)),
     "5 epoch rounds, update_partial": ("5 epoch rounds", lambda w: play(w, cero(rounds=5), partial=True)),
-    "step_scale 3, refit 5": ("step_scale 3", _options(step_scale=3, refit_prior_every=5)),
-    "step_scale 3, forgetting 0.98": ("step_scale 3", _options(step_scale=3, forgetting=0.98)),
     "resolve, refit 5": ("plan resolve", _options(plan="resolve", refit_prior_every=5)),
     "resolve, forgetting 0.99": ("plan resolve", _options(plan="resolve", forgetting=0.99)),
-    "resolve, refit 5, forgetting 0.99": ("plan resolve", _options(plan="resolve", forgetting=0.99, refit_prior_every=5)),
     "resolve, saturation 0.3": ("plan resolve", _options(plan="resolve", saturation=0.3)),
     "resolve, value progress": ("plan resolve", lambda w: play(w, cero(plan="resolve", value="progress", labels=w.labels))),
-    "resolve, explore 1 of 4": ("plan resolve", _options(plan="resolve", unit=2, most=4, explore_units=1)),
     "resolve, explore 2 of 4": ("plan resolve", _options(plan="resolve", unit=2, most=4, explore_units=2)),
     "thompson, saturation 0.01": ("plan thompson", _options(plan="thompson", saturation=0.01)),
-    "thompson, saturation 0.01, forgetting 0.98": ("thompson, saturation 0.01", _options(plan="thompson", saturation=0.01, forgetting=0.98)),
+    "thompson, saturation 0.01, forgetting 0.98": (
+        "thompson, saturation 0.01",
+        _options(plan="thompson", saturation=0.01, forgetting=0.98),
+    ),
     "thompson, saturation 0.01, refit 5": ("thompson, saturation 0.01", _options(plan="thompson", saturation=0.01, refit_prior_every=5)),
     "budget_tokens": (None, lambda w: play(w, _tokens(w))),
     "budget_tokens, token_costs": ("budget_tokens", lambda w: play(w, _tokens(w, token_costs=True))),
@@ -183,7 +195,7 @@ NUMBERS = {"static": ("surrogate", "signal"), "drift": ("surrogate", "signal"), 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--seeds", type=int, choices=list(STUDENT_95), default=20)
+    parser.add_argument("--seeds", type=int, choices=list(STUDENT_95), default=12)
     parser.add_argument("--only", nargs="+", choices=list(PLAYS), default=list(PLAYS))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "scheduler_ablation.jsonl")
     arguments = parser.parse_args()

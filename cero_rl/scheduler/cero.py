@@ -22,7 +22,7 @@ from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Floats, Ids, S
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import change_pool
 from cero_rl.scheduler.posterior import Prior, blocks, check_counts
-from cero_rl.scheduler.prior import FitMethod, fit_beta_prior
+from cero_rl.scheduler.prior import FitMethod, fit_to_evidence
 from cero_rl.scheduler.progress import LearningProgress
 from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
 from cero_rl.scheduler.tokens import TokenCosts
@@ -46,11 +46,12 @@ class CeroScheduler(BudgetedScheduler):
     (L-1)*C, so every later round is full: the price stops mattering once and for all. Forced units are part of the plan that
     the duals learn from, so prompts still rotate. (Small exploration groups and a budget in tokens can leave a round unfilled.)
 
-    Beyond the papers, each off by default: utility, the family of U; value, the worth of a rollout (a name, or a function of
-    (a [n], b [n]) -> [0, 1/4]); plan "resolve" or "thompson" instead of the duals; proximal > 0, the curvature of the round
-    problem that gives true group sizes; explore_units > 0, the most units of a prompt never seen; token_costs, margins per
-    token (see set_expected_tokens) and budget_tokens; refit_prior_every > 0, rounds between empirical-Bayes fits; labels i64[P],
-    progress_floor and progress_memory_rounds for value "progress".
+    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family of U; value, the worth of a rollout
+    (a name, or a function of (a [n], b [n]) -> [0, 1/4]); plan "resolve" or "thompson" instead of the duals; cap_shares, the most
+    fair shares of exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units, where a slope at 0
+    jumps by a whole step); proximal > 0, the curvature of the round problem that gives true group sizes; explore_units > 0, the most
+    units of a prompt never seen; token_costs, margins per token (see set_expected_tokens), and budget_tokens; refit_prior_every
+    > 0, rounds between empirical-Bayes fits; labels i64[P], progress_floor, progress_memory_rounds for value "progress".
 
     Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of range.
     """
@@ -289,17 +290,14 @@ class CeroScheduler(BudgetedScheduler):
         if self.refit_prior_every and (self._round + 1) % self.refit_prior_every == 0:
             self.refit_prior()
 
-    def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float]:
+    def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float] | None:
         """Exchange the prior for the one that the pool's own counts suggest, and return it; prompts never served restart from it.
 
-        Without two prompts that have evidence nothing changes. "moments" also takes fractional and forgotten counts.
+        None, and no change, while fewer than two prompts have evidence.
         """
-        wins, losses = self.posterior.evidence()
-        tries = np.rint(wins + losses)
-        wins = np.minimum(wins, tries)
-        if np.count_nonzero(tries) < 2:
-            return float(np.mean(self.posterior.prior[0])), float(np.mean(self.posterior.prior[1]))
-        fresh = fit_beta_prior(wins, tries, method)
+        fresh = fit_to_evidence(*self.posterior.evidence(), method)
+        if fresh is None:
+            return None
         if self._squares is not None:
             self._squares += fresh[0] - self.posterior.prior[0]
         self.posterior.set_prior(fresh)
@@ -314,7 +312,8 @@ class CeroScheduler(BudgetedScheduler):
         return {
             **super()._identity(), "saturation": self.saturation, "step_size": self.step_size, "price_init": self.price_init,
             "spend_down": self.spend_down, "utility": self.utility.name, "value_name": self.value_name, "plan": self.plan,
-            "cap_shares": self.cap_shares or 0.0, "proximal": self.proximal, "explore_units": self.explore_units, "token_costs": self.token_costs,
+            "cap_shares": self.cap_shares or 0.0,
+            "proximal": self.proximal, "explore_units": self.explore_units, "token_costs": self.token_costs,
             "refit_prior_every": self.refit_prior_every,
         }  # fmt: skip
 

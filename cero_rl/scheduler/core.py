@@ -295,8 +295,7 @@ class BudgetedScheduler:
         return self._pending
 
     @property
-    def answered_groups(self) -> int:
-        """How many groups of the pending Allocation, in its order, update_partial() has taken in."""
+    def answered_groups(self) -> int:  # of the pending Allocation, in its order, that update_partial() has taken in
         return self._answered
 
     @property

@@ -38,6 +38,16 @@ def fit_beta_prior(successes: npt.ArrayLike, trials: npt.ArrayLike, method: FitM
     return _maximum_likelihood(wins.astype(np.int64), sizes)
 
 
+def fit_to_evidence(successes: Floats, failures: Floats, method: FitMethod = "moments") -> tuple[float, float] | None:
+    """fit_beta_prior from what a posterior holds, f64[P] each, rounded to whole trials (forgetting leaves fractions; "ml" also rounds
+    successes); None if fewer than two prompts have any."""
+    tries = np.rint(successes + failures)
+    if np.count_nonzero(tries) < 2:
+        return None
+    wins = np.minimum(np.rint(successes) if method == "ml" else successes, tries)
+    return fit_beta_prior(wins, tries, method)
+
+
 def _moments(wins: Floats, sizes: Floats) -> tuple[float, float]:
     total, prompts = sizes.sum(), sizes.shape[0]
     mean = float(np.clip(wins.sum() / total, 1e-6, 1.0 - 1e-6))

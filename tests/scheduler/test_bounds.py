@@ -1,5 +1,7 @@
 """What the papers prove, checked run by run: regret on the surrogate, static and drifting, with learnt and with known rates."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,14 +24,16 @@ def static_bound(saturation: float, most: int, largest: float, pool: int, fair: 
     return min(1.0, saturation * (most + largest / pool) / fair / np.sqrt(rounds) + 8.0 * saturation * most / fair * error)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 9999), saturation=st.sampled_from([0.3, 1.0]), most=st.integers(1, 2), forgetting=st.sampled_from([1.0, 0.97]))
 def test_static_bound_with_learnt_rates(seed: int, saturation: float, most: int, forgetting: float) -> None:
     rng = np.random.default_rng(seed)
-    pool, rounds, unit = 12, 400, 8
+    pool, rounds, unit = 12, 300, 8
     capacity = int(rng.integers(pool // 2, pool * most + 1))
     budget = int(rng.integers(rounds * capacity // 2, rounds * capacity + 1))
-    scheduler = CeroScheduler(pool, rounds, budget * unit, unit, most, capacity * unit, saturation=saturation, forgetting=forgetting, seed=seed)
+    scheduler = CeroScheduler(
+        pool, rounds, budget * unit, unit, most, capacity * unit, saturation=saturation, forgetting=forgetting, seed=seed
+    )
     rates = rng.beta(0.7, 0.7, pool)
     worth, exposure, error = rates * (1.0 - rates), np.zeros(pool), 0.0
     while (allocation := scheduler.next_round()) is not None:
@@ -54,7 +58,7 @@ def test_drifting_bound_along_the_path(seed: int, speed: float) -> None:
     path = [worth]
     for _ in range(rounds):
         path.append(np.clip(path[-1] + speed * rng.choice([-1.0, 1.0], pool), 0.0, 0.25))
-    steps = float(sum(np.abs(after - before).max() for before, after in zip(path, path[1:])))
+    steps = float(sum(np.abs(after - before).max() for before, after in pairwise(path)))
     plans = []
     for round_index in range(rounds):
         allocation = scheduler.next_round()
@@ -95,7 +99,7 @@ def surrogate(seed: int, switch: float, forgetting: float) -> float:
     rng = np.random.default_rng(seed)
     rates, exposure, value = rng.beta(0.4, 0.6, pool), np.zeros(pool), 0.0
     scheduler = CeroScheduler(
-        pool, rounds, rounds * 32, 4, 1, 32, step_size=5 / np.sqrt(rounds), spend_down=True, seed=seed, forgetting=forgetting, cap_shares=4.0
+        pool, rounds, rounds * 32, 4, 1, 32, step_size=5 / np.sqrt(rounds), cap_shares=4.0, forgetting=forgetting, spend_down=True
     )
     while (allocation := scheduler.next_round()) is not None:
         ids, luck = allocation.prompt_ids, rng.random((pool, 4))
@@ -109,5 +113,5 @@ def surrogate(seed: int, switch: float, forgetting: float) -> float:
 
 def test_forgetting_wins_under_drift_and_loses_when_static() -> None:
     for switch, sign in ((0.02, 1.0), (0.0, -1.0)):
-        gain = np.array([surrogate(seed, switch, 0.95) - surrogate(seed, switch, 1.0) for seed in range(10)])
-        assert sign * gain.mean() > 2.26 * gain.std(ddof=1) / np.sqrt(10)  # Student's t, 95 %
+        gain = np.array([surrogate(seed, switch, 0.95) - surrogate(seed, switch, 1.0) for seed in range(8)])
+        assert sign * gain.mean() > 2.365 * gain.std(ddof=1) / np.sqrt(8)  # Student's t, 95 %

@@ -163,7 +163,7 @@ def test_thompson_draws_anew_each_round_and_by_seed() -> None:
 def test_token_costs_prefer_short_prompts_and_the_token_budget_holds() -> None:
     tokens, rates = np.where(np.arange(40) < 20, 10.0, 90.0), np.full(40, 0.5)
     plain, costed = (
-        CeroScheduler(40, 30, 30 * 40, 4, 1, 40, step_size=0.5, spend_down=True, token_costs=on, budget_tokens=20_000) for on in (False, True)
+        CeroScheduler(40, 30, 1200, 4, 1, 40, step_size=0.5, spend_down=True, token_costs=on, budget_tokens=20_000) for on in (False, True)
     )
     rollouts, spent = [], []
     for scheduler in (plain, costed):

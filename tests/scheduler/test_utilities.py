@@ -83,5 +83,5 @@ def test_the_exponential_is_the_published_pair() -> None:
     np.testing.assert_array_equal(EXPONENTIAL.value(c, 3.0), utility_value(c, 3.0))
     np.testing.assert_array_equal(EXPONENTIAL.conjugate(theta, c, 9.0), conjugate(theta, c, 9.0))
     np.testing.assert_array_equal(EXPONENTIAL.supporting_exposure(theta, c, 9.0), supporting_exposure(theta, c, 9.0))
-    with pytest.raises(ValueError, match="utility = 'square'.*exponential, logarithmic, hyperbolic"):
+    with pytest.raises(ValueError, match=r"utility = 'square'.*exponential, logarithmic, hyperbolic"):
         utility_of("square")
