@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.posterior import BetaPosterior, Prior, as_counts, check_counts, check_groups
+from cero_rl.scheduler.posterior import BetaPosterior, Prior, as_counts, as_squares, check_counts, check_groups
 from cero_rl.scheduler.spec import (
     STATE_VERSION,
     BudgetSpec,
@@ -202,7 +202,7 @@ class BudgetedScheduler:
                 if np.any(tries[allocation.prompt_ids[: self._answered]]):
                     raise ValueError(f"trials counts rollouts that update_partial() of round {self._round} has taken in already")
                 raise ValueError(f"trials counts rollouts of prompts that round {self._round} did not allocate")
-        graded = None if squares is None else np.asarray(squares, dtype=np.float64)[rest]
+        graded = as_squares(squares, self.spec.num_prompts, rest)
         self._absorb(rest, allocation.rollouts[self._answered :], wins[rest], tries[rest], graded)
         self._close()
 
@@ -216,7 +216,7 @@ class BudgetedScheduler:
         allocation = self._opened("update_groups()")
         ids, rest = np.asarray(prompt_ids, dtype=np.int64), allocation.prompt_ids[self._answered :]
         wins, tries = as_counts(successes, trials, ids.shape[0])
-        graded = None if squares is None else np.asarray(squares, dtype=np.float64)
+        graded = as_squares(squares, ids.shape[0])
         sizes = allocation.rollouts[self._answered :]
         if not np.array_equal(ids, rest):
             at = positions(ids, rest)
@@ -247,7 +247,7 @@ class BudgetedScheduler:
         if not ids.shape[0]:
             return
         wins, tries = as_counts(successes, trials, ids.shape[0])
-        graded = None if squares is None else np.asarray(squares, dtype=np.float64)
+        graded = as_squares(squares, ids.shape[0])
         self._absorb(ids, allocation.rollouts[self._answered : last], wins, tries, graded)
         planned = self._plan_units[self._answered : last]
         self._learn_part(self._plan_ids[self._answered : last], planned, int(planned.sum()) / int(self._plan_units.sum()))

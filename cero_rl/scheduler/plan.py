@@ -67,11 +67,13 @@ def largest(score: Floats, tie_rank: Ids, count: int) -> Ids:
     tied = score == cut
     tied_count = int(np.count_nonzero(tied))
     if wanted < tied_count:
-        # The wanted lowest ranks among the tied: again partition only what survives a guess.
+        # The wanted lowest ranks among the tied: ranks are distinct, so marking them sorts them. Again only what survives a guess.
         likely = tied & (tie_rank <= int(1.1 * wanted / tied_count * score.shape[0]) + 64)
         if np.count_nonzero(likely) < wanted:
             likely = tied
-        tied &= tie_rank <= np.partition(tie_rank[likely], wanted - 1)[wanted - 1]
+        marked = np.zeros(score.shape[0], dtype=bool)
+        marked[tie_rank[likely]] = True
+        tied &= tie_rank <= np.flatnonzero(marked)[wanted - 1]
     chosen |= tied
     return _in_order(score, tie_rank, np.flatnonzero(chosen))
 

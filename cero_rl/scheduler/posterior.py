@@ -39,6 +39,16 @@ def as_counts(successes: npt.ArrayLike, trials: npt.ArrayLike, length: int) -> t
     return wins, tries
 
 
+def as_squares(squares: npt.ArrayLike | None, length: int, ids: Counts | None = None) -> Floats | None:
+    """Sums of squared rewards f64[length], or of the prompts `ids` among them; None stays None. ValueError for another shape."""
+    if squares is None:
+        return None
+    sums = np.asarray(squares, dtype=np.float64)
+    if sums.shape != (length,):
+        raise ValueError(f"squares has shape {sums.shape}, wanted ({length},): one entry per prompt")
+    return sums if ids is None else sums[ids]
+
+
 def check_counts(successes: npt.ArrayLike, trials: npt.ArrayLike, num_prompts: int, first: int = 0) -> tuple[Floats, Counts]:
     """The counts as f64[P] and i64[P]; ValueError unless finite, 0 <= successes <= trials, and trials whole numbers.
 
