@@ -194,7 +194,7 @@ NUMBERS = {"static": ("surrogate", "signal"), "drift": ("surrogate", "signal"), 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--seeds", type=int, choices=list(STUDENT_95), default=12)
     parser.add_argument("--only", nargs="+", choices=list(PLAYS), default=list(PLAYS))
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench" / "scheduler_ablation.jsonl")
