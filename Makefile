@@ -33,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean trl-example test-trl test-verl
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -76,6 +76,9 @@ bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--dev
 kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; needs nvcc, no GPU
 	@$(PY) tools/kernel_report.py
 
+ablate: $(DEV) ## every option of the scheduler in simulation; rows in docs/bench/ (many minutes)
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/ablate_scheduler.py $(ARGS)
+
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
 
@@ -83,11 +86,8 @@ compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes
 	OMP_NUM_THREADS=1 $(PY) tools/compare.py run $(ARGS)
 	$(PY) tools/compare.py report
 
-trl-example: build/venv-trl/.stamp ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
-	OMP_NUM_THREADS=1 build/venv-trl/bin/python recipes/trl_cero.py $(ARGS)
-
-test-trl: build/venv-trl/.stamp ## the tests of the TRL adapter, in an environment of their own
-	OMP_NUM_THREADS=1 build/venv-trl/bin/python -m pytest -q tests/adapters/test_trl.py tests/adapters/test_rounds.py $(ARGS)
+trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
+	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)
 
 test-verl: build/venv-verl/.stamp ## the tests of the verl adapter, in an environment of their own
 	OMP_NUM_THREADS=1 build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
@@ -124,7 +124,6 @@ $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@touch $@
 
 # Other trainers, each beside the versions it wants. lock.txt constrains what it can; requirements/verl.txt pins its own transformers.
-build/venv-trl/.stamp: CONSTRAINTS := $(LOCK)
 build/venv-verl/.stamp: CONSTRAINTS := requirements/verl-constraints.txt
 build/venv-%/.stamp: requirements/%.txt $(LOCK) $(NATIVE)
 	$(call stage,virtual environment in build/venv-$*,test -x build/venv-$*/bin/python || $(PYTHON) -m venv build/venv-$*)
