@@ -36,6 +36,8 @@ ARMS: dict[str, list[str]] = {
     "uniform": ["scheduler.name=uniform"],
     "cero": ["scheduler.step_scale=1"],
     "cero_step5": ["scheduler.step_scale=5"],
+    "cero_good": ["scheduler.step_scale=5", "scheduler.cap_shares=4", "scheduler.refit_prior_every=5"],
+    "thompson": ["scheduler.name=thompson", "scheduler.forgetting=0.98"],
     "cero_forget": ["scheduler.step_scale=5", "scheduler.forgetting=0.9"],
 }
 
@@ -54,6 +56,31 @@ class Job:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def spending(evidence: Path, pool: str) -> dict[str, dict[str, float]]:
+    """Where a run's rollouts went, by kind of prompt (unfiltered pool) or family: groups a prompt, share of all rollouts, share of live
+    groups, and share of the signal, sum of n p (1 - p) over groups."""
+    prompts = [json.loads(line) for line in (ROOT / POOLS[pool]).read_text().splitlines()]
+    label = np.array([row["kind" if pool == "unfiltered" else "family"] for row in prompts])
+    groups, rollouts, live, signal = np.zeros((4, len(prompts)))
+    for line in evidence.read_text().splitlines():
+        entry = json.loads(line)
+        ids, wins, tries = (np.array(entry[key]) for key in ("prompt_ids", "successes", "trials"))
+        groups[ids] += 1
+        rollouts[ids] += entry["generated"]
+        live[ids] += (wins > 0) & (wins < tries)
+        signal[ids] += wins * (tries - wins) / np.maximum(tries, 1)
+    result = {}
+    for name in np.unique(label):
+        own = label == name
+        result[str(name)] = {
+            "groups_per_prompt": round(float(groups[own].mean()), 3),
+            "rollout_share": round(float(rollouts[own].sum() / rollouts.sum()), 4),
+            "live_share": round(float(live[own].sum() / groups[own].sum()), 4),
+            "signal_share": round(float(signal[own].sum() / signal.sum()), 4),
+        }
+    return result
 
 
 def run_job(job: Job, *, recipe: str, port: int, work_dir: Path) -> dict[str, Any]:
@@ -82,6 +109,9 @@ def run_job(job: Job, *, recipe: str, port: int, work_dir: Path) -> dict[str, An
         "pool": job.pool, "arm": job.arm, "seed": job.seed, "overrides": " ".join(job.overrides),
         "rollouts": [a for a, _ in accuracy], "accuracy": [round(v, 5) for _, v in accuracy],
         "effective_group_rate": round(float(np.mean([m["cero/effective_group_rate"] for m in steps])), 4),
+        "entropy_last10": round(float(np.mean([m["entropy"] for m in steps[-10:]])), 4),
+        "proxy_rank_corr": round(float(np.mean([m["cero/proxy_rank_corr"] for m in steps if m["cero/proxy_rank_corr"] is not None])), 4),
+        "spending": spending(work_dir / name / "evidence.jsonl", job.pool),
         "train_reward_last10": round(float(np.mean([m["reward"] for m in steps[-10:]])), 4),
         "spent_rollouts": lines[-1]["budget/spent_rollouts"], "total_rollouts": lines[-1]["budget/total_rollouts"],
         "steps": len(steps), "seconds": round(time.monotonic() - started, 1),
@@ -185,8 +215,24 @@ def report(arguments: argparse.Namespace) -> int:
     axes[0, 0].set_ylabel("held-out accuracy (sampled, T = 1)")
     axes[1, 0].set_ylabel("paired difference, 95 % interval")
     figure.savefig(arguments.plot, dpi=110)
+    _print_spending(rows, overrides)
     print(f"\nplot: {arguments.plot.name}")
     return 0
+
+
+def _print_spending(rows: list[dict[str, Any]], overrides: str) -> None:
+    print("\n| pool | prompts | arm | groups a prompt | share of rollouts | live groups | share of the signal |")
+    print("|---|---|---|---|---|---|---|")
+    for pool in POOLS:
+        by_arm = {a: [r for r in rows if r["pool"] == pool and r["arm"] == a and r["overrides"] == overrides] for a in ARMS}
+        for name in sorted({name for own in by_arm.values() for row in own for name in row["spending"]}):
+            for arm, own in by_arm.items():
+                if own:
+                    mean = {key: float(np.mean([r["spending"][name][key] for r in own])) for key in own[0]["spending"][name]}
+                    print(
+                        f"| {pool} | {name} | {arm} | {mean['groups_per_prompt']:.2f} | {mean['rollout_share']:.1%} "
+                        f"| {mean['live_share']:.0%} | {mean['signal_share']:.1%} |"
+                    )
 
 
 def main() -> int:
