@@ -5,7 +5,7 @@ In: a Config and the process group. Out: `Session`, which the training loop and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
 from cero_rl.engine.runtime import Group
 from cero_rl.errors import ConfigError, DataError
-from cero_rl.rollout.protocol import RolloutEngine
+from cero_rl.rollout.choose import choose_engine
+from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
 from cero_rl.rollout.transformers_engine import TransformersEngine
 
 
@@ -70,19 +71,60 @@ def check_model(config: Config, path: str) -> None:
         )
 
 
+def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
+    eos = generation.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])})
+
+
 def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> RolloutEngine:
-    """This rank's sampler, with the start model's weights (or those of `model_path`)."""
-    model = load_model(model_path or config.model.path, config.model.dtype, "sdpa").to(group.device)
-    eos = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
+    """This rank's sampler, with the start model's weights (or those of `model_path`). A collective with vLLM."""
+    config = choose_engine(config, on_gpu=group.device.type == "cuda")
+    path = model_path or config.model.path
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    if config.rollout.engine == "vllm":
+        return _build_vllm(config, tokenizer, group, path, decode)
+    model = load_model(path, config.model.dtype, "sdpa").to(group.device)
     return TransformersEngine(
         model,
-        eos_token_ids=sorted(eos_ids),
+        eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        decode=partial(tokenizer.decode, skip_special_tokens=True),
+        decode=decode,
         max_response_tokens=config.rollout.max_response_tokens,
         max_batch_tokens=config.rollout.max_batch_tokens,
         seed=config.seed,
+    )
+
+
+def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from transformers import GenerationConfig
+
+    from cero_rl.rollout.vllm_engine import VllmEngine, VllmSettings
+
+    rollout, size = config.rollout, config.rollout.tensor_parallel
+    if group.world_size % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
+    model = load_model_config(path)
+    if model.num_attention_heads % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the model's {model.num_attention_heads} attention heads")
+    try:
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:  # a checkpoint without generation_config.json
+        generation = GenerationConfig.from_model_config(model)
+    longest = max(config.data.max_prompt_tokens + rollout.max_response_tokens, PROBE_PROMPT_TOKENS + PROBE_TOKENS)
+    settings = VllmSettings(
+        dtype=config.model.dtype,
+        max_model_tokens=min(longest, model.max_position_embeddings),
+        max_response_tokens=rollout.max_response_tokens,
+        max_batch_tokens=rollout.max_batch_tokens,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
+        tensor_parallel=size,
+        sleep=rollout.sleep,
+        generate_timeout_seconds=rollout.generate_timeout_seconds,
+        seed=config.seed,
+    )
+    return VllmEngine(
+        path, settings, eos_token_ids=_eos_token_ids(generation, tokenizer), decode=decode, rank=group.rank, gather=group.gather_json
     )
 
 
