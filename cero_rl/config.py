@@ -154,10 +154,10 @@ class LearnerConfig(Section):
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="per-token estimate of that KL")
     zero_variance: Literal["drop", "keep"] = Field(default="keep", description="does the loss denominator count groups without signal?")
-    importance_sampling: Literal["auto", "off", "truncate", "mask"] = Field(
+    importance_sampling: Literal["auto", "none", "truncate", "mask"] = Field(
         default="auto",
         description="weight pi_learner / pi_sampler of each token, cut off at importance_cap, or set to 0 outside "
-        "[importance_floor, importance_cap]; auto: truncate where the sampler is another implementation (vllm), else off",
+        "[importance_floor, importance_cap]; auto: truncate where the sampler is another implementation (vllm), else none",
     )
     importance_level: Literal["token", "sequence"] = Field(
         default="token", description="of that weight: each token's own ratio, or the product over its response"

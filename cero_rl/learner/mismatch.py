@@ -45,12 +45,12 @@ class Correction:
 
 
 def importance_weights(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor, cu_seqlens: Tensor, config: LearnerConfig) -> Correction:
-    """Weights of the tokens of packed sequences; all 1 when the correction is off ("auto" is resolved before, and counts as off here).
+    """Weights of the tokens of packed sequences; all 1 without a correction ("auto" is resolved before, and counts as none here).
 
     truncate: min(p/b, cap). mask: p/b inside [floor, cap], else 0. At level "sequence" p/b is the product over the response.
     """
     logs = log_ratio(logp_learner, logp_behavior, mask)
-    if config.importance_sampling in ("off", "auto"):
+    if config.importance_sampling in ("none", "auto"):
         return Correction(torch.ones_like(logs), torch.zeros_like(mask), logs)
     ratio = torch.exp((sequence_sums(logs, cu_seqlens) if config.importance_level == "sequence" else logs).clamp(-_MAX_LOG, _MAX_LOG))
     if config.importance_sampling == "truncate":

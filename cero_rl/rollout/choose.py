@@ -20,7 +20,7 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
     sampling = config.learner.importance_sampling
     if sampling == "auto":  # the transformers engine runs the learner's own code
-        sampling = "truncate" if engine == "vllm" else "off"
+        sampling = "truncate" if engine == "vllm" else "none"
     return config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update={"engine": engine}),

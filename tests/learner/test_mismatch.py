@@ -51,7 +51,7 @@ def test_by_sequence_every_token_has_the_product() -> None:
     assert cut == MASK.tolist()
 
 
-@pytest.mark.parametrize("kind", ["off", "auto"])
+@pytest.mark.parametrize("kind", ["none", "auto"])
 def test_off_means_one(kind: str) -> None:
     weight, cut = weights(kind)
     assert weight == [1.0] * 7

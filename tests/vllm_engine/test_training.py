@@ -20,7 +20,7 @@ LONG = [
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tied: bool) -> None:
     model, prompts = make_model(tmp_path / "model", tied=tied), make_prompts(tmp_path / "prompts.jsonl")
-    settings = [f"model.path={model}", f"data.source={prompts}", "reward.function=tests/vllm/rewards.py:odd_length", "rollout.engine=vllm"]
+    settings = [f"model.path={model}", f"data.source={prompts}", "reward.function=tests/vllm_engine/rewards.py:odd_length", "rollout.engine=vllm"]
     done = train(tmp_path, "run", [*settings, *LONG])
     assert done.returncode == 0, done.stdout + done.stderr
     _, *steps, last = lines(tmp_path / "run/metrics.jsonl")
@@ -42,7 +42,7 @@ def test_accounting_is_that_of_the_transformers_engine(tmp_path: Path) -> None:
     """Rewards that look at the prompt alone give both engines the same evidence, so every allocation and every count must be the same."""
     settings = [
         "scheduler.rounds=4", "budget.total_rollouts=256", "data.limit=60", "data.heldout_limit=8", "optimizer.warmup_steps=0",
-        "evaluation.final_samples_per_prompt=1", "evaluation.pass_k=[1]", "reward.function=tests/vllm/rewards.py:by_prompt",
+        "evaluation.final_samples_per_prompt=1", "evaluation.pass_k=[1]", "reward.function=tests/vllm_engine/rewards.py:by_prompt",
         "scheduler.step_scale=5",
     ]  # fmt: skip
     for engine in ("vllm", "transformers"):

@@ -28,7 +28,7 @@ def environment() -> dict[str, str]:
 
 
 def drive(name: str, *arguments: str, world: int = 1, code: int = 0) -> str:
-    """Run tests/vllm/NAME with the same arguments on `world` ranks; every rank must leave with `code`. Returns what they printed."""
+    """Run tests/vllm_engine/NAME with the same arguments on `world` ranks; every rank must leave with `code`. Returns what they printed."""
     port = str(free_port())
     ranks = []
     for rank in range(world):
