@@ -20,8 +20,8 @@ LONG = [
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tied: bool) -> None:
     model, prompts = make_model(tmp_path / "model", tied=tied), make_prompts(tmp_path / "prompts.jsonl")
-    settings = [f"model.path={model}", f"data.source={prompts}", "reward.function=tests/vllm_engine/rewards.py:odd_length", "rollout.engine=vllm"]
-    done = train(tmp_path, "run", [*settings, *LONG])
+    settings = [f"model.path={model}", f"data.source={prompts}", "reward.function=tests/vllm_engine/rewards.py:odd_length"]
+    done = train(tmp_path, "run", [*settings, "rollout.engine=vllm", *LONG])
     assert done.returncode == 0, done.stdout + done.stderr
     _, *steps, last = lines(tmp_path / "run/metrics.jsonl")
     assert [m["parity/version"] for m in steps] == [1, 2, 3, 4, 5]
@@ -34,7 +34,6 @@ def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tie
         assert m["mismatch/ratio_q01"] == pytest.approx(1, abs=1e-4)
         assert m["mismatch/cut_fraction"] == 0
     assert last["budget/spent_rollouts"] == 160
-    assert "VllmEngine" not in done.stderr
     assert "Traceback" not in done.stderr
 
 
