@@ -87,21 +87,12 @@ class WeightSync:
                 yield name, tensor
 
         seconds, what = self._config.rollout.sync_timeout_seconds, f"weight sync of version {version}"
-        failure, groups = None, []
         with deadline(seconds, what, key="rollout.sync_timeout_seconds", detail=lambda: last[0]):
-            try:
-                self._engine.load_weights(named(), version)
-            except EngineError as error:
-                failure = str(error)
-            self._group.agree(failure, what)
-            try:
-                groups = self._engine.generate(
-                    self._requests, stream=PARITY_STREAM, temperature=self._config.rollout.temperature, max_tokens=PROBE_TOKENS
-                )
-                failure = _unfit(groups, version)
-            except EngineError as error:
-                failure = str(error)
-            self._group.agree(failure, f"{what}: parity probe")
+            self._engine.load_weights(named(), version)
+            groups = self._engine.generate(
+                self._requests, stream=PARITY_STREAM, temperature=self._config.rollout.temperature, max_tokens=PROBE_TOKENS
+            )
+            self._group.agree(_unfit(groups, version), f"{what}: parity probe")
             mean, largest = self._gap(groups)
         bound = self._config.parity_bound
         if not mean <= bound:  # nan is no proof

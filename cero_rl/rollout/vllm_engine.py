@@ -183,18 +183,17 @@ class VllmEngine:
         ]
         seconds = self._settings.generate_timeout_seconds
         with deadline(seconds, f"generation of {sum(p.n for p in params)} rollouts", key="rollout.generate_timeout_seconds"):
+            first_id = self._llm.request_counter.counter  # requests are numbered from here; one that was aborted has no output
             try:
-                outputs = self._llm.generate(prompts, params, use_tqdm=False)
+                outputs = {int(o.request_id) - first_id: o.outputs for o in self._llm.generate(prompts, params, use_tqdm=False)}
             except Exception as error:
                 raise EngineError(f"vllm failed while it generated ({_first_line(error)}); resume the run") from error
-        if len(outputs) != len(everyone):
-            raise EngineError(f"vllm answered {len(outputs)} of {len(everyone)} prompts; resume the run")
-        return [self._group(request, outputs[index]) for index, request in zip(mine, requests)]
+        return [self._group(request, outputs.get(index, [])) for index, request in zip(mine, requests)]
 
-    def _group(self, request: RolloutRequest, output: Any) -> RolloutGroup:
+    def _group(self, request: RolloutRequest, answers: Sequence[Any]) -> RolloutGroup:
         """Completions that were aborted are left out: the caller counts what it got and refunds the rest."""
         completions = []
-        for answer in output.outputs:
+        for answer in answers:
             if answer.finish_reason not in ("stop", "length"):
                 continue
             ids = np.array(answer.token_ids, dtype=np.int64)

@@ -33,7 +33,7 @@ def drive(name: str, *arguments: str, world: int = 1, code: int = 0) -> str:
     ranks = []
     for rank in range(world):
         env = {**environment(), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(ROOT / "tests/vllm" / name), *arguments]
+        command = [sys.executable, str(ROOT / "tests/vllm_engine" / name), *arguments]
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
     texts = []

@@ -55,7 +55,7 @@ def main() -> int:
 
     push("whole")
     if config.rollout.engine == "vllm":
-        llm = engine._llm
+        llm = engine.engine._llm
         reset = llm.reset_prefix_cache
         llm.reset_prefix_cache = lambda: True
         push("stale_cache")
@@ -66,27 +66,28 @@ def main() -> int:
         push("stale_head")
         llm.collective_rpc = call
         push("after_stale_head")
-    load = engine.load_weights
+    inner = engine.engine
+    load = inner.load_weights
 
     def keep_old(named: Iterable[tuple[str, Tensor]], version: int) -> None:
         for _ in named:
             pass
-        engine.version = version
+        inner.version = version
 
-    engine.load_weights = keep_old
+    inner.load_weights = keep_old
     push("old_weights")
 
     def old_version(named: Iterable[tuple[str, Tensor]], version: int) -> None:
         load(named, version)
-        engine.version = version - 1
+        inner.version = version - 1
 
-    engine.load_weights = old_version
+    inner.load_weights = old_version
     push("old_version")
 
     def misnamed(named: Iterable[tuple[str, Tensor]], version: int) -> None:  # on one rank only; the others' weights are right
         load(((f"{name}.odd" if group.rank == 0 else name, tensor) for name, tensor in named), version)
 
-    engine.load_weights = misnamed
+    inner.load_weights = misnamed
     push("misnamed")  # last: vLLM cannot use an engine whose reload broke off
     (out / f"rank{group.rank}.json").write_text(json.dumps(found))
     runtime.stop()
