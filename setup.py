@@ -25,7 +25,7 @@ except ImportError:
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 COMMON = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", *DEFINES]
 NVCC = ["-O3", "-std=c++17", "-fmad=false", "--threads=2", "-DUSE_CUDA", *DEFINES]
-HEADERS = ["csrc/group_math.h"]  # without it an edit of the header would rebuild nothing
+HEADERS = ["csrc/group_math.h", "csrc/kernels.cuh"]  # without them an edit of a header would rebuild nothing
 WANTED = os.environ.get("CERO_CUDA", "auto")
 
 
@@ -92,4 +92,5 @@ class Build(cpp_extension.BuildExtension):
             super().build_extensions()
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": Build}, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+if __name__ == "__main__":  # build tools run it as such; tools/kernel_report.py reads the flags
+    setup(ext_modules=extensions(), cmdclass={"build_ext": Build}, options={"bdist_wheel": {"py_limited_api": "cp311"}})

@@ -1,4 +1,4 @@
-"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, doctor).
+"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, doctor).
 
 Arguments and the configuration are checked before torch is imported, so a mistyped key is answered in well under two seconds.
 Every expected error is one line on stderr and the exit code of its class; --debug shows the traceback.
@@ -20,6 +20,7 @@ from cero_rl import __version__
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+from cero_rl.simulate_cli import add_simulate, simulate
 
 if TYPE_CHECKING:
     from cero_rl.engine.runtime import Group
@@ -191,7 +192,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="cero-rl", description="Rollout allocation for RL with verifiable rewards: check, evaluate, inspect.", allow_abbrev=False)
+    what = "Rollout allocation for RL with verifiable rewards: check, evaluate, inspect."
+    parser = _Parser(prog="cero-rl", description=what, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     validate = commands.add_parser("validate", help="check a configuration and print the sizes that follow from it")
@@ -200,10 +202,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate = commands.add_parser("evaluate", help="held-out accuracy of a model, e.g. of a run's export/")
     _add_config(evaluate)
     evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
+    about = "allocators against each other on simulated prompt pools, or on a recorded run"
+    add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)
-    actions: dict[str, Callable[[argparse.Namespace], int]] = {"validate": _validate, "evaluate": _evaluate, "doctor": _doctor}
+    actions: dict[str, Callable[[argparse.Namespace], int]] = {
+        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "doctor": _doctor,
+    }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 
 

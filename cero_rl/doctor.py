@@ -64,7 +64,12 @@ def _native() -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("bad", "native ops", str(error))
         return
-    yield Finding("ok", "native ops", str(build_info()))
+    built = build_info()
+    yield Finding("ok", "native ops", built.cpu_library)
+    if built.cuda_library is not None:
+        yield Finding("ok", "native ops", built.cuda_library)
+    else:  # advantages are computed on the CPU; a GPU that is there and goes unused is worth a look
+        yield Finding("note", "native ops", built.cuda_note)
 
 
 def report() -> int:

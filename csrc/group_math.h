@@ -30,39 +30,46 @@ struct Options {
   float success_threshold;  // in the precision of the rewards: a reward of 0.1 is not above 0.1
 };
 
-// What one group needs to turn a reward into an advantage.
+// What one group needs to turn a reward into an advantage: (reward - mean) * scale.
 struct GroupSummary {
   double mean;
   double std;
-  int64_t size;
+  double scale;
   bool live;     // at least two rollouts, and not all rewards equal
   bool has_nan;  // any NaN reward makes every advantage of this group NaN
 };
 
-CERO_HD GroupSummary summarize(int64_t size, double sum, double squares, bool differ, bool has_nan, int64_t ddof) {
+// One division a group and none a rollout: scale is rounded in float64, far below the last bit of a float32 advantage.
+CERO_HD double advantage_scale(int64_t size, double mean, double std, double weight, const Options& options) {
+  double scale = 1.0;
+  if (options.norm == kStd) {
+    scale = 1.0 / (std + options.eps);
+  } else if (options.norm == kRloo) {
+    scale = static_cast<double>(size) / static_cast<double>(size - 1);
+  } else if (options.norm == kMaxRl) {
+    scale = mean > 0.0 ? 1.0 / mean : 0.0;
+  }
+  return scale * weight;
+}
+
+CERO_HD double mean_of(int64_t size, double sum) { return size > 0 ? sum / static_cast<double>(size) : 0.0; }
+
+// squares: the sum of (reward - mean)^2; only looked at where the group is live.
+CERO_HD GroupSummary summarize(int64_t size, double mean, double squares, bool differ, bool has_nan, double weight,
+                               const Options& options) {
   GroupSummary group;
-  group.size = size;
-  group.mean = size > 0 ? sum / static_cast<double>(size) : 0.0;
+  group.mean = mean;
   group.has_nan = has_nan;
   group.live = size >= 2 && differ && !has_nan;
   // Equal rewards have no spread; the squares of rounding errors must not become one.
-  group.std = has_nan ? group.mean : (group.live ? sqrt(squares / static_cast<double>(size - ddof)) : 0.0);
+  group.std = has_nan ? mean : (group.live ? sqrt(squares / static_cast<double>(size - options.ddof)) : 0.0);
+  group.scale = group.live ? advantage_scale(size, mean, group.std, weight, options) : 0.0;
   return group;
 }
 
-CERO_HD float advantage(float reward, const GroupSummary& group, double weight, const Options& options) {
+CERO_HD float advantage(float reward, const GroupSummary& group) {
   if (group.has_nan) return static_cast<float>(group.mean);  // NaN
-  if (!group.live) return 0.0f;
-  const double centered = static_cast<double>(reward) - group.mean;
-  double value = centered;
-  if (options.norm == kStd) {
-    value = centered / (group.std + options.eps);
-  } else if (options.norm == kRloo) {
-    value = centered * (static_cast<double>(group.size) / static_cast<double>(group.size - 1));
-  } else if (options.norm == kMaxRl) {
-    value = group.mean > 0.0 ? centered / group.mean : 0.0;
-  }
-  return static_cast<float>(value * weight);
+  return group.live ? static_cast<float>((static_cast<double>(reward) - group.mean) * group.scale) : 0.0f;
 }
 
 // Index of the sequence that token t belongs to: the last s with cu_seqlens[s] <= t, for cu_seqlens[low] <= t.

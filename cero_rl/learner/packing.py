@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cero_rl.config import LearnerConfig
+from cero_rl.ops import token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
 _Ints = npt.NDArray[np.int64]
@@ -91,14 +92,15 @@ def _micro_batch(batch: RolloutBatch, chosen: _Ints, adv: Tensor, weight: np.nda
     source = torch.from_numpy(positions + np.repeat(starts, lengths))
     owner = torch.from_numpy(np.repeat(chosen, lengths))
     mask = batch.loss_mask[source]
+    cu_seqlens, seq_rollout = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)), torch.from_numpy(chosen.astype(np.int32))
     return MicroBatch(
         tokens=batch.tokens[source].to(device),
         positions=torch.from_numpy(positions).to(device),
-        cu_seqlens=torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)).to(device),
-        seq_rollout=torch.from_numpy(chosen.astype(np.int32)).to(device),
+        cu_seqlens=cu_seqlens.to(device),
+        seq_rollout=seq_rollout.to(device),
         loss_mask=mask.to(device),
         logp_behavior=batch.logp_behavior[source].to(device),
-        token_adv=torch.where(mask, adv.cpu()[owner], 0.0).to(device),
+        token_adv=token_advantage(adv.cpu(), cu_seqlens, mask, seq_rollout=seq_rollout).to(device),
         seq_weight=torch.where(mask, torch.from_numpy(weight.astype(np.float32))[owner], 0.0).to(device),
         head_chunks=chunks,
         is_dummy=False,

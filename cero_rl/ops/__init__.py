@@ -2,6 +2,6 @@
 
 from cero_rl.ops import reference
 from cero_rl.ops._load import build_info
-from cero_rl.ops.advantage import GroupAdvantage, TokenAdvantage, group_advantage, group_advantage_tokens
+from cero_rl.ops.advantage import GroupAdvantage, TokenAdvantage, group_advantage, group_advantage_tokens, token_advantage
 
-__all__ = ["GroupAdvantage", "TokenAdvantage", "build_info", "group_advantage", "group_advantage_tokens", "reference"]
+__all__ = ["GroupAdvantage", "TokenAdvantage", "build_info", "group_advantage", "group_advantage_tokens", "reference", "token_advantage"]

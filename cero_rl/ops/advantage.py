@@ -54,17 +54,18 @@ def _want(tensor: Tensor, name: str, dtypes: tuple[torch.dtype, ...], device: to
         raise ValueError(f"{name}: is on {tensor.device}, rewards on {device}; move it with .to(rewards.device)")
 
 
-def _check_offsets(offsets: Tensor, name: str, end: int, exact: bool) -> None:
-    """Values are looked at on CPU tensors only: on a GPU that would stop the host until the device has caught up."""
+def _check_offsets(offsets: Tensor, name: str, end: int, *, exact: bool) -> int | None:
+    """Cumulative sizes: sorted, from 0 to `end` exactly, or anywhere within. Returns the largest size, None if it may not look."""
     if offsets.numel() < 1:
         raise ValueError(f"{name}: is empty, wanted at least one entry (0)")
-    if torch.compiler.is_compiling() or offsets.device.type != "cpu":
-        return
-    first, last = int(offsets[0]), int(offsets[-1])
-    if bool((offsets[1:] < offsets[:-1]).any()):
+    if not _can_look(offsets):
+        return None
+    first, last, smallest, largest = torch.ops.cero.integer_range(offsets.contiguous())
+    if smallest < 0:
         raise ValueError(f"{name}: is not sorted; wanted cumulative sizes, as of torch.cumsum")
     if first < 0 or last > end or (exact and (first, last) != (0, end)):
         raise ValueError(f"{name}: runs from {first} to {last}, wanted {'exactly ' if exact else ''}0 to {end}")
+    return largest
 
 
 def _check_options(norm: str, ddof: int, eps: float) -> int:
@@ -78,9 +79,61 @@ def _check_options(norm: str, ddof: int, eps: float) -> int:
     return _NORMS[norm]
 
 
-def _check_constant(tensor: Tensor, name: str) -> None:
+def _check_values(tensor: Tensor, name: str, device: torch.device) -> None:
+    """f32, one dimension, no gradient."""
     if tensor.requires_grad:
-        raise ValueError(f"{name}: require grad, but advantages are constants of the loss; pass {name}.detach()")
+        raise ValueError(f"{name}: requires grad, but advantages are constants of the loss; pass {name}.detach()")
+    if tensor.device.type == "cuda" and _CUDA_NOTE:
+        raise ValueError(
+            f"{name}: is on {tensor.device}, but {_CUDA_NOTE}; build it with "
+            "`CERO_CUDA=1 pip install --no-build-isolation -e .` or pass CPU tensors"
+        )
+    _want(tensor, name, (torch.float32,), device)
+
+
+def _can_look(tensor: Tensor) -> bool:
+    """Whether values may be read: not on a GPU, which would stop the host until it has caught up, and not while compiling."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_groups(
+    rewards: Tensor, group_offsets: Tensor, norm: str, eps: float, ddof: int, group_weight: Tensor | None, max_group: int | None
+) -> int:
+    """The arguments that both operators share; returns the norm's number."""
+    norm_id = _check_options(norm, ddof, eps)
+    _check_values(rewards, "rewards", rewards.device)
+    _want(group_offsets, "group_offsets", (torch.int32, torch.int64), rewards.device)
+    largest = _check_offsets(group_offsets, "group_offsets", rewards.numel(), exact=True)
+    groups = group_offsets.numel() - 1
+    if group_weight is not None:
+        _check_values(group_weight, "group_weight", rewards.device)
+        if group_weight.numel() != groups:
+            raise ValueError(f"group_weight: got {group_weight.numel()} entries, wanted {groups}, one a group")
+    if max_group is not None and largest is not None and largest > max_group:
+        raise ValueError(f"max_group: got {max_group}, but a group has {largest} rollouts; raise it or leave it out")
+    return norm_id
+
+
+def _check_sequences(rollouts: int, cu_seqlens: Tensor, loss_mask: Tensor, seq_rollout: Tensor | None, device: torch.device) -> None:
+    _want(cu_seqlens, "cu_seqlens", (torch.int32,), device)
+    _want(loss_mask, "loss_mask", (torch.bool,), device)
+    _check_offsets(cu_seqlens, "cu_seqlens", loss_mask.numel(), exact=False)
+    sequences = cu_seqlens.numel() - 1
+    if seq_rollout is None:
+        if sequences > rollouts:
+            raise ValueError(f"cu_seqlens: has {sequences} sequences for {rollouts} rollouts; pass seq_rollout")
+        return
+    _want(seq_rollout, "seq_rollout", (torch.int32,), device)
+    if seq_rollout.numel() != sequences:
+        raise ValueError(f"seq_rollout: got {seq_rollout.numel()} entries, wanted {sequences}, one a sequence")
+    if sequences and _can_look(seq_rollout):
+        low, high, _, _ = torch.ops.cero.integer_range(seq_rollout.contiguous())
+        if low < 0 or high >= rollouts:
+            raise ValueError(f"seq_rollout: runs from {low} to {high}, wanted 0 to {rollouts - 1}")
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 @torch.no_grad()
@@ -104,32 +157,24 @@ def group_advantage(
     Offsets on a GPU are not looked at, which would stop the host until the device has caught up: there wrong offsets read
     and write out of bounds. They are not looked at while compiling either.
     """
-    norm_id = _check_options(norm, ddof, eps)
-    _check_constant(rewards, "rewards")
-    if rewards.device.type == "cuda" and _CUDA_NOTE:
-        raise ValueError(
-            f"rewards: are on {rewards.device}, but {_CUDA_NOTE}; build it with "
-            "`CERO_CUDA=1 pip install --no-build-isolation -e .` or pass CPU tensors"
-        )
-    _want(rewards, "rewards", (torch.float32,), rewards.device)
-    _want(group_offsets, "group_offsets", (torch.int32, torch.int64), rewards.device)
-    _check_offsets(group_offsets, "group_offsets", rewards.numel(), exact=True)
-    if group_weight is not None:
-        _check_constant(group_weight, "group_weight")
-        _want(group_weight, "group_weight", (torch.float32,), rewards.device)
-        if group_weight.numel() != group_offsets.numel() - 1:
-            groups = group_offsets.numel() - 1
-            raise ValueError(f"group_weight: got {group_weight.numel()} entries, wanted {groups}, one a group")
-        group_weight = group_weight.contiguous()
-    look = rewards.device.type == "cpu" and not torch.compiler.is_compiling()
-    if max_group is not None and look and group_offsets.numel() > 1:
-        largest = int((group_offsets[1:] - group_offsets[:-1]).max())
-        if largest > max_group:
-            raise ValueError(f"max_group: got {max_group}, but a group has {largest} rollouts; raise it or leave it out")
+    norm_id = _check_groups(rewards, group_offsets, norm, eps, ddof, group_weight, max_group)
     out = torch.ops.cero.group_advantage(
-        rewards.contiguous(), group_offsets.contiguous(), group_weight, norm_id, float(eps), ddof, float(success_threshold)
+        rewards.contiguous(), group_offsets.contiguous(), _contiguous(group_weight), norm_id, float(eps), ddof, float(success_threshold)
     )
     return GroupAdvantage(*out)
+
+
+@torch.no_grad()
+def token_advantage(adv: Tensor, cu_seqlens: Tensor, loss_mask: Tensor, *, seq_rollout: Tensor | None = None) -> Tensor:
+    """Advantages adv f32[R] spread over packed tokens: token_adv f32[T] is adv of the token's rollout where loss_mask bool[T] is True.
+
+    cu_seqlens i32[S+1] bounds the packed sequences; seq_rollout i32[S] names each one's rollout (None: sequence s is rollout
+    s). Masked tokens and tokens of no sequence get 0. For micro-batches, whose groups were computed before they were packed.
+    Raises ValueError for a wrong dtype, shape or device, adv that requires grad, and (CPU tensors) indices out of range.
+    """
+    _check_values(adv, "adv", adv.device)
+    _check_sequences(adv.numel(), cu_seqlens, loss_mask, seq_rollout, adv.device)
+    return torch.ops.cero.token_advantage(adv.contiguous(), cu_seqlens.contiguous(), _contiguous(seq_rollout), loss_mask.contiguous())
 
 
 @torch.no_grad()
@@ -147,34 +192,17 @@ def group_advantage_tokens(
     success_threshold: float = 0.5,
     max_group: int | None = None,
 ) -> TokenAdvantage:
-    """`group_advantage`, spread over packed tokens: token_adv[t] is its rollout's advantage where loss_mask bool[T] is True.
+    """`group_advantage` and `token_advantage` in one call: two launches on a GPU, and nothing waits for data.
 
-    cu_seqlens i32[S+1] bounds the packed sequences; seq_rollout i32[S] names each one's rollout (None: sequence s is rollout
-    s). Statistics cover all R rollouts although only S <= R of them may be packed. Tokens of no sequence get 0. Raises
-    ValueError as `group_advantage` does, and for sequences or rollout indices out of range (CPU tensors).
+    Statistics cover all R rollouts although only S <= R of them may be packed. Raises ValueError as those two do.
     """
-    groups = group_advantage(
-        rewards, group_offsets, norm=norm, eps=eps, ddof=ddof, group_weight=group_weight,
-        success_threshold=success_threshold, max_group=max_group,
+    norm_id = _check_groups(rewards, group_offsets, norm, eps, ddof, group_weight, max_group)
+    _check_sequences(rewards.numel(), cu_seqlens, loss_mask, seq_rollout, rewards.device)
+    out = torch.ops.cero.group_advantage_tokens(
+        rewards.contiguous(), group_offsets.contiguous(), _contiguous(group_weight), cu_seqlens.contiguous(), _contiguous(seq_rollout),
+        loss_mask.contiguous(), norm_id, float(eps), ddof, float(success_threshold),
     )  # fmt: skip
-    _want(cu_seqlens, "cu_seqlens", (torch.int32,), rewards.device)
-    _want(loss_mask, "loss_mask", (torch.bool,), rewards.device)
-    _check_offsets(cu_seqlens, "cu_seqlens", loss_mask.numel(), exact=False)
-    sequences, rollouts = cu_seqlens.numel() - 1, rewards.numel()
-    if seq_rollout is None:
-        if sequences > rollouts:
-            raise ValueError(f"cu_seqlens: has {sequences} sequences for {rollouts} rollouts; pass seq_rollout")
-    else:
-        _want(seq_rollout, "seq_rollout", (torch.int32,), rewards.device)
-        if seq_rollout.numel() != sequences:
-            raise ValueError(f"seq_rollout: got {seq_rollout.numel()} entries, wanted {sequences}, one a sequence")
-        if sequences and not torch.compiler.is_compiling() and rewards.device.type == "cpu":
-            low, high = int(seq_rollout.min()), int(seq_rollout.max())
-            if low < 0 or high >= rollouts:
-                raise ValueError(f"seq_rollout: runs from {low} to {high}, wanted 0 to {rollouts - 1}")
-        seq_rollout = seq_rollout.contiguous()
-    token_adv = torch.ops.cero.token_advantage(groups.adv, cu_seqlens.contiguous(), seq_rollout, loss_mask.contiguous())
-    return TokenAdvantage(groups.adv, token_adv, groups.mean, groups.std, groups.wins, groups.live)
+    return TokenAdvantage(*out)
 
 
 @torch.library.register_fake("cero::group_advantage")
@@ -189,3 +217,12 @@ def _(rewards, group_offsets, group_weight, norm, eps, ddof, success_threshold):
 @torch.library.register_fake("cero::token_advantage")
 def _(adv, cu_seqlens, seq_rollout, loss_mask):
     return adv.new_empty(loss_mask.numel())
+
+
+@torch.library.register_fake("cero::group_advantage_tokens")
+def _(rewards, group_offsets, group_weight, cu_seqlens, seq_rollout, loss_mask, norm, eps, ddof, success_threshold):
+    groups = group_offsets.numel() - 1
+    return (
+        rewards.new_empty(rewards.numel()), rewards.new_empty(loss_mask.numel()), rewards.new_empty(groups), rewards.new_empty(groups),
+        rewards.new_empty(groups, dtype=torch.int32), rewards.new_empty(groups, dtype=torch.bool),
+    )  # fmt: skip

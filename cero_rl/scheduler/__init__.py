@@ -6,27 +6,64 @@ Every rank runs the same scheduler on the same all-reduced counts and so compute
 
 from cero_rl.scheduler.base import Scheduler, SchedulerName, make_scheduler
 from cero_rl.scheduler.baselines import UniformScheduler
-from cero_rl.scheduler.cero import CeroScheduler, ranked_plan
+from cero_rl.scheduler.cero import CeroScheduler, PlanName
 from cero_rl.scheduler.core import BudgetSpec, Observed, Samples, StateDict
+from cero_rl.scheduler.export import export_posterior, import_posterior
 from cero_rl.scheduler.offline import greedy_integer, water_filling
-from cero_rl.scheduler.posterior import BetaPosterior
-from cero_rl.scheduler.utility import conjugate, supporting_exposure, utility_slope, utility_value
+from cero_rl.scheduler.plan import proximal_plan, ranked_plan
+from cero_rl.scheduler.pool import indices_of
+from cero_rl.scheduler.posterior import BetaPosterior, Prior
+from cero_rl.scheduler.prior import fit_beta_prior, prior_from_pass_rate
+from cero_rl.scheduler.utility import (
+    EXPONENTIAL,
+    HYPERBOLIC,
+    LOGARITHMIC,
+    UTILITIES,
+    Utility,
+    UtilityName,
+    conjugate,
+    supporting_exposure,
+    utility_of,
+    utility_slope,
+    utility_value,
+)  # fmt: skip
+from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, hit_utility, live_probability
 
 __all__ = [
+    "EXPONENTIAL",
+    "HYPERBOLIC",
+    "LOGARITHMIC",
+    "UTILITIES",
     "BetaPosterior",
     "BudgetSpec",
     "CeroScheduler",
     "Observed",
+    "PlanName",
+    "Prior",
     "Samples",
     "Scheduler",
     "SchedulerName",
     "StateDict",
     "UniformScheduler",
+    "Utility",
+    "UtilityName",
+    "ValueFunction",
+    "ValueName",
     "conjugate",
+    "export_posterior",
+    "fit_beta_prior",
+    "graded_variance",
     "greedy_integer",
+    "hit_utility",
+    "import_posterior",
+    "indices_of",
+    "live_probability",
     "make_scheduler",
+    "prior_from_pass_rate",
+    "proximal_plan",
     "ranked_plan",
     "supporting_exposure",
+    "utility_of",
     "utility_slope",
     "utility_value",
     "water_filling",

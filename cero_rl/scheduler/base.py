@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.baselines import UniformScheduler
 from cero_rl.scheduler.cero import CeroScheduler
-from cero_rl.scheduler.core import Observed, Samples, StateDict
+from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Observed, Samples, StateDict
+from cero_rl.scheduler.rivals import (
+    RIVALS,
+    FixedPriceScheduler,
+    KeepName,
+    KeepRule,
+    KeepScheduler,
+    RandomMatchedScheduler,
+    Shared,
+)
 from cero_rl.types import Allocation
 
-SchedulerName = Literal["cero", "uniform"]
+SchedulerName = Literal[
+    "cero", "uniform", "random_matched", "fixed_price", "greedy", "thompson", "preset", "oracle", "knapsack", "vip", "gvm_p",
+    "hit_utility", "greso", "dapo", "hora", "speed_rl", "pilot_commit", "vigor", "reinforce_ada", "aero",
+]  # fmt: skip
+SCHEDULER_NAMES: tuple[str, ...] = get_args(SchedulerName)
+OptionValue = bool | int | float | str | None
+_CERO = {"cero": CeroScheduler, "random_matched": RandomMatchedScheduler, "fixed_price": FixedPriceScheduler}
+OptionsT = TypeVar("OptionsT")
 
 
 class Scheduler(Protocol):
@@ -50,6 +68,22 @@ class Scheduler(Protocol):
     def load_state_dict(self, state: StateDict) -> None: ...
 
 
+def make_options(kind: type[OptionsT], name: str, given: Mapping[str, OptionValue]) -> OptionsT:
+    """The option record of scheduler `name` from a mapping. Raises ValueError for unknown keys, wrong types and wrong values."""
+    known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    for key, value in given.items():
+        if key not in known:
+            wanted = ", ".join(known) if known else "none"
+            raise ValueError(f"scheduler {name!r} has no option {key!r}; its options: {wanted}")
+        default = known[key].default
+        integer, text = isinstance(default, int) or default is None, isinstance(default, str)
+        fits = isinstance(value, str) if text else isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+        if not fits and not (value is None and default is None):
+            kind_name = "a string" if text else "an integer" if integer else "a number"
+            raise ValueError(f"scheduler {name!r}: option {key} = {value!r}, wanted {kind_name}")
+    return kind(**given)
+
+
 def make_scheduler(
     name: SchedulerName,
     *,
@@ -65,40 +99,33 @@ def make_scheduler(
     step_size: float | None = None,
     price_init: float = 0.5,
     spend_down: bool = False,
+    options: Mapping[str, OptionValue] | None = None,
+    keep_rule: KeepName | None = None,
+    keep_share: float = 0.5,
     seed: int = 0,
 ) -> Scheduler:
-    """The scheduler called `name`.
+    """The scheduler called `name`, with its own `options` (see rivals/) and, if wanted, a keep rule on top.
 
-    "uniform" has no use for saturation, step_size, price_init and spend_down (it always spends exactly).
+    step_size, price_init and spend_down belong to "cero", "random_matched" and "fixed_price"; the others spend by their own
+    rule. saturation is that of the surrogate utility, where a rule uses it.
 
-    Raises ValueError for an unknown name or sizes that contradict each other.
+    Raises ValueError for an unknown name or option, or sizes that contradict each other.
     """
-    if name == "cero":
-        return CeroScheduler(
-            num_prompts=num_prompts,
-            rounds=rounds,
-            budget_rollouts=budget_rollouts,
-            rollouts_per_unit=rollouts_per_unit,
-            max_units_per_prompt=max_units_per_prompt,
-            capacity_rollouts=capacity_rollouts,
-            saturation=saturation,
-            prior=prior,
-            forgetting=forgetting,
-            step_size=step_size,
-            price_init=price_init,
-            spend_down=spend_down,
-            seed=seed,
-        )
-    if name == "uniform":
-        return UniformScheduler(
-            num_prompts=num_prompts,
-            rounds=rounds,
-            budget_rollouts=budget_rollouts,
-            rollouts_per_unit=rollouts_per_unit,
-            max_units_per_prompt=max_units_per_prompt,
-            capacity_rollouts=capacity_rollouts,
-            prior=prior,
-            forgetting=forgetting,
-            seed=seed,
-        )
-    raise ValueError(f"unknown scheduler {name!r}, wanted 'cero' or 'uniform'")
+    if name in _CERO or name == "uniform":
+        if options:
+            raise ValueError(f"scheduler {name!r} has no options of its own, got {', '.join(options)}")
+    elif name not in RIVALS:
+        raise ValueError(f"unknown scheduler {name!r}, wanted one of {', '.join(SCHEDULER_NAMES)}")
+    sizes = (num_prompts, rounds, budget_rollouts, rollouts_per_unit, max_units_per_prompt, capacity_rollouts)
+    scheduler: BudgetedScheduler
+    if name in _CERO:
+        scheduler = _CERO[name](
+            *sizes, saturation=saturation, prior=prior, forgetting=forgetting, step_size=step_size, price_init=price_init,
+            spend_down=spend_down, seed=seed,
+        )  # fmt: skip
+    elif name == "uniform":
+        scheduler = UniformScheduler(*sizes, prior=prior, forgetting=forgetting, seed=seed)
+    else:
+        rival, kind = RIVALS[name]
+        scheduler = rival(BudgetSpec(*sizes), Shared(prior, forgetting, saturation, seed), make_options(kind, name, options or {}))
+    return scheduler if keep_rule is None else KeepScheduler(scheduler, KeepRule(keep_rule, keep_share))

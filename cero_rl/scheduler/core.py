@@ -1,125 +1,47 @@
-"""What every scheduler shares: the checked budget, the round protocol, the posterior and the saved state.
+"""What every scheduler shares: the round protocol, the budget's books, the posterior and the saved state.
 
 One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  more waves by next_round(observed);
-keep(samples) -> mask;  update(successes, trials). A subclass says which prompts to plan (`_choose`), whether the round goes on
-(`_choose_more`), what trains (`keep`) and what to learn from a round (`_learn`); nothing here draws random numbers or talks to
-other ranks, so equal counts give equal plans everywhere. Source of the budget rules: arXiv 2606.05606
-and 2610.09679.
+keep(samples) -> mask;  update(successes, trials), or update_groups(...) with the round's groups only, before either of them
+update_partial(...) after each optimizer step of a long round. A subclass says which prompts to plan (`_choose`), whether the
+round goes on (`_choose_more`), what trains (`keep`) and what to learn from a round (`_learn`, or `_learn_part` step by step);
+nothing here draws random numbers or talks to other ranks, so equal counts give equal plans everywhere. Source of the budget
+rules: arXiv 2606.05606 and 2610.09679.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import asdict, dataclass
-from typing import TypeAlias, TypeVar
+from dataclasses import asdict, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.posterior import BetaPosterior, check_counts
+from cero_rl.scheduler.posterior import BetaPosterior, Prior, as_counts, as_squares, check_counts, check_groups
+from cero_rl.scheduler.spec import (
+    STATE_VERSION,
+    BudgetSpec,
+    Floats,
+    Ids,
+    Observed,
+    Samples,
+    Scalar,
+    ScalarT,
+    StateDict,
+    merged,
+    positions,
+    read_array,
+    read_scalar,
+)  # fmt: skip
 from cero_rl.types import Allocation
 
-Scalar: TypeAlias = int | float | str | bool
-StateDict: TypeAlias = dict[str, npt.NDArray[np.generic] | Scalar]
-ScalarT = TypeVar("ScalarT", bound=np.generic)
-Ids: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
-
-STATE_VERSION = 1
+__all__ = [
+    "STATE_VERSION", "BudgetSpec", "BudgetedScheduler", "Floats", "Ids", "Observed", "Samples", "Scalar", "ScalarT", "StateDict",
+    "read_array", "read_scalar",
+]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """The open round so far: what its waves brought, summed over ALL ranks, by pool index."""
-
-    successes: Floats  # f64[P] may be fractional
-    trials: Ids  # i64[P] rollouts with a reward
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The rewards of a round's groups, ragged: what `keep` chooses from. Group j owns rewards[offsets[j]:offsets[j+1]]."""
-
-    prompt_ids: Ids  # i64[G]
-    rewards: Floats  # f64[R] all known (a missing reward is not a sample)
-    offsets: Ids  # i64[G+1]
-    lengths: Ids  # i64[R] response tokens
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetSpec:
-    """Sizes of a run, checked once. Budget and capacity are in rollouts, an allocation unit is `rollouts_per_unit` of them.
-
-    Raises ValueError naming the field, or the inequality, that fails.
-    """
-
-    num_prompts: int
-    rounds: int
-    budget_rollouts: int
-    rollouts_per_unit: int
-    max_units_per_prompt: int
-    capacity_rollouts: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, (int, np.integer)) or value < 1:
-                raise ValueError(f"{name} = {value}, wanted an integer >= 1")
-        unit = self.rollouts_per_unit
-        for name in ("budget_rollouts", "capacity_rollouts"):
-            value = asdict(self)[name]
-            if value % unit:
-                below, above = value // unit * unit, (value // unit + 1) * unit
-                nearest = f"{below} or {above}" if below else str(above)
-                raise ValueError(
-                    f"{name} = {value} is not a multiple of rollouts_per_unit = {unit}; the nearest valid values: {nearest}"
-                )
-        run_capacity = self.rounds * self.capacity_rollouts
-        if self.budget_rollouts > run_capacity:
-            raise ValueError(
-                f"budget_rollouts <= rounds * capacity_rollouts fails: {self.budget_rollouts} > {self.rounds} * "
-                f"{self.capacity_rollouts} = {run_capacity}; lower the budget or raise rounds or capacity_rollouts"
-            )
-        pool_capacity = self.num_prompts * self.max_units_per_prompt * unit
-        if self.capacity_rollouts > pool_capacity:
-            raise ValueError(
-                f"capacity_rollouts <= num_prompts * max_units_per_prompt * rollouts_per_unit fails: "
-                f"{self.capacity_rollouts} > {self.num_prompts} * {self.max_units_per_prompt} * {unit} = "
-                f"{pool_capacity}; lower capacity_rollouts"
-            )
-
-    @property
-    def budget_units(self) -> int:
-        return self.budget_rollouts // self.rollouts_per_unit
-
-    @property
-    def capacity_units(self) -> int:
-        return self.capacity_rollouts // self.rollouts_per_unit
-
-
-def read_scalar(state: StateDict, key: str) -> Scalar:
-    """A plain scalar out of a state that may have been through npz (0-d arrays). ValueError if the key is missing."""
-    if key not in state:
-        raise ValueError(f"scheduler state has no field {key!r}: it was written by another version or another scheduler")
-    return np.asarray(state[key]).item()
-
-
-def read_array(state: StateDict, key: str, dtype: type[ScalarT], length: int | None) -> npt.NDArray[ScalarT]:
-    """A private copy of a 1-d array of `length` entries (None: any). ValueError if it is missing or has another shape."""
-    if key not in state:
-        raise ValueError(f"scheduler state has no field {key!r}: it was written by another version or another scheduler")
-    array = np.array(state[key], dtype=dtype)
-    if array.ndim != 1 or (length is not None and array.shape[0] != length):
-        wanted = "a vector" if length is None else f"({length},)"
-        raise ValueError(f"scheduler state field {key!r} has shape {array.shape}, wanted {wanted}")
-    return array
-
-
-def _merged(first: Allocation, second: Allocation) -> Allocation:
-    """Both waves as one Allocation: prompts in the order of their first appearance, sizes added."""
-    ids, where = np.unique(np.concatenate((first.prompt_ids, second.prompt_ids)), return_inverse=True)
-    sizes = np.bincount(where, weights=np.concatenate((first.rollouts, second.rollouts)), minlength=ids.shape[0]).astype(np.int32)
-    order = np.concatenate((first.prompt_ids, second.prompt_ids[~np.isin(second.prompt_ids, first.prompt_ids)]))
-    return Allocation(first.round, order, sizes[np.searchsorted(ids, order)])
+def _no_ids() -> Ids:
+    return np.empty(0, dtype=np.int64)
 
 
 class BudgetedScheduler:
@@ -127,17 +49,19 @@ class BudgetedScheduler:
 
     name = "abstract"
 
-    def __init__(self, spec: BudgetSpec, prior: tuple[float, float], forgetting: float, seed: int) -> None:
+    def __init__(self, spec: BudgetSpec, prior: Prior, forgetting: float, seed: int) -> None:
         self.spec = spec
         self.seed = operator.index(seed)
         self.posterior = BetaPosterior(spec.num_prompts, prior, forgetting)
+        self._configured_rollouts = spec.budget_rollouts  # set_budget changes the spec, not what the configuration says
         self._round = 0
         self._remaining = spec.budget_rollouts
         self._refundable = 0
         self._pending: Allocation | None = None
-        self._plan_ids: Ids = np.empty(0, dtype=np.int64)
-        self._plan_units: Ids = np.empty(0, dtype=np.int64)
+        self._answered = 0  # groups of the pending Allocation, in its order, whose evidence is in
+        self._plan_ids, self._plan_units = _no_ids(), _no_ids()
         self._value: Floats = self.posterior.value()
+        self._prior_identity = self.posterior.prior_identity()
 
     # --- what a scheduler decides and learns -------------------------------------------------------------------------
 
@@ -154,13 +78,29 @@ class BudgetedScheduler:
         return np.ones(samples.rewards.shape[0], dtype=bool)
 
     def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
-        """Called after the posterior has taken in the round; gets the plan as `_choose` returned it."""
+        """Called once a round, after the posterior has taken all of it in; gets the plan as `_choose` returned it."""
+
+    def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
+        """Called after each part of a round is in the posterior, with that part of the plan and its share (all parts sum to 1)."""
+
+    def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
+        """Called with checked evidence before the posterior takes it in; may refuse it by a ValueError."""
+
+    def _revalue(self, ids: Ids | None) -> None:
+        """Recompute the worth of the prompts `ids` (None: of all) after their posterior changed."""
+        if ids is None:
+            self.posterior.value(out=self._value)
+        else:
+            self._value[ids] = self.posterior.value_at(ids)
+
+    def _exhausted(self) -> bool:
+        return False  # whether another limit than rounds and rollouts has ended the run
 
     def _identity(self) -> dict[str, Scalar]:
-        prior_a, prior_b = self.posterior.prior
         sizes: dict[str, Scalar] = {key: int(value) for key, value in asdict(self.spec).items()}
+        sizes["budget_rollouts"] = self._configured_rollouts
         return {
-            "scheduler": self.name, "state_version": STATE_VERSION, **sizes, "prior_a": prior_a, "prior_b": prior_b,
+            "scheduler": self.name, "state_version": STATE_VERSION, **sizes, **self._prior_identity,
             "forgetting": self.posterior.forgetting, "seed": self.seed,
         }  # fmt: skip
 
@@ -179,29 +119,29 @@ class BudgetedScheduler:
         `remaining_rollouts` at once. An Allocation without entries is a round that executes nothing; it needs its update() (with
         zeros) like any other. A further wave depends on what the waves before it brought; None says that the round's sampling
         is complete, which for most schedulers is at once. Raises RuntimeError for opening a round before the last one had its
-        update(), and for a wave without an open round.
+        update(), and for a wave without an open round or after update_partial().
         """
         if observed is not None:
             return self._next_wave(observed)
         if self._pending is not None:
             raise RuntimeError(f"next_round() before update(): the counts of round {self._round} are still missing")
         units_left = self._remaining // self.spec.rollouts_per_unit
-        if self._round >= self.spec.rounds or units_left == 0:
+        if self._round >= self.spec.rounds or units_left == 0 or self._exhausted():
             return None
         ids, units = self._choose(units_left, self.spec.rounds - self._round)
-        self._plan_ids, self._plan_units, self._refundable = ids, units, 0
+        self._plan_ids, self._plan_units, self._refundable, self._answered = ids, units, 0, 0
         self._pending = self._execute(ids, units, units_left)
         return self._pending
 
     def _next_wave(self, observed: Observed) -> Allocation | None:
-        if self._pending is None:
-            raise RuntimeError("next_round(observed) without an open round: call next_round() first")
+        if self._pending is None or self._answered:
+            raise RuntimeError("next_round(observed) without an open round, or after update_partial(): call next_round() first")
         units_left = self._remaining // self.spec.rollouts_per_unit
         wave = self._choose_more(observed, units_left) if units_left else None
         if wave is None or not wave[0].size:
             return None
         allocation = self._execute(*wave, units_left)
-        self._pending = _merged(self._pending, allocation)
+        self._pending = merged(self._pending, allocation)
         return allocation
 
     def _execute(self, ids: Ids, units: Ids, units_left: int) -> Allocation:
@@ -218,9 +158,9 @@ class BudgetedScheduler:
         """Give `rollouts` of the latest Allocation back to the budget because they could not be generated.
 
         For rollouts that never existed (an engine died), not for rollouts whose reward is missing: those were generated and
-        stay spent. May be called before or after the round's update(), several times, up to the round's total; the sum must
-        be the same on every rank. What comes back is offered to later rounds; it cannot be spent when those are full
-        already, or when less than one unit of it is left. Raises ValueError if it is negative or more than the round spent.
+        stay spent. May be called before or after the round's update(), several times; the sum must be the same on every rank.
+        What comes back is offered to later rounds, if they have room. Raises ValueError if it is negative or more than the round
+        spent.
         """
         count = operator.index(rollouts)
         if not 0 <= count <= self._refundable:
@@ -228,44 +168,125 @@ class BudgetedScheduler:
         self._refundable -= count
         self._remaining += count
 
-    def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None:
-        """Take in the round's counts: successes i64/f64[P] and trials i64/f64[P], summed over ALL ranks, by pool index.
+    def set_budget(self, total_rollouts: int) -> None:
+        """Change the run's whole budget (rollouts, what is spent included) now, also in the middle of a round.
 
-        Required after every Allocation, also an empty one. Rollouts without a reward count in neither vector. Raises
-        RuntimeError without an Allocation to answer, ValueError on bad counts or more trials than the Allocation gave
-        (evidence counted twice).
+        Raises ValueError if it breaks a rule of BudgetSpec, is less than what is spent, or more than the rounds left can hold.
         """
-        allocation = self._pending
-        if allocation is None:
-            raise RuntimeError("update() without an Allocation: call next_round() first, then update() exactly once")
-        wins, tries = check_counts(successes, trials, self.spec.num_prompts)
-        planned = tries[allocation.prompt_ids]
-        excess = np.flatnonzero(planned > allocation.rollouts)
-        if excess.size:
-            at = int(excess[0])
+        total = operator.index(total_rollouts)
+        spec = replace(self.spec, budget_rollouts=total)
+        spent = self.spec.budget_rollouts - self._remaining
+        rounds_left = spec.rounds - self._round - (self._pending is not None)
+        most = spent + rounds_left * spec.capacity_rollouts
+        if not spent <= total <= max(most, self.spec.budget_rollouts):
+            raise ValueError(f"set_budget({total}): wanted {spent} (spent) .. {most} ({rounds_left} rounds left)")
+        self._remaining += total - self.spec.budget_rollouts
+        self.spec = spec
+
+    # --- evidence ----------------------------------------------------------------------------------------------------
+
+    def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike, squares: npt.ArrayLike | None = None) -> None:
+        """Take in the round's counts and close it: successes i64/f64[P], trials i64/f64[P], summed over ALL ranks, by pool index.
+
+        Required after every Allocation, also an empty one; what update_partial() has taken in must not come again. Rollouts
+        without a reward count in neither vector. squares f64[P] (sums of squared rewards) is for schedulers that value graded
+        rewards. Raises RuntimeError without an Allocation to answer, ValueError on bad counts or more trials than the
+        Allocation gave (evidence counted twice).
+        """
+        allocation = self._opened("update()")
+        wins, tries = as_counts(successes, trials, self.spec.num_prompts)
+        rest = allocation.prompt_ids[self._answered :]
+        for counts in (wins, tries):
+            if np.count_nonzero(counts) != np.count_nonzero(counts[rest]):  # something outside the round, or an error to name
+                check_counts(wins, tries, self.spec.num_prompts)
+                if np.any(tries[allocation.prompt_ids[: self._answered]]):
+                    raise ValueError(f"trials counts rollouts that update_partial() of round {self._round} has taken in already")
+                raise ValueError(f"trials counts rollouts of prompts that round {self._round} did not allocate")
+        graded = as_squares(squares, self.spec.num_prompts, rest)
+        self._absorb(rest, allocation.rollouts[self._answered :], wins[rest], tries[rest], graded)
+        self._close()
+
+    def update_groups(
+        self, prompt_ids: npt.ArrayLike, successes: npt.ArrayLike, trials: npt.ArrayLike, squares: npt.ArrayLike | None = None
+    ) -> None:
+        """update() from the round's groups alone: prompt_ids i64[G] distinct, in any order, counts [G]; absent groups have no reward.
+
+        The same result without a pass over P entries. Raises as update() does.
+        """
+        allocation = self._opened("update_groups()")
+        ids, rest = np.asarray(prompt_ids, dtype=np.int64), allocation.prompt_ids[self._answered :]
+        wins, tries = as_counts(successes, trials, ids.shape[0])
+        graded = as_squares(squares, ids.shape[0])
+        sizes = allocation.rollouts[self._answered :]
+        if not np.array_equal(ids, rest):
+            at = positions(ids, rest)
+            if at is None:
+                raise ValueError(f"prompt_ids: wanted distinct prompts that round {self._round} allocated and that were not answered yet")
+            sizes = sizes[at]
+        self._absorb(ids, sizes, wins, tries, graded)
+        self._close()
+
+    def update_partial(
+        self, prompt_ids: npt.ArrayLike, successes: npt.ArrayLike, trials: npt.ArrayLike, squares: npt.ArrayLike | None = None
+    ) -> None:
+        """Take in the counts of the next groups of the open round, e.g. after each optimizer step; update() closes it later.
+
+        prompt_ids i64[G] must be the Allocation's next groups, in its order (a group is answered once, and one number in the
+        saved state says how far it went); successes, trials, squares [G]. Posterior and worth of these prompts, and this
+        part's share of the step of the duals, are up to date on return. Raises RuntimeError without an open round, ValueError
+        for other groups or bad counts.
+        """
+        allocation = self._opened("update_partial()")
+        ids = np.asarray(prompt_ids, dtype=np.int64)
+        last = self._answered + ids.shape[0]
+        if ids.ndim != 1 or not np.array_equal(ids, allocation.prompt_ids[self._answered : last]):
             raise ValueError(
-                f"prompt {allocation.prompt_ids[at]}: {planned[at]} trials but round {self._round} allocated "
-                f"{allocation.rollouts[at]} rollouts"
+                f"prompt_ids: wanted groups {self._answered}.. of round {self._round}'s Allocation, in its order; "
+                "a group is answered exactly once"
             )
-        if int(tries.sum()) != int(planned.sum()):
-            raise ValueError(f"trials counts rollouts of prompts that round {self._round} did not allocate")
-        self.posterior.update(wins, tries)
-        self._value = self.posterior.value()
+        if not ids.shape[0]:
+            return
+        wins, tries = as_counts(successes, trials, ids.shape[0])
+        graded = as_squares(squares, ids.shape[0])
+        self._absorb(ids, allocation.rollouts[self._answered : last], wins, tries, graded)
+        planned = self._plan_units[self._answered : last]
+        self._learn_part(self._plan_ids[self._answered : last], planned, int(planned.sum()) / int(self._plan_units.sum()))
+        self._answered = last
+
+    def _opened(self, call: str) -> Allocation:
+        if self._pending is None:
+            raise RuntimeError(f"{call} without an Allocation: call next_round() first, then update() exactly once")
+        return self._pending
+
+    def _absorb(self, ids: Ids, rollouts: npt.NDArray[np.int32], wins: npt.NDArray, tries: npt.NDArray, squares: Floats | None) -> None:
+        """Check the counts of distinct prompts and put them into the posterior; nothing changes if they are bad."""
+        wins, counts = check_groups(ids, rollouts, wins, tries, self._round)
+        self._observe(ids, wins, counts, squares)
+        forgot = self.posterior.forgetting < 1.0 and self._answered == 0
+        if forgot:
+            self.posterior.forget()
+        self.posterior.add(ids, wins, counts)
+        self._revalue(None if forgot else ids)
+
+    def _close(self) -> None:
+        planned = self._plan_units[self._answered :]
+        done = int(self._plan_units[: self._answered].sum())
+        share = 1.0 - done / (done + int(planned.sum())) if done else 1.0
+        self._learn_part(self._plan_ids[self._answered :], planned, share)
         self._learn(self._plan_ids, self._plan_units)
-        self._plan_ids = self._plan_units = np.empty(0, dtype=np.int64)
+        self._plan_ids, self._plan_units = _no_ids(), _no_ids()
         self._pending = None
+        self._answered = 0
         self._round += 1
 
     # --- what can be read --------------------------------------------------------------------------------------------
 
     @property
-    def round(self) -> int:
-        """Rounds completed, i.e. the index of the round being worked on or planned next."""
+    def round(self) -> int:  # completed, so the index of the one being worked on or planned next
         return self._round
 
     @property
-    def remaining_rollouts(self) -> int:
-        """Budget not yet allocated, in rollouts (refunds included)."""
+    def remaining_rollouts(self) -> int:  # budget not yet allocated, refunds included
         return self._remaining
 
     @property
@@ -274,35 +295,31 @@ class BudgetedScheduler:
         return self._pending
 
     @property
+    def answered_groups(self) -> int:  # of the pending Allocation, in its order, that update_partial() has taken in
+        return self._answered
+
+    @property
     def value(self) -> Floats:
-        """f64[P] copy: worth of a rollout, E[p(1-p)] in (0, 1/4)."""
+        """f64[P] copy: worth of a rollout; E[p(1-p)] in (0, 1/4) unless the scheduler values something else."""
         return self._value.copy()
 
     @property
-    def posterior_mean(self) -> Floats:
-        """f64[P] expected success rate."""
+    def posterior_mean(self) -> Floats:  # f64[P] expected success rate
         return self.posterior.mean()
 
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> StateDict:
         """Everything a resumed run needs: a flat dict of 1-d arrays (copies) and plain scalars; valid in mid-round too."""
-        pending_ids = self._pending.prompt_ids if self._pending is not None else np.empty(0, dtype=np.int64)
+        pending_ids = self._pending.prompt_ids if self._pending is not None else _no_ids()
         pending_rollouts = self._pending.rollouts if self._pending is not None else np.empty(0, dtype=np.int32)
         return {
-            **self._identity(),
-            "round": self._round,
-            "remaining_rollouts": self._remaining,
-            "refundable_rollouts": self._refundable,
-            "has_pending": self._pending is not None,
-            "pending_ids": pending_ids.copy(),
-            "pending_rollouts": pending_rollouts.copy(),
-            "plan_ids": self._plan_ids.copy(),
-            "plan_units": self._plan_units.copy(),
-            "posterior_a": self.posterior.a.copy(),
-            "posterior_b": self.posterior.b.copy(),
-            **self._extra_state(),
-        }
+            **self._identity(), "round": self._round, "budget_now_rollouts": self.spec.budget_rollouts,
+            "remaining_rollouts": self._remaining, "refundable_rollouts": self._refundable, "answered_groups": self._answered,
+            "has_pending": self._pending is not None, "pending_ids": pending_ids.copy(), "pending_rollouts": pending_rollouts.copy(),
+            "plan_ids": self._plan_ids.copy(), "plan_units": self._plan_units.copy(),
+            "posterior_a": self.posterior.a.copy(), "posterior_b": self.posterior.b.copy(), **self._extra_state(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: StateDict) -> None:
         """Restore `state_dict()`, also after a trip through npz or JSON scalars. All or nothing.
@@ -320,12 +337,14 @@ class BudgetedScheduler:
         rollouts = read_array(state, "pending_rollouts", np.int32, None)
         plan_ids, plan_units = read_array(state, "plan_ids", np.int64, None), read_array(state, "plan_units", np.int64, None)
         current, remaining = int(read_scalar(state, "round")), int(read_scalar(state, "remaining_rollouts"))
-        refundable = int(read_scalar(state, "refundable_rollouts"))
-        if not 0 <= remaining <= self.spec.budget_rollouts or not 0 <= current <= self.spec.rounds:
-            raise ValueError(f"scheduler state is damaged: round {current}, remaining_rollouts {remaining}")
+        refundable, answered = int(read_scalar(state, "refundable_rollouts")), int(read_scalar(state, "answered_groups"))
+        spec = replace(self.spec, budget_rollouts=int(read_scalar(state, "budget_now_rollouts")))
+        if not (0 <= remaining <= spec.budget_rollouts and 0 <= current <= spec.rounds and 0 <= answered <= ids.shape[0]):
+            raise ValueError(f"scheduler state is damaged: round {current}, remaining_rollouts {remaining}, answered_groups {answered}")
         pending = Allocation(current, ids, rollouts) if read_scalar(state, "has_pending") else None
         self._load_extra(state)
+        self.spec = spec
         self.posterior.a, self.posterior.b = post_a, post_b
-        self._value = self.posterior.value()
         self._plan_ids, self._plan_units, self._pending = plan_ids, plan_units, pending
-        self._round, self._remaining, self._refundable = current, remaining, refundable
+        self._round, self._remaining, self._refundable, self._answered = current, remaining, refundable, answered
+        self._revalue(None)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cero_rl.ops import group_advantage, group_advantage_tokens, reference
+from cero_rl.ops import group_advantage, group_advantage_tokens, reference, token_advantage
 
 NORMS = ["center", "std", "rloo", "maxrl"]
 SIZES = [0, 1, 2, 31, 32, 33, 512, 513, 1024, 1025]
@@ -143,7 +143,51 @@ def test_tokens_equal_the_reference_under_permuted_packing(lengths, seed):
     out = group_advantage_tokens(rewards, offsets, cu, mask, seq_rollout=torch.tensor(order, dtype=torch.int32))
     wanted = reference.token_advantage(out.adv, cu, mask, torch.tensor(order))
     assert torch.equal(out.token_adv, wanted)
-    assert torch.equal(out.adv, group_advantage(rewards, offsets).adv)
+    groups = group_advantage(rewards, offsets)  # the one call is the two calls
+    for name in groups._fields:
+        assert torch.equal(getattr(out, name), getattr(groups, name)), name
+    assert torch.equal(out.token_adv, token_advantage(groups.adv, cu, mask, seq_rollout=torch.tensor(order, dtype=torch.int32)))
+
+
+def test_nothing_in_nothing_out():
+    empty = torch.zeros(0)
+    out = group_advantage_tokens(empty, offsets_of([]), offsets_of([]), torch.zeros(3, dtype=torch.bool))
+    assert [x.numel() for x in out] == [0, 3, 0, 0, 0, 0]
+    assert out.token_adv.tolist() == [0.0, 0.0, 0.0]
+    out = group_advantage_tokens(empty, offsets_of([0, 0]), offsets_of([]), torch.zeros(0, dtype=torch.bool))
+    assert (out.live.tolist(), out.wins.tolist(), out.mean.tolist()) == ([False, False], [0, 0], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_infinite_reward_means_what_the_reference_says(norm):
+    rewards, offsets = torch.tensor([torch.inf, 1.0, 0.0, 1.0, -torch.inf, torch.inf, torch.inf, torch.inf]), offsets_of([2, 2, 2, 2])
+    got, wanted = group_advantage(rewards, offsets, norm=norm), reference.group_advantage(rewards, offsets, norm=norm)
+    for name, a, b in zip(got._fields, got, wanted):
+        assert torch.equal(a.nan_to_num(nan=7.0), b.to(a.dtype).nan_to_num(nan=7.0)), name
+
+
+def test_strided_inputs_are_read_right():
+    rewards, offsets, weight = torch.tensor([1.0, 0.0, 0.5, 0.25]), torch.tensor([0, 2, 4]), torch.tensor([1.0, 2.0])
+    cu, rollout = torch.tensor([0, 3, 4, 6, 9], dtype=torch.int32), torch.tensor([2, 0, 1, 3], dtype=torch.int32)
+    mask = torch.tensor([True, False, True] * 3)
+
+    def strided(x):
+        return torch.stack([x, torch.full_like(x, 99)], 1)[:, 0]
+
+    wanted = group_advantage_tokens(rewards, offsets, cu, mask, seq_rollout=rollout, group_weight=weight)
+    got = group_advantage_tokens(
+        strided(rewards), strided(offsets), strided(cu), strided(mask), seq_rollout=strided(rollout), group_weight=strided(weight)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_nan_weight_or_reward_cannot_wake_a_dead_group(norm):
+    """Dead is exactly 0 whatever the weight; a masked token of a NaN rollout is 0, too."""
+    out = group_advantage(torch.tensor([0.1, 0.1, 0.7]), offsets_of([2, 1]), norm=norm, group_weight=torch.tensor([torch.nan, torch.inf]))
+    assert out.adv.tolist() == [0.0, 0.0, 0.0]
+    token_adv = token_advantage(torch.tensor([torch.nan]), offsets_of([2]), torch.tensor([True, False]))
+    assert token_adv.isnan().tolist() == [True, False]
 
 
 def test_every_output_element_is_written():
@@ -210,7 +254,7 @@ def test_same_bits_for_every_thread_count():
     offsets, threads = offsets_of(sizes), torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 3, 1):
+        for count in (1, 2, 3, 7, 1):  # the last repeats the first
             torch.set_num_threads(count)
             results.append(group_advantage_tokens(rewards, offsets, cu, mask, norm="std"))
     finally:
@@ -224,7 +268,7 @@ def test_same_bits_for_every_thread_count():
     [
         ({"rewards": torch.zeros(4, dtype=torch.float64)}, "rewards: got float64"),
         ({"rewards": torch.zeros(2, 2)}, "rewards: got shape"),
-        ({"rewards": torch.zeros(4, requires_grad=True)}, "require grad"),
+        ({"rewards": torch.zeros(4, requires_grad=True)}, "rewards: requires grad"),
         ({"group_offsets": torch.tensor([0.0, 4.0])}, "group_offsets: got float32"),
         ({"group_offsets": torch.tensor([0, 3, 2, 4])}, "not sorted"),
         ({"group_offsets": torch.tensor([0, 3])}, "wanted exactly 0 to 4"),
@@ -234,9 +278,12 @@ def test_same_bits_for_every_thread_count():
         ({"eps": float("nan")}, "eps: got nan"),
         ({"eps": -1e-6}, "eps: got -1e-06"),
         ({"rewards": torch.zeros(4, device="meta")}, "group_offsets: is on cpu, rewards on meta"),
-        ({"group_weight": torch.ones(1, requires_grad=True)}, "group_weight: require grad"),
+        ({"group_weight": torch.ones(1, requires_grad=True)}, "group_weight: requires grad"),
         ({"group_weight": torch.ones(3)}, "group_weight: got 3 entries"),
         ({"max_group": 3}, "a group has 4 rollouts"),
+        ({"group_offsets": torch.tensor([-1, 4])}, "runs from -1 to 4"),
+        ({"group_weight": torch.ones(1, dtype=torch.float64)}, "group_weight: got float64"),
+        ({"group_weight": torch.ones(1, device="meta")}, "group_weight: is on meta, rewards on cpu"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
@@ -256,6 +303,14 @@ def test_bad_token_arguments_are_named():
         group_advantage_tokens(rewards, offsets, cu, mask, seq_rollout=torch.tensor([0, 2], dtype=torch.int32))
     with pytest.raises(ValueError, match="3 sequences for 2 rollouts"):
         group_advantage_tokens(rewards, offsets, offsets_of([2, 2, 2]), mask)
+    with pytest.raises(ValueError, match="cu_seqlens: is not sorted"):
+        token_advantage(rewards, torch.tensor([0, 4, 2], dtype=torch.int32), mask)
+    with pytest.raises(ValueError, match="cu_seqlens: got int64, wanted int32"):
+        token_advantage(rewards, torch.tensor([0, 3, 6]), mask)
+    with pytest.raises(ValueError, match="seq_rollout: got 1 entries, wanted 2"):
+        token_advantage(rewards, cu, mask, seq_rollout=torch.tensor([0], dtype=torch.int32))
+    with pytest.raises(ValueError, match="adv: requires grad"):
+        token_advantage(rewards.clone().requires_grad_(), cu, mask)
 
 
 def test_opcheck():
@@ -265,12 +320,15 @@ def test_opcheck():
     for given_weight, given_rollout in ((None, None), (weight, rollout)):
         torch.library.opcheck(torch.ops.cero.group_advantage.default, (rewards, offsets, given_weight, 1, 1e-6, 1, 0.5))
         torch.library.opcheck(torch.ops.cero.token_advantage.default, (rewards, cu, given_rollout, mask))
+        whole = (rewards, offsets, given_weight, cu, given_rollout, mask, 1, 1e-6, 1, 0.5)
+        torch.library.opcheck(torch.ops.cero.group_advantage_tokens.default, whole)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(dynamic):
+def test_compiles_without_a_graph_break(dynamic, backend):
     torch._dynamo.reset()
-    compiled = torch.compile(group_advantage_tokens, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled = torch.compile(group_advantage_tokens, fullgraph=True, dynamic=dynamic, backend=backend)
     for sizes, lengths in (([2, 2], [2, 1, 2, 1]), ([1, 3, 2], [4, 0, 2, 1, 1, 3])):
         rewards = torch.arange(sum(sizes), dtype=torch.float32)
         arguments = (rewards, offsets_of(sizes), offsets_of(lengths), torch.ones(sum(lengths), dtype=torch.bool))

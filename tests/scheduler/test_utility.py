@@ -26,10 +26,11 @@ def test_conjugate_is_the_minimum_over_exposures(c: float, cap: float, fraction:
 @given(c=rates, cap=caps, fraction=st.floats(0.0, 1.0))
 def test_utility_is_the_minimum_over_slopes(c: float, cap: float, fraction: float) -> None:
     z = fraction * cap
-    coarse = np.linspace(0.0, c, 20_001)
-    near = coarse[np.argmin(coarse * z - conjugate(coarse, c, cap))]
-    step = c / 20_000
-    fine = np.clip(np.linspace(near - step, near + step, 20_001), 0.0, c)
+    # A grid of equal ratios, down to the slope at the cap and 0: around a small slope an even grid is too coarse for 1e-9.
+    coarse = np.linspace(0.0, min(c * cap, 700.0), 20_001)
+    near = coarse[np.argmin(c * np.exp(-coarse) * z - conjugate(c * np.exp(-coarse), c, cap))]
+    step = coarse[1]
+    fine = np.append(c * np.exp(-np.clip(np.linspace(near - step, near + step, 20_001), 0.0, None)), 0.0)
     assert float(utility_value(c, z)) == pytest.approx(float((fine * z - conjugate(fine, c, cap)).min()), abs=1e-9)
 
 
