@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from cero_rl import __version__
+from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
@@ -125,6 +126,7 @@ def _train(arguments: argparse.Namespace) -> int:
         check_model(config, config.model.path)
         data = load_data(config, tokenizer)
         check_pool(config, len(data.train))
+        scheduler = scheduler_for_pool(config, data.train.prompts)
         resume = _open_run_dir(config, len(data.train), arguments, group)
         if group.is_main:
             print(
@@ -133,7 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
             print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
             _print_sizes(config, len(data.train))
             print(f"  {'run directory':<15} {run_directory(config)}", flush=True)
-        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, tokenizer, run_directory(config))
+        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_directory(config))
         return trainer.run()
     finally:
         runtime.stop()
@@ -145,6 +147,8 @@ def _report_validation(config: Config) -> int:
     num_prompts = count_prompts(config.data)
     if num_prompts is not None:
         check_pool(config, num_prompts)
+    group = config.scheduler.rollouts_per_unit * config.scheduler.max_units_per_prompt
+    build_scheduler(config, num_prompts or -(-config.capacity_rollouts // group))  # its options are checked by building it
     print(f"{config.name}: the configuration is valid")
     print(f"  {'prompts':<15} {num_prompts if num_prompts is not None else 'known once the data is loaded'}")
     _print_sizes(config, num_prompts)

@@ -43,6 +43,7 @@ class Evidence:
     trials: npt.NDArray[np.int64]  # [G] completions with a reward
     wins: npt.NDArray[np.int64]  # [G] rewards above the success threshold
     successes: npt.NDArray[np.float64]  # [G] sum of rewards in [0, 1]
+    squares: npt.NDArray[np.float64]  # [G] sum of their squares
     response_tokens: npt.NDArray[np.int64]  # [G]
     truncated: npt.NDArray[np.int64]  # [G] completions cut at the length limit
     live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
@@ -108,7 +109,7 @@ class _Round:
     prompt_ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] in order of appearance
     owner: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] rank
     requested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G]
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((6, 0), dtype=np.int64))  # [6, G]
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((7, 0), dtype=np.int64))  # [7, G]
     live: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [G]
     groups: dict[int, RolloutGroup] = field(default_factory=dict)  # this rank's, by position
     rewards: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -125,7 +126,7 @@ class _Round:
         self.prompt_ids = np.concatenate((self.prompt_ids, new))
         self.owner = np.concatenate((self.owner, np.full(new.shape, -1)))
         self.requested = np.concatenate((self.requested, np.zeros_like(new)))
-        self.counts = np.concatenate((self.counts, np.zeros((6, len(new)), dtype=np.int64)), axis=1)
+        self.counts = np.concatenate((self.counts, np.zeros((7, len(new)), dtype=np.int64)), axis=1)
         self.live = np.concatenate((self.live, np.zeros(new.shape, dtype=bool)))
         order = np.argsort(self.prompt_ids, kind="stable")
         return order[np.searchsorted(self.prompt_ids, prompt_ids, sorter=order)]
@@ -143,10 +144,10 @@ class _Round:
         return Observed(successes, trials)
 
     def evidence(self) -> Evidence:
-        generated, trials, wins, successes, response_tokens, truncated = self.counts
+        generated, trials, wins, successes, squares, response_tokens, truncated = self.counts
         return Evidence(
-            self.prompt_ids, generated, trials, wins, successes / _FIXED_POINT, response_tokens, truncated, self.live,
-            requested=int(self.requested.sum()),
+            self.prompt_ids, generated, trials, wins, successes / _FIXED_POINT, squares / _FIXED_POINT, response_tokens, truncated,
+            self.live, requested=int(self.requested.sum()),
         )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def _sample_wave(
     sampled = time.perf_counter()
     scores = score_groups(groups, pool.prompts, rewards)
     scored = time.perf_counter()
-    counts = np.zeros((7, len(prompt_ids)), dtype=np.int64)
+    counts = np.zeros((8, len(prompt_ids)), dtype=np.int64)
     for j, done, values in zip(mine, groups, scores.values):
         state.take(int(where[j]), done, values)
         known, so_far = values[~np.isnan(values)], state.rewards[int(where[j])]
@@ -191,14 +192,15 @@ def _sample_wave(
             known.size,
             (known > np.float32(config.reward.success_threshold)).sum(),
             np.rint(known.astype(np.float64) * _FIXED_POINT).sum(),
+            np.floor(known.astype(np.float64) ** 2 * _FIXED_POINT).sum(),  # down: never more than the sum itself
             sum(len(c.token_ids) for c in done.completions),
             sum(c.finish_reason == "length" for c in done.completions),
             bool(so_far.size) and so_far.min() != so_far.max(),
         )
     counted = time.perf_counter()
     counts = group.sum_counts(counts)
-    state.counts[:, where] += counts[:6]
-    state.live[where] = counts[6].astype(bool)
+    state.counts[:, where] += counts[:7]
+    state.live[where] = counts[7].astype(bool)
     state.requested[where] += rollouts
     state.reward_counts += scores.counts
     state.reward_error = state.reward_error or scores.first_error

@@ -9,21 +9,11 @@ import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from cero_rl.config_base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config_scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
 from cero_rl.errors import ConfigError
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot change after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -110,24 +100,9 @@ class RolloutConfig(Section):
         return self
 
 
-class SchedulerConfig(Section):
-    """The allocator. Sizes are rollouts; a unit is `rollouts_per_unit` rollouts of one prompt."""
-
-    name: Literal["cero", "uniform"] = "cero"
-    rounds: PositiveInt
-    rollouts_per_unit: Annotated[int, Field(ge=2)] = 8
-    max_units_per_prompt: PositiveInt = 1
-    capacity_rollouts: PositiveInt | None = Field(default=None, description="most rollouts of one round; None: budget / rounds")
-    saturation: PositiveFloat = 1.0
-    prior: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0)
-    forgetting: Fraction = 1.0
-    step_scale: PositiveFloat = Field(default=1.0, description="dual step in units of the published 1/sqrt(rounds)")
-    price_init: Annotated[float, Field(ge=0, le=1)] = 0.5
-    spend_down: bool = True
-
-
 class BudgetConfig(Section):
-    total_rollouts: PositiveInt
+    total_rollouts: PositiveInt = Field(description="rollouts generated for training in the whole run, kept or dropped")
+    total_tokens: PositiveInt | None = Field(default=None, description="a second limit, in response tokens (CERO's family only)")
 
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -257,6 +232,14 @@ class Config(Section):
             raise ValueError(
                 f"budget.total_rollouts: {total} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
                 f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
+            )
+        if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
+            wanted = ", ".join(CERO_FAMILY)
+            raise ValueError(f"budget.total_tokens: scheduler {scheduler.name!r} counts rollouts only; wanted one of {wanted}")
+        if scheduler.name in WAVE_SCHEDULERS and self.learner.rollouts_per_step is not None:
+            raise ValueError(
+                f"learner.rollouts_per_step: scheduler {scheduler.name!r} samples a round in several waves, which one optimizer step "
+                "learns from; leave it null and set scheduler.rounds"
             )
         capacity = self.capacity_rollouts
         if capacity % unit:

@@ -9,10 +9,11 @@ import resource
 
 import numpy as np
 
+from cero_rl.allocator import cero_of
 from cero_rl.collect import Collected
 from cero_rl.engine.runtime import Group
 from cero_rl.ledger import Ledger
-from cero_rl.scheduler import CeroScheduler, Scheduler
+from cero_rl.scheduler import Scheduler
 from cero_rl.session import Pool
 from cero_rl.update import UpdateResult
 
@@ -45,11 +46,14 @@ def step_numbers(
         "cero/posterior_mean": float(scheduler.posterior_mean.mean()),
         "cero/value_mean": float(scheduler.value.mean()),
         "cero/effective_group_rate": live,
+        "cero/waves": collected.waves,
         "cero/proxy_rank_corr": premise,
         **ledger.metrics(),
         **result.metrics,
         "perf/peak_memory_gb": memory_gb,
     }
-    if isinstance(scheduler, CeroScheduler):
-        numbers |= {"cero/price": float(scheduler.price), "cero/slope_mean": float(scheduler.slope.mean())}
+    if (cero := cero_of(scheduler)) is not None:
+        numbers |= {"cero/price": float(cero.price), "cero/slope_mean": float(cero.slope.mean())}
+        if cero.tokens is not None and cero.tokens.budget_tokens is not None:
+            numbers["budget/remaining_tokens"] = int(cero.tokens.left_tokens)
     return numbers

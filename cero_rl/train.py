@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cero_rl import checkpoint
+from cero_rl.allocator import cero_of, save_evidence
 from cero_rl.collect import LengthTracker, collect, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
@@ -31,7 +32,7 @@ from cero_rl.premise import premise_correlation
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.choose import choose_engine
 from cero_rl.samples import dump_samples
-from cero_rl.scheduler import make_scheduler
+from cero_rl.scheduler import Scheduler
 from cero_rl.session import Data, build_rollout_engine
 from cero_rl.step_numbers import step_numbers
 from cero_rl.types import Allocation
@@ -62,30 +63,18 @@ def slices(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
 class Trainer:
     """The state of one run. `run()` works through the budget and returns the exit code."""
 
-    def __init__(self, config: Config, options: Options, group: Group, data: Data, tokenizer: Any, run_dir: Path) -> None:
+    def __init__(
+        self, config: Config, options: Options, group: Group, data: Data, scheduler: Scheduler, tokenizer: Any, run_dir: Path
+    ) -> None:
         config = choose_engine(config, on_gpu=group.device.type == "cuda")
         self.config, self.options, self.group, self.data, self.run_dir = config, options, group, data, run_dir
         self.tokenizer = tokenizer
-        scheduler = config.scheduler
-        self.scheduler = make_scheduler(
-            scheduler.name,
-            num_prompts=len(data.train),
-            rounds=scheduler.rounds,
-            budget_rollouts=config.budget.total_rollouts,
-            rollouts_per_unit=scheduler.rollouts_per_unit,
-            max_units_per_prompt=scheduler.max_units_per_prompt,
-            capacity_rollouts=config.capacity_rollouts,
-            saturation=scheduler.saturation,
-            prior=scheduler.prior,
-            forgetting=scheduler.forgetting,
-            step_size=config.dual_step_size,
-            price_init=scheduler.price_init,
-            spend_down=scheduler.spend_down,
-            seed=config.seed,
-        )
+        self.scheduler = scheduler
+        self.cero = cero_of(scheduler)  # what only CERO wants to know or be told
         self.ledger = Ledger(config.budget.total_rollouts)
         self.lengths = LengthTracker(len(data.train), first_guess_tokens=config.rollout.max_response_tokens / 2)
         self.successes = np.zeros(len(data.train))
+        self.squares = np.zeros(len(data.train))
         self.trials = np.zeros(len(data.train), dtype=np.int64)
         self.groups_done = 0  # of the pending allocation: the frontier of what was trained
         self.step = 0
@@ -168,11 +157,14 @@ class Trainer:
         self.engine.sleep()
         evidence = collected.evidence
         self.successes[evidence.prompt_ids] += evidence.successes
+        self.squares[evidence.prompt_ids] += evidence.squares
         self.trials[evidence.prompt_ids] += evidence.trials
         self.lengths.update(evidence)
         failed = evidence.requested - int(evidence.generated.sum())
         if failed:
             self.scheduler.refund(failed)
+        if self.cero is not None and self.cero.tokens is not None:
+            self.cero.spend_tokens(int(evidence.response_tokens.sum()))
         self.ledger.book(int(evidence.generated.sum()), failed)
 
         learn_started = time.perf_counter()
@@ -211,14 +203,20 @@ class Trainer:
     def _next_allocation(self) -> Allocation | None:
         if self.scheduler.pending is not None:  # resumed in the middle of a round
             return self.scheduler.pending
+        if self.cero is not None and self.cero.tokens is not None:
+            self.cero.set_expected_tokens(self.lengths.expected(np.arange(len(self.data.train))))
         allocation, seconds = _timed(self.scheduler.next_round)
         self.scheduler_seconds += seconds
         return allocation
 
     def _close_round(self) -> None:
-        _, seconds = _timed(lambda: self.scheduler.update(self.successes, self.trials))
+        if self.cero is not None and self.config.scheduler.value == "graded":
+            cero, squares = self.cero, np.minimum(self.squares, self.successes)
+            _, seconds = _timed(lambda: cero.update(self.successes, self.trials, squares))
+        else:
+            _, seconds = _timed(lambda: self.scheduler.update(self.successes, self.trials))
         self.scheduler_seconds += seconds
-        self.successes[:] = 0
+        self.successes[:] = self.squares[:] = 0
         self.trials[:] = 0
         self.groups_done = 0
 
@@ -261,6 +259,8 @@ class Trainer:
                 change = f" {self.eval_before[key]:.3f}{change} ({(after.average - self.eval_before[key]) * 100:+.1f} points)"
             self.console.say(f"held-out accuracy{change}, {_describe(after)}")
         self._save()
+        if self.group.is_main:
+            save_evidence(self.run_dir / "posterior.parquet", self.scheduler, self.data.train.prompts)
         if self.config.checkpoint.export:
             export_model(self.policy, self.tokenizer, self.run_dir / "export", self.config, self.group)
         recorder.write(self.step, numbers)
@@ -280,7 +280,7 @@ class Trainer:
         for name, value in self.scheduler.state_dict().items():
             (arrays if isinstance(value, np.ndarray) else scalars)[f"scheduler.{name}"] = value
         arrays |= {
-            "round.successes": self.successes, "round.trials": self.trials,
+            "round.successes": self.successes, "round.trials": self.trials, "round.squares": self.squares,
             "lengths.tokens": self.lengths.tokens, "lengths.samples": self.lengths.samples,
         }  # fmt: skip
         scalars |= {
@@ -301,7 +301,7 @@ class Trainer:
             self.scheduler.load_state_dict(saved)
         except ValueError as error:
             raise CheckpointError(f"{directory}: {error}") from None
-        self.successes, self.trials = arrays["round.successes"], arrays["round.trials"]
+        self.successes, self.trials, self.squares = (arrays[f"round.{name}"] for name in ("successes", "trials", "squares"))
         self.lengths.tokens, self.lengths.samples = arrays["lengths.tokens"], arrays["lengths.samples"]
         self.step, self.updates = scalars["step"], scalars["updates"]
         self.bad_updates, self.groups_done = scalars["bad_updates"], scalars["groups_done"]

@@ -6,10 +6,11 @@ Every rank runs the same scheduler on the same all-reduced counts and so compute
 
 from cero_rl.scheduler.base import Scheduler, SchedulerName, make_scheduler
 from cero_rl.scheduler.baselines import UniformScheduler
-from cero_rl.scheduler.cero import CeroScheduler, PlanName
+from cero_rl.scheduler.cero import CeroScheduler
 from cero_rl.scheduler.core import BudgetSpec, Observed, Samples, StateDict
 from cero_rl.scheduler.export import export_posterior, import_posterior
 from cero_rl.scheduler.offline import greedy_integer, water_filling
+from cero_rl.scheduler.options import CeroOptions, PlanName
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import indices_of
 from cero_rl.scheduler.posterior import BetaPosterior, Prior
@@ -36,6 +37,7 @@ __all__ = [
     "UTILITIES",
     "BetaPosterior",
     "BudgetSpec",
+    "CeroOptions",
     "CeroScheduler",
     "Observed",
     "PlanName",

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from cero_rl.scheduler.baselines import UniformScheduler
 from cero_rl.scheduler.cero import CeroScheduler
 from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Observed, Samples, StateDict
+from cero_rl.scheduler.options import CeroOptions
+from cero_rl.scheduler.posterior import Prior
 from cero_rl.scheduler.rivals import (
     RIVALS,
     FixedPriceScheduler,
@@ -94,11 +96,12 @@ def make_scheduler(
     max_units_per_prompt: int,
     capacity_rollouts: int,
     saturation: float = 1.0,
-    prior: tuple[float, float] = (1.0, 1.0),
+    prior: Prior = (1.0, 1.0),
     forgetting: float = 1.0,
     step_size: float | None = None,
     price_init: float = 0.5,
     spend_down: bool = False,
+    cero: CeroOptions | None = None,
     options: Mapping[str, OptionValue] | None = None,
     keep_rule: KeepName | None = None,
     keep_share: float = 0.5,
@@ -106,11 +109,13 @@ def make_scheduler(
 ) -> Scheduler:
     """The scheduler called `name`, with its own `options` (see rivals/) and, if wanted, a keep rule on top.
 
-    step_size, price_init and spend_down belong to "cero", "random_matched" and "fixed_price"; the others spend by their own
-    rule. saturation is that of the surrogate utility, where a rule uses it.
+    step_size, price_init, spend_down and `cero` belong to "cero", "random_matched" and "fixed_price"; the others spend by their
+    own rule. saturation is that of the surrogate utility, where a rule uses it.
 
     Raises ValueError for an unknown name or option, or sizes that contradict each other.
     """
+    if cero is not None and name not in _CERO:
+        raise ValueError(f"scheduler {name!r} has none of CERO's options")
     if name in _CERO or name == "uniform":
         if options:
             raise ValueError(f"scheduler {name!r} has no options of its own, got {', '.join(options)}")
@@ -119,9 +124,13 @@ def make_scheduler(
     sizes = (num_prompts, rounds, budget_rollouts, rollouts_per_unit, max_units_per_prompt, capacity_rollouts)
     scheduler: BudgetedScheduler
     if name in _CERO:
+        more = cero or CeroOptions()
         scheduler = _CERO[name](
             *sizes, saturation=saturation, prior=prior, forgetting=forgetting, step_size=step_size, price_init=price_init,
-            spend_down=spend_down, seed=seed,
+            spend_down=spend_down, seed=seed, utility=more.utility, value=more.value, plan=more.plan, cap_shares=more.cap_shares,
+            proximal=more.proximal, explore_units=more.explore_units, token_costs=more.token_costs, budget_tokens=more.budget_tokens,
+            refit_prior_every=more.refit_prior_every, labels=more.labels, progress_floor=more.progress_floor,
+            progress_memory_rounds=more.progress_memory_rounds,
         )  # fmt: skip
     elif name == "uniform":
         scheduler = UniformScheduler(*sizes, prior=prior, forgetting=forgetting, seed=seed)

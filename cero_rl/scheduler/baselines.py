@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Ids, StateDict, read_array, read_scalar
+from cero_rl.scheduler.posterior import Prior
 
 NOBODY: Ids = np.empty(0, dtype=np.int64)
 
@@ -92,7 +93,7 @@ class UniformScheduler(BudgetedScheduler):
         rollouts_per_unit: int,
         max_units_per_prompt: int,
         capacity_rollouts: int,
-        prior: tuple[float, float] = (1.0, 1.0),
+        prior: Prior = (1.0, 1.0),
         forgetting: float = 1.0,
         seed: int = 0,
     ) -> None:

@@ -13,12 +13,12 @@ lives in a module of its own (utility, value, plan, rules, tokens, progress, pri
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar, StateDict, read_array, read_scalar
+from cero_rl.scheduler.options import PlanName
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import change_pool
 from cero_rl.scheduler.posterior import Prior, blocks, check_counts
@@ -28,8 +28,6 @@ from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
 from cero_rl.scheduler.tokens import TokenCosts
 from cero_rl.scheduler.utility import UtilityName, utility_of
 from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, value_function
-
-PlanName: TypeAlias = Literal["duals", "resolve", "thompson"]
 
 
 class CeroScheduler(BudgetedScheduler):

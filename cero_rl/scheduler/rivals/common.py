@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from cero_rl.scheduler.baselines import even_share
 from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar
+from cero_rl.scheduler.posterior import Prior
 from cero_rl.types import Allocation
 
 _TIES, _DRAWS = 0x71E5, 0xD4A3  # tags that keep the streams of one seed apart
@@ -28,7 +29,7 @@ def require(good: bool, message: str) -> None:
 class Shared:
     """What every rival is told besides the sizes and its own options."""
 
-    prior: tuple[float, float] = (1.0, 1.0)
+    prior: Prior = (1.0, 1.0)
     forgetting: float = 1.0
     saturation: float = 1.0
     seed: int = 0
