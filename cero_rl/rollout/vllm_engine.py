@@ -132,6 +132,7 @@ class VllmEngine:
         copies = ((name, tensor.detach().clone()) for name, tensor in source)
         try:
             if self._asleep:
+                torch.cuda.empty_cache()  # what the learner's allocator kept and does not use
                 self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
             if not self._on_gpu:
