@@ -3,7 +3,7 @@
 Every rank (or every group of `tensor_parallel` ranks) holds one engine and samples its own groups; the weights come from the ZeRO
 shards after each optimizer step. The engine joins the process group that DeepSpeed made (vLLM's external launcher), so it is built
 after it. With tensor parallelism the ranks of an engine work on the union of their requests, and each keeps its own.
-This file and vllm_worker.py are the only importers of vllm.
+This file and its neighbours vllm_*.py are the only importers of vllm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from cero_rl.rollout.choose import INSTALL_HINT
 from cero_rl.rollout.deadline import deadline
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.random_stream import draw_keys
+from cero_rl.rollout.vllm_cpu import private_segments
 from cero_rl.types import Completion, RolloutGroup
 
 _ENVIRONMENT = {
@@ -84,7 +85,8 @@ class VllmEngine:
         self._on_gpu = torch.cuda.is_available()
         self._asleep = False
         self.version = 0
-        with _vllm_environment(self._on_gpu):
+        shared = private_segments() if settings.tensor_parallel > 1 and not self._on_gpu else nullcontext()
+        with _vllm_environment(self._on_gpu), shared:
             self._llm = self._build(model_path)
 
     def _build(self, model_path: str) -> Any:

@@ -81,7 +81,9 @@ def test_a_rank_may_have_nothing_to_sample(answers: list[dict[str, Any]]) -> Non
 
 
 def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(tmp_path: Path, model: Path, answers: list[dict[str, Any]]) -> None:
+    before = set(Path("/dev/shm").iterdir())
     drive("engine_driver.py", str(tmp_path), str(model), "2", world=2)
+    assert not [path for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name]  # nothing is left behind
     sharded = [json.loads((tmp_path / f"rank{rank}-tp2.json").read_text()) for rank in range(2)]
     for mine, alone in zip(sharded, answers):
         assert mine["whole"] == alone["whole"]
