@@ -178,6 +178,7 @@ class VllmEngine:
                 seed=draw_seed(self._settings.seed, stream, request.stream_key, request.first_draw),
                 max_tokens=limit,
                 stop_token_ids=self._eos,
+                ignore_eos=True,  # the end tokens are those above and no others, as in the transformers engine
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
