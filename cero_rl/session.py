@@ -5,7 +5,7 @@ In: a Config and the process group. Out: `Session`, which the training loop and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from cero_rl.config import Config
 from cero_rl.data.encode import encode_prompts
@@ -20,9 +21,11 @@ from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import ConfigError, DataError
-from cero_rl.rollout.protocol import RolloutEngine
+from cero_rl.errors import ConfigError, DataError, EngineError
+from cero_rl.rollout.choose import choose_engine
+from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine, RolloutRequest
 from cero_rl.rollout.transformers_engine import TransformersEngine
+from cero_rl.types import RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,93 @@ def check_model(config: Config, path: str) -> None:
         )
 
 
+class InStep:
+    """A RolloutEngine whose failures are everyone's: a rank that raised alone would leave the others waiting in a collective.
+
+    Every rank calls `generate` together, also with nothing to sample. Raises EngineError on all ranks when it failed on one.
+    """
+
+    def __init__(self, engine: RolloutEngine, group: Group) -> None:
+        self.engine, self._group = engine, group
+
+    def generate(
+        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+    ) -> list[RolloutGroup]:
+        groups, failure = [], None
+        try:
+            groups = self.engine.generate(requests, stream=stream, temperature=temperature, max_tokens=max_tokens)
+        except (EngineError, RuntimeError) as error:  # RuntimeError: out of memory and its kin
+            failure = f"rank {self._group.rank}: {error}"
+        self._group.agree(failure, "rollout")
+        return groups
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        failure = None
+        try:
+            self.engine.load_weights(weights, version)
+        except EngineError as error:
+            failure = f"rank {self._group.rank}: {error}"
+        self._group.agree(failure, f"weight sync of version {version}")
+
+    def sleep(self) -> None:
+        self.engine.sleep()
+
+
+def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
+    eos = generation.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])})
+
+
 def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> RolloutEngine:
-    """This rank's sampler, with the start model's weights (or those of `model_path`)."""
-    model = load_model(model_path or config.model.path, config.model.dtype, "sdpa").to(group.device)
-    eos = model.generation_config.eos_token_id
-    eos_ids = {tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])}
-    return TransformersEngine(
+    """This rank's sampler, with the start model's weights (or those of `model_path`). A collective."""
+    config = choose_engine(config, on_gpu=group.device.type == "cuda")
+    path = model_path or config.model.path
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    if config.rollout.engine == "vllm":
+        return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
+    model = load_model(path, config.model.dtype, "sdpa").to(group.device)
+    engine = TransformersEngine(
         model,
-        eos_token_ids=sorted(eos_ids),
+        eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        decode=partial(tokenizer.decode, skip_special_tokens=True),
+        decode=decode,
         max_response_tokens=config.rollout.max_response_tokens,
         max_batch_tokens=config.rollout.max_batch_tokens,
         seed=config.seed,
+    )
+    return InStep(engine, group)
+
+
+def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from transformers import GenerationConfig
+
+    from cero_rl.rollout.vllm_engine import VllmEngine, VllmSettings
+
+    rollout, size = config.rollout, config.rollout.tensor_parallel
+    if group.world_size % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
+    model = load_model_config(path)
+    if model.num_attention_heads % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the model's {model.num_attention_heads} attention heads")
+    try:
+        generation = GenerationConfig.from_pretrained(path)
+    except OSError:  # a checkpoint without generation_config.json
+        generation = GenerationConfig.from_model_config(model)
+    longest = max(config.data.max_prompt_tokens + rollout.max_response_tokens, PROBE_PROMPT_TOKENS + PROBE_TOKENS)
+    settings = VllmSettings(
+        dtype=config.model.dtype,
+        max_model_tokens=min(longest, model.max_position_embeddings),
+        max_response_tokens=rollout.max_response_tokens,
+        max_batch_tokens=rollout.max_batch_tokens,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
+        tensor_parallel=size,
+        sleep=rollout.sleep,
+        generate_timeout_seconds=rollout.generate_timeout_seconds,
+        seed=config.seed,
+    )
+    return VllmEngine(
+        path, settings, eos_token_ids=_eos_token_ids(generation, tokenizer), decode=decode, rank=group.rank, gather=group.gather_json
     )
 
 

@@ -21,24 +21,22 @@ from cero_rl.collect import LengthTracker, collect, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
 from cero_rl.engine.runtime import Group
-from cero_rl.engine.sync import full_weights
 from cero_rl.errors import EXIT_INTERRUPT, CheckpointError, DivergedError, EngineError
 from cero_rl.evaluate import EvaluationResult, evaluate
 from cero_rl.export import export_model
 from cero_rl.interrupt import Interrupt
 from cero_rl.ledger import Ledger
 from cero_rl.metrics import Console, Recorder, append_jsonl, truncate_jsonl
+from cero_rl.parity import WeightSync
 from cero_rl.premise import premise_correlation
 from cero_rl.rewards.pool import RewardPool
+from cero_rl.rollout.choose import choose_engine
 from cero_rl.samples import dump_samples
 from cero_rl.scheduler import Scheduler
 from cero_rl.session import Data, build_rollout_engine
 from cero_rl.step_numbers import step_numbers
 from cero_rl.types import Allocation
 from cero_rl.update import UpdateResult, optimize
-
-# |log-prob of the sampler - log-prob of the learner| on fresh samples: beyond it the sampler does not hold the learner's weights.
-_PARITY_BOUND = {"float32": 1e-3, "bfloat16": 0.2}
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Trainer:
     def __init__(
         self, config: Config, options: Options, group: Group, data: Data, scheduler: Scheduler, tokenizer: Any, run_dir: Path
     ) -> None:
+        config = choose_engine(config, on_gpu=group.device.type == "cuda")
         self.config, self.options, self.group, self.data, self.run_dir = config, options, group, data, run_dir
         self.tokenizer = tokenizer
         self.scheduler = scheduler
@@ -87,6 +86,7 @@ class Trainer:
         self.policy = Policy(config, group)
         self.reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
         self.engine = build_rollout_engine(config, tokenizer, group)
+        self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
         self.console = Console(active=group.is_main, total_rollouts=config.budget.total_rollouts)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class Trainer:
         recorder = Recorder(self.run_dir, self.config, active=self.group.is_main)
         try:
             with RewardPool(self.config.reward) as rewards, Interrupt() as interrupt:
-                self._sync()
+                self.weights.push(self.updates)
                 if self.step == 0 and len(self.data.heldout):
                     before = self._evaluate(rewards, final=True)
                     self.eval_before = before.metrics()
@@ -154,6 +154,7 @@ class Trainer:
             stream=allocation.round + 1, pool=self.data.train, engine=self.engine, rewards=rewards,
             lengths=self.lengths, config=self.config, group=self.group,
         )  # fmt: skip
+        self.engine.sleep()
         evidence = collected.evidence
         self.successes[evidence.prompt_ids] += evidence.successes
         self.squares[evidence.prompt_ids] += evidence.squares
@@ -171,7 +172,7 @@ class Trainer:
         self.updates += self.config.learner.updates_per_batch
         self._watch(result)
         synced = time.perf_counter()
-        self._sync()
+        parity = self.weights.push(self.updates)
         ended = time.perf_counter()
         self.step += 1
         if self.group.is_main:
@@ -187,6 +188,7 @@ class Trainer:
             self.reward_error_said = True
             self.console.say(f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}")
         numbers |= {
+            **parity,
             "step_time": ended - started,
             "timing_s/rollout": collected.rollout_seconds,
             "timing_s/reward": collected.reward_seconds,
@@ -227,7 +229,7 @@ class Trainer:
                 f"{self.bad_updates} optimizer steps in a row had a non-finite gradient (learner.max_nonfinite_steps = {limit}); "
                 "lower optimizer.learning_rate, and resume from the last checkpoint"
             )
-        gap, bound = result.metrics["mismatch/logp_abs_mean"], _PARITY_BOUND[self.config.model.dtype]
+        gap, bound = result.metrics["mismatch/logp_abs_mean"], self.config.parity_bound
         if gap > bound:
             raise EngineError(
                 f"sampler and learner disagree: mean |log-prob difference| {gap:.3g} on fresh samples, bound {bound} for "
@@ -235,9 +237,6 @@ class Trainer:
             )
 
     # --- what surrounds the loop --------------------------------------------------------------------------------------
-
-    def _sync(self) -> None:
-        self.engine.load_weights(full_weights(self.policy.named_parameters()), version=self.updates)
 
     def _evaluate(self, rewards: RewardPool, *, final: bool) -> EvaluationResult:
         settings, heldout = self.config.evaluation, self.data.heldout

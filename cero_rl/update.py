@@ -18,6 +18,7 @@ from cero_rl.engine.models import Policy, forward_micro
 from cero_rl.engine.runtime import Group
 from cero_rl.learner.logprob import head_chunk_tokens
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
+from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
 from cero_rl.types import MicroBatch
 
@@ -62,12 +63,12 @@ def optimize(policy: Policy, reference: Any, collected: Collected, config: Confi
     )  # fmt: skip
     passes = config.learner.updates_per_batch
     if not plan.micro_batches:
-        empty = reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0)
+        empty = reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0) | ratio_quantiles([0.0])
         return UpdateResult(False, 0, {**empty, "loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "skipped_updates": passes})
     policy.train(False)
     micro_batches = [_with_fixed_logps(m, policy, reference, old=passes > 1) for m in plan.micro_batches]
     policy.train(True)
-    totals = torch.zeros(len(METRIC_NAMES), dtype=torch.float64)
+    totals, ratio_counts = torch.zeros(len(METRIC_NAMES), dtype=torch.float64), torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
     loss_sum, largest_gap, applied, bad, norm, rate = 0.0, 0.0, False, 0, 0.0, 0.0
     for index in range(passes):
         for micro in micro_batches:
@@ -77,14 +78,16 @@ def optimize(policy: Policy, reference: Any, collected: Collected, config: Confi
             loss_sum += float(terms.loss_sum.detach())
             if index == 0:  # later passes are no longer on the sampler's weights
                 totals += terms.metric_sums.double().cpu()
+                ratio_counts += terms.ratio_counts
                 largest_gap = max(largest_gap, float(terms.largest_logp_gap))
         rate = learning_rate_at(updates_before + index, config.optimizer, config.planned_steps)
         outcome = policy.step(rate)
         applied |= outcome.applied
         bad += not outcome.applied
         norm = outcome.grad_norm
-    *sums, loss = group.all_sum([*totals.tolist(), loss_sum])
-    metrics = reduce_metrics(sums, maximum=group.all_max_float(largest_gap))
+    summed = group.all_sum([loss_sum, *totals.tolist(), *ratio_counts.tolist()])
+    loss, sums, counts = summed[0], summed[1 : 1 + len(METRIC_NAMES)], summed[1 + len(METRIC_NAMES) :]
+    metrics = reduce_metrics(sums, maximum=group.all_max_float(largest_gap)) | ratio_quantiles(counts)
     metrics |= {
         "loss": loss / plan.denominator / passes,
         "grad_norm": norm,

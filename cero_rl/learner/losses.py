@@ -14,19 +14,24 @@ import torch
 from torch import Tensor
 
 from cero_rl.config import LearnerConfig
+from cero_rl.learner.mismatch import histogram, importance_weights
 from cero_rl.types import MicroBatch
 
 _MAX_LOG_RATIO = 20.0  # beyond it exp() is kept finite and has no gradient: one odd token must not make inf * 0 = NaN of a step
-METRIC_NAMES = ("tokens", "kl", "entropy", "clip_low", "clip_high", "gap_abs")
+METRIC_NAMES = ("tokens", "kl", "entropy", "clip_low", "clip_high", "gap_abs", "log_ratio", "weight", "cut")
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """loss_sum: weighted sum over this micro-batch, to be divided by the global denominator. metric_sums: [len(METRIC_NAMES)]."""
+    """loss_sum: weighted sum over this micro-batch, to be divided by the global denominator. metric_sums: [len(METRIC_NAMES)].
+
+    ratio_counts: f64[HISTOGRAM_BINS] of log(pi_learner / pi_sampler), see mismatch.histogram.
+    """
 
     loss_sum: Tensor
     metric_sums: Tensor
     largest_logp_gap: Tensor
+    ratio_counts: Tensor
 
 
 def kl_estimate(logp: Tensor, logp_reference: Tensor, estimator: str) -> Tensor:
@@ -48,7 +53,10 @@ def kl_estimate(logp: Tensor, logp_reference: Tensor, estimator: str) -> Tensor:
 
 
 def policy_loss(logp: Tensor, entropy: Tensor, micro: MicroBatch, config: LearnerConfig) -> LossTerms:
-    """logp f32[T] with gradient, entropy f32[T]. Without micro.logp_old the step is on-policy and the ratio is exactly 1."""
+    """logp f32[T] with gradient, entropy f32[T]. Without micro.logp_old the step is on-policy and the ratio is exactly 1.
+
+    The surrogate, not the KL term, is weighted by pi_old / pi_sampler where learner.importance_sampling asks for it.
+    """
     mask = micro.loss_mask
     zero = torch.zeros((), device=logp.device)
     now = torch.where(mask, logp, zero)
@@ -56,7 +64,8 @@ def policy_loss(logp: Tensor, entropy: Tensor, micro: MicroBatch, config: Learne
     advantage = torch.where(mask, micro.token_adv, zero)
     ratio = torch.exp((now - old).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
     low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
-    token_loss = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    correction = importance_weights(old, micro.logp_behavior, mask, micro.cu_seqlens, config)
+    token_loss = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage) * correction.weight
     kl = torch.zeros_like(now)
     if config.kl_coefficient > 0 and micro.logp_reference is not None:
         kl = kl_estimate(now, torch.where(mask, micro.logp_reference, zero), config.kl_estimator)
@@ -72,9 +81,12 @@ def policy_loss(logp: Tensor, entropy: Tensor, micro: MicroBatch, config: Learne
                 (mask & (ratio < low) & (advantage < 0)).sum().float(),
                 (mask & (ratio > high) & (advantage > 0)).sum().float(),
                 gap.sum(),
+                correction.logs.sum(),
+                torch.where(mask, correction.weight, zero).sum(),
+                correction.cut.sum().float(),
             ]
         )
-    return LossTerms(loss_sum, sums, gap.max() if gap.numel() else zero)
+    return LossTerms(loss_sum, sums, gap.max() if gap.numel() else zero, histogram(correction.logs, mask))
 
 
 def reduce_metrics(sums: Sequence[float], *, maximum: float) -> dict[str, float]:
@@ -89,5 +101,8 @@ def reduce_metrics(sums: Sequence[float], *, maximum: float) -> dict[str, float]
         "clip_ratio/region_mean": (total["clip_low"] + total["clip_high"]) / tokens,
         "mismatch/logp_abs_mean": total["gap_abs"] / tokens,
         "mismatch/logp_abs_max": maximum,
+        "mismatch/kl": -total["log_ratio"] / tokens,  # k1 estimate of KL(sampler || learner): the tokens are the sampler's
+        "mismatch/weight_mean": total["weight"] / tokens,
+        "mismatch/cut_fraction": total["cut"] / tokens,
         "trained_tokens": total["tokens"],
     }

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from cero_rl.types import RolloutGroup
 
+PROBE_TOKENS = 8  # an engine must have room for one sequence of both, if the model has: the parity probe of every weight sync
+PROBE_PROMPT_TOKENS = 160
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
@@ -25,12 +28,24 @@ class RolloutRequest:
 
 
 class RolloutEngine(Protocol):
-    """Samples ragged groups. A completion is a pure function of (weights, seed, stream, stream_key, draw), not of its batch."""
+    """Samples ragged groups. The random numbers of a completion are a function of (seed, stream, stream_key, draw), not of its batch.
 
-    def generate(self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float) -> list[RolloutGroup]:
-        """Groups in the order of `requests`. `stream` separates rounds and evaluations from one another."""
+    With the transformers engine the completion itself is; vLLM's rounding varies with its batch, so a near-tie may fall otherwise.
+    """
+
+    def generate(
+        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+    ) -> list[RolloutGroup]:
+        """Groups in the order of `requests`. `stream` separates rounds and evaluations from one another.
+
+        `max_tokens` lowers the engine's own limit. A group may come back short: what is missing failed, and is refunded.
+        """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over all weights; completions carry `version` from now on. Consumes the iterator to its end."""
+        """Take over all weights; completions carry `version` from now on. Consumes the iterator to its end, even on failure."""
+        ...
+
+    def sleep(self) -> None:
+        """Free accelerator memory until the next `load_weights`, where the engine can."""
         ...

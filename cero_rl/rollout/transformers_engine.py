@@ -45,18 +45,28 @@ class TransformersEngine:
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         own = dict(self._model.named_parameters())
-        for name, tensor in weights:
+        unknown = None
+        for name, tensor in weights:  # to the end in any case: the other ranks gather with this one
             if name not in own:
-                raise EngineError(f"weight sync: the rollout model has no parameter {name!r}; it differs from the learner's")
+                unknown = unknown or name
+                continue
             own.pop(name).copy_(tensor)
+        if unknown is not None:
+            raise EngineError(f"weight sync: the rollout model has no parameter {unknown!r}; it differs from the learner's")
         if own:
             raise EngineError(f"weight sync: {len(own)} parameters were never sent, first {next(iter(own))!r}")
         self.version = version
 
-    def generate(self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float) -> list[RolloutGroup]:
+    def sleep(self) -> None:
+        """Nothing: the copy stays where it is."""
+
+    def generate(
+        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+    ) -> list[RolloutGroup]:
+        limit = min(max_tokens or self._max_response, self._max_response)
         completions: list[list[Completion | None]] = [[None] * request.rollouts for request in requests]
         for batch in self._batches(requests):
-            self._generate_batch(requests, batch, stream, temperature, completions)
+            self._generate_batch(requests, batch, stream, temperature, limit, completions)
         return [
             RolloutGroup(request.prompt_id, request.prompt_tokens, tuple(c for c in done if c is not None))
             for request, done in zip(requests, completions)
@@ -105,6 +115,7 @@ class TransformersEngine:
         spans: Sequence[tuple[int, int, int]],
         stream: int,
         temperature: float,
+        limit: int,
         completions: list[list[Completion | None]],
     ) -> None:
         device = self._model.device
@@ -120,20 +131,20 @@ class TransformersEngine:
         )
         cache.batch_select_indices(row_group)
         mask, logits = mask[row_group], logits[row_group]
-        tokens = torch.full((len(owner), self._max_response), self._pad, device=device)
-        logps = torch.zeros((len(owner), self._max_response), device=device)
+        tokens = torch.full((len(owner), limit), self._pad, device=device)
+        logps = torch.zeros((len(owner), limit), device=device)
         lengths = torch.zeros(len(owner), dtype=torch.int64, device=device)
         stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
         rows = torch.arange(len(owner), device=device)  # which rollout each live row of the batch is
 
-        for position in range(self._max_response):
+        for position in range(limit):
             u = torch.from_numpy(uniforms(keys[rows.cpu().numpy()], position)).to(device)
             token, logp = _sample(logits, u, temperature)
             tokens[rows, position], logps[rows, position] = token, logp
             lengths[rows] += 1
             ended = torch.isin(token, self._eos)
             stopped[rows[ended]] = True
-            if bool(ended.all()) or position + 1 == self._max_response:
+            if bool(ended.all()) or position + 1 == limit:
                 break
             keep = ~ended
             if bool(ended.any()):

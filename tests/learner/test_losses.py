@@ -206,7 +206,10 @@ def test_metrics_are_means_per_trained_token() -> None:
     micro = replace(micro, logp_behavior=torch.tensor([NAN, -1.25]))
     terms = policy_loss(logp, torch.tensor([NAN, 0.75]), micro, LearnerConfig(kl_coefficient=0.1, kl_estimator="k1"))
     metrics = reduce_metrics((2 * terms.metric_sums).tolist(), maximum=float(terms.largest_logp_gap))  # two ranks with the same token
-    expected = {"kl": 0.5, "entropy": 0.75, "mismatch/logp_abs_mean": 0.25, "mismatch/logp_abs_max": 0.25, "trained_tokens": 2.0}
+    expected = {
+        "kl": 0.5, "entropy": 0.75, "mismatch/logp_abs_mean": 0.25, "mismatch/logp_abs_max": 0.25, "trained_tokens": 2.0,
+        "mismatch/kl": -0.25, "mismatch/weight_mean": 1.0, "mismatch/cut_fraction": 0.0,
+    }  # fmt: skip
     unclipped = {f"clip_ratio/{name}_mean": 0.0 for name in ("low", "high", "region")}
     assert metrics == pytest.approx(expected | unclipped)
     assert set(reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0).values()) == {0.0}

