@@ -233,6 +233,11 @@ class Config(Section):
                 f"budget.total_rollouts: {total} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
                 f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
             )
+        if scheduler.streaming and (scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None):
+            raise ValueError(
+                f"scheduler.streaming: got it with scheduler {scheduler.name!r} and learner.rollouts_per_step = "
+                f"{self.learner.rollouts_per_step}; wanted one of {', '.join(CERO_FAMILY)} and rounds that rollouts_per_step cuts"
+            )
         if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
             wanted = ", ".join(CERO_FAMILY)
             raise ValueError(f"budget.total_tokens: scheduler {scheduler.name!r} counts rollouts only; wanted one of {wanted}")

@@ -46,6 +46,9 @@ class SchedulerConfig(Section):
     explore_units: NonNegativeInt = Field(default=0, description="most units of a prompt never seen; 0: off")
     token_costs: bool = Field(default=False, description="margins per expected response token")
     refit_prior_every: NonNegativeInt = Field(default=0, description="rounds between empirical-Bayes fits of the prior; 0: off")
+    streaming: bool = Field(
+        default=False, description="posterior and duals learn after every optimizer step of a round that learner.rollouts_per_step cuts"
+    )
     warm_start: str | None = Field(default=None, description="posterior.parquet of an earlier run: begin with its evidence")
     options: dict[str, bool | int | float | str | None] = Field(default={}, description="of the allocators outside CERO's family")
     keep_rule: Literal["pods", "gfpo", "gfpo_efficiency"] | None = Field(default=None, description="which rollouts of a group train")

@@ -156,9 +156,13 @@ class Trainer:
         )  # fmt: skip
         self.engine.sleep()
         evidence = collected.evidence
-        self.successes[evidence.prompt_ids] += evidence.successes
-        self.squares[evidence.prompt_ids] += evidence.squares
-        self.trials[evidence.prompt_ids] += evidence.trials
+        graded = evidence.squares if self.config.scheduler.value == "graded" else None
+        if self.cero is not None and self.config.scheduler.streaming:
+            self.cero.update_partial(evidence.prompt_ids, evidence.successes, evidence.trials, graded)
+        else:  # kept until the round is closed
+            self.successes[evidence.prompt_ids] += evidence.successes
+            self.squares[evidence.prompt_ids] += evidence.squares
+            self.trials[evidence.prompt_ids] += evidence.trials
         self.lengths.update(evidence)
         failed = evidence.requested - int(evidence.generated.sum())
         if failed:

@@ -89,6 +89,7 @@ def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget
         (["scheduler.plan=thompson", "scheduler.value=hit"], "needs value = 'variance'"),
         (["scheduler.value=progress"], "labels_column"),
         (["scheduler.name=uniform", "budget.total_tokens=1000"], "counts rollouts only"),
+        (["scheduler.streaming=true"], "rounds that rollouts_per_step cuts"),
         (["scheduler.name=ceros"], "scheduler.name"),
     ],
 )

@@ -14,9 +14,13 @@ OPTIONS = [
     "scheduler.refit_prior_every=1", "scheduler.cap_shares=4", "scheduler.token_costs=true", "budget.total_tokens=100000",
     "scheduler.value=graded",
 ]  # fmt: skip
+STREAM = [
+    "scheduler.streaming=true", "scheduler.rounds=2", "budget.total_rollouts=384", "learner.rollouts_per_step=64",
+    "scheduler.forgetting=0.9",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "settings"), [("waves", WAVES), ("options", OPTIONS)])
+@pytest.mark.parametrize(("name", "settings"), [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM)])
 def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(tmp_path: Path, name: str, settings: list[str]):
     for run, ranks, flags in (("two", 2, ()), ("one", 1, ()), ("cut", 2, ("--stop-at-step", "1")), ("cut", 2, ("--resume", "auto"))):
         done = launch(tmp_path, run, *flags, ranks=ranks, settings=settings)
@@ -34,4 +38,9 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(tmp_path: Path, name: 
         assert all(n == t for e in evidence[0] for n, t in zip(e["generated"], e["trials"]))
     else:
         assert last["budget/spent_rollouts"] == last["budget/total_rollouts"]
+    if name == "options":
         assert steps[-1]["budget/remaining_tokens"] < 100000
+    if name == "streaming":
+        assert [m["round"] for m in steps[1:]] == [0, 0, 0, 1, 1, 1]
+        prices = [m["cero/slope_mean"] for m in steps[1:4]]
+        assert len(set(prices)) == 3, "the duals moved inside the round"
