@@ -196,11 +196,12 @@ def report(arguments: argparse.Namespace) -> int:
             own = [r for r in rows if r["pool"] == pool and r["arm"] == arm and r["overrides"] == overrides]
             accuracy = np.array([r["accuracy"] for r in own])
             groups = np.mean([r["effective_group_rate"] for r in own])
-            axes[0, column].plot(own[0]["rollouts"], accuracy.mean(axis=0), label=f"{arm} ({len(own)} seeds)")
+            color = f"C{list(ARMS).index(arm)}"
+            axes[0, column].plot(own[0]["rollouts"], accuracy.mean(axis=0), label=f"{arm} ({len(own)} seeds)", color=color)
             cells = ["", ""]
             if arm != "uniform" and (pair := paired(rows, pool, arm, overrides)) is not None:
-                axes[1, column].plot(pair.rollouts, pair.mean, label=f"{arm} - uniform")
-                axes[1, column].fill_between(pair.rollouts, pair.mean - pair.half_width, pair.mean + pair.half_width, alpha=0.2)
+                axes[1, column].plot(pair.rollouts, pair.mean, label=f"{arm} - uniform", color=color)
+                axes[1, column].fill_between(pair.rollouts, pair.mean - pair.half_width, pair.mean + pair.half_width, alpha=0.2, color=color)
                 cells = [f"{pair.mean[-1]:+.4f} +- {pair.half_width[-1]:.4f}", f"{pair.curve_mean:+.4f} +- {pair.curve_half_width:.4f}"]
             print(
                 f"| {pool} | {arm} | {len(own)} | {groups:.1%} | {accuracy[:, 0].mean():.3f} | {accuracy[:, -1].mean():.3f} "
