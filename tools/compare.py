@@ -201,7 +201,8 @@ def report(arguments: argparse.Namespace) -> int:
             cells = ["", ""]
             if arm != "uniform" and (pair := paired(rows, pool, arm, overrides)) is not None:
                 axes[1, column].plot(pair.rollouts, pair.mean, label=f"{arm} - uniform", color=color)
-                axes[1, column].fill_between(pair.rollouts, pair.mean - pair.half_width, pair.mean + pair.half_width, alpha=0.2, color=color)
+                low, high = pair.mean - pair.half_width, pair.mean + pair.half_width
+                axes[1, column].fill_between(pair.rollouts, low, high, alpha=0.2, color=color)
                 cells = [f"{pair.mean[-1]:+.4f} +- {pair.half_width[-1]:.4f}", f"{pair.curve_mean:+.4f} +- {pair.curve_half_width:.4f}"]
             print(
                 f"| {pool} | {arm} | {len(own)} | {groups:.1%} | {accuracy[:, 0].mean():.3f} | {accuracy[:, -1].mean():.3f} "
