@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cero_rl.config_base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config_rollout import RolloutConfig
+from cero_rl.config_run import CheckpointConfig, EvaluationConfig, LoggingConfig
 from cero_rl.config_scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
 from cero_rl.errors import ConfigError
 
@@ -58,46 +60,6 @@ class RewardConfig(Section):
     memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
     max_chars: PositiveInt = Field(default=16384, description="a longer response is scored on its last characters, where the answer stands")
     success_threshold: float = Field(default=0.5, description="a reward above it counts as a success in the posterior")
-
-
-class RolloutConfig(Section):
-    engine: Literal["auto", "transformers", "vllm"] = Field(
-        default="auto", description="what samples; auto: vllm on a GPU where it is installed, else transformers"
-    )
-    max_response_tokens: PositiveInt = Field(default=1024, description="a longer response is cut and counted as truncated")
-    temperature: PositiveFloat = Field(default=1.0, description="of training rollouts; the learner's log-probabilities use it too")
-    top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
-    top_k: NonNegativeInt = Field(default=0, description="must stay 0 (off) in training")
-    max_batch_tokens: PositiveInt = Field(default=65536, description="prompt + response tokens generated at once on a rank")
-    gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="vllm on a GPU: share of its memory for weights and key-value cache, the learner's part left out"
-    )
-    kv_cache_memory_bytes: Annotated[int, Field(ge=2**20)] | None = Field(
-        default=None, description="vllm: key-value cache of a rank; None: what gpu_memory_fraction leaves, 512 MiB on a CPU"
-    )
-    tensor_parallel: PositiveInt = Field(default=1, description="vllm: ranks that share one engine; must divide the number of ranks")
-    sleep: bool = Field(default=True, description="vllm on a GPU: leave its memory to the learner between rollouts; no effect on a CPU")
-    parity_bound: PositiveFloat | None = Field(
-        default=None, description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 (float32), 0.2 (bfloat16)"
-    )
-    sync_timeout_seconds: PositiveFloat = Field(default=600.0, description="a longer weight sync ends the run (exit 6)")
-    generate_timeout_seconds: PositiveFloat = Field(
-        default=3600.0, description="vllm: one wave of rollouts that takes longer ends the run (exit 6)"
-    )
-
-    @model_validator(mode="after")
-    def _full_support(self) -> RolloutConfig:
-        if self.top_p != 1.0 or self.top_k != 0:
-            raise ValueError(
-                f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution that the loss divides by; "
-                "train with top_p=1.0 and top_k=0"
-            )
-        if self.tensor_parallel > 1 and self.engine != "vllm":
-            raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: {self.engine}; set rollout.engine: vllm "
-                "or rollout.tensor_parallel: 1"
-            )
-        return self
 
 
 class BudgetConfig(Section):
@@ -178,30 +140,6 @@ class ZeroConfig(Section):
         if self.offload_optimizer == "cpu" and self.stage == 0:
             raise ValueError("offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0; set stage: 3 or offload_optimizer: none")
         return self
-
-
-class EvaluationConfig(Section):
-    every_steps: NonNegativeInt = Field(default=0, description="0: only before and after training")
-    samples_per_prompt: PositiveInt = Field(default=1, description="k of avg@k")
-    final_samples_per_prompt: PositiveInt | None = Field(default=None, description="before and after; None: as samples_per_prompt")
-    pass_k: tuple[PositiveInt, ...] = Field(
-        default=(1,), description="k of the unbiased pass@k; those above the samples drawn are left out"
-    )
-    temperature: PositiveFloat = Field(default=1.0, description="of evaluation samples")
-    limit: PositiveInt | None = Field(default=None, description="evaluate only the first held-out prompts")
-
-
-class CheckpointConfig(Section):
-    every_steps: NonNegativeInt = Field(default=0, description="0: only at the end and when interrupted")
-    keep_last: int = Field(default=2, ge=2, description="older checkpoints are removed after a newer one is committed")
-    export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
-
-
-class LoggingConfig(Section):
-    tensorboard: bool = True
-    wandb: bool = Field(default=False, description="needs the extra [wandb] and your own login")
-    sample_dumps: bool = Field(default=True, description="write some rollouts of each step to samples.jsonl")
-    samples_per_dump: PositiveInt = Field(default=8, description="groups of one step whose first rollout is written")
 
 
 class Config(Section):
