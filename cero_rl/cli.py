@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from cero_rl import __version__
 from cero_rl.allocator import build_scheduler, scheduler_for_pool
@@ -22,9 +20,6 @@ from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
 from cero_rl.simulate_cli import add_simulate, simulate
-
-if TYPE_CHECKING:
-    from cero_rl.engine.runtime import Group
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +45,10 @@ def _train_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_config(parser)
-    parser.add_argument("--resume", choices=["auto"], help="go on from the newest valid checkpoint of this run, if it has one")
+    parser.add_argument(
+        "--resume", metavar="auto|DIR",
+        help="go on from the newest valid checkpoint of this run (auto; it starts if there was none yet), or from a given one",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="delete the run directory of an earlier run of this name first")
     parser.add_argument("--dry-run", action="store_true", help="check everything that needs no model, print the sizes, and end")
     parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N")
@@ -83,62 +81,40 @@ def train_main(argv: Sequence[str] | None = None) -> int:
     return _guard(lambda: _train(arguments), debug=arguments.debug)
 
 
-def _open_run_dir(config: Config, num_prompts: int, arguments: argparse.Namespace, group: Group) -> Path | None:
-    """Prepare the run directory on rank 0; returns the checkpoint to resume from. Same answer or same error on every rank."""
-    from cero_rl import checkpoint
-    from cero_rl.session import run_directory
-
-    run_dir = run_directory(config)
-    filled = bool(group.all_max(int(run_dir.is_dir() and any(run_dir.iterdir()))))
-    if filled and arguments.resume:
-        if (found := checkpoint.find_valid(run_dir, group, lambda text: print(text, file=sys.stderr) if group.is_main else None)) is None:
-            raise CheckpointError(
-                f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with --overwrite or another name"
-            )
-        return found
-    if filled and not arguments.overwrite:
-        raise ConfigError(f"{run_dir} already holds a run; go on with --resume auto, replace it with --overwrite, or set another name")
-    if group.is_main:
-        if filled:
-            shutil.rmtree(run_dir)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        sizes = "".join(f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts))
-        (run_dir / "config.resolved.yaml").write_text(sizes + dump_config(config))
-    group.barrier()
-    return None
-
-
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    from cero_rl import faults
     from cero_rl.rewards.pool import check_reward
 
+    faults.check()
     if os.environ.get("RANK", "0") == "0":
         check_reward(config.reward)
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
+    from cero_rl.run_start import Start, open_run_dir
     from cero_rl.session import check_model, load_data, load_tokenizer, run_directory
     from cero_rl.train import Options, Trainer
+    from cero_rl.watchdog import Watchdog, explained
 
-    group = runtime.start()
-    try:
-        tokenizer = load_tokenizer(config.model.path)
-        check_model(config, config.model.path)
-        data = load_data(config, tokenizer)
-        check_pool(config, len(data.train))
-        scheduler = scheduler_for_pool(config, data.train.prompts)
-        resume = _open_run_dir(config, len(data.train), arguments, group)
-        if group.is_main:
-            print(
-                f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}"
-            )
-            print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
-            _print_sizes(config, len(data.train))
-            print(f"  {'run directory':<15} {run_directory(config)}", flush=True)
-        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_directory(config))
-        return trainer.run()
-    finally:
-        runtime.stop()
+    group = runtime.start(config.watchdog.stall_seconds)
+    tokenizer = load_tokenizer(config.model.path)
+    check_model(config, config.model.path)
+    data = load_data(config, tokenizer)
+    check_pool(config, len(data.train))
+    scheduler = scheduler_for_pool(config, data.train.prompts)
+    run_dir = run_directory(config)
+    resume = open_run_dir(run_dir, config, len(data.train), Start(arguments.resume, arguments.overwrite), group)
+    if group.is_main:
+        print(f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}")
+        print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
+        _print_sizes(config, len(data.train))
+        print(f"  {'run directory':<15} {run_dir}", flush=True)
+    with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
+        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_dir, watchdog)
+        status = trainer.run()
+    runtime.stop()  # not on the way out of an error: the other ranks may be stuck
+    return status
 
 
 def _report_validation(config: Config) -> int:

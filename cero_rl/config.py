@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from cero_rl.config_base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 from cero_rl.config_rollout import RolloutConfig
-from cero_rl.config_run import CheckpointConfig, EvaluationConfig, LoggingConfig
+from cero_rl.config_run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
 from cero_rl.config_scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
 from cero_rl.errors import ConfigError
 
@@ -158,6 +158,7 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
@@ -179,6 +180,11 @@ class Config(Section):
         if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
             wanted = ", ".join(CERO_FAMILY)
             raise ValueError(f"budget.total_tokens: scheduler {scheduler.name!r} counts rollouts only; wanted one of {wanted}")
+        if scheduler.name in WAVE_SCHEDULERS and self.rollout.overlap:
+            raise ValueError(
+                f"rollout.overlap: scheduler {scheduler.name!r} asks for rollouts in answer to others of the same round, which cannot be "
+                "generated ahead; set rollout.overlap: false or another scheduler"
+            )
         if scheduler.name in WAVE_SCHEDULERS and self.learner.rollouts_per_step is not None:
             raise ValueError(
                 f"learner.rollouts_per_step: scheduler {scheduler.name!r} samples a round in several waves, which one optimizer step "

@@ -26,6 +26,11 @@ class RolloutConfig(Section):
     )
     tensor_parallel: PositiveInt = Field(default=1, description="vllm: ranks that share one engine; must divide the number of ranks")
     sleep: bool = Field(default=True, description="vllm on a GPU: leave its memory to the learner between rollouts; no effect on a CPU")
+    overlap: bool = Field(
+        default=False,
+        description="generate the next step's rollouts while the learner works on this one's: they come from weights one step old, which "
+        "learner.importance_sampling corrects. Gains where sampler and learner have hardware of their own",
+    )
     parity_bound: PositiveFloat | None = Field(
         default=None, description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 (float32), 0.2 (bfloat16)"
     )
@@ -45,5 +50,10 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: {self.engine}; set rollout.engine: vllm "
                 "or rollout.tensor_parallel: 1"
+            )
+        if self.overlap and self.tensor_parallel > 1:
+            raise ValueError(
+                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) talk to each other while they generate, which "
+                "cannot go on beside the learner's own messages; set rollout.overlap: false or rollout.tensor_parallel: 1"
             )
         return self

@@ -21,7 +21,21 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every_steps: NonNegativeInt = Field(default=0, description="0: only at the end and when interrupted")
     keep_last: int = Field(default=2, ge=2, description="older checkpoints are removed after a newer one is committed")
+    keep_best: NonNegativeInt = Field(default=0, description="and those with the best held-out accuracy, as many as this")
+    keep_every_steps: NonNegativeInt = Field(default=0, description="and every step that is a multiple of this; 0: none")
+    asynchronous: bool = Field(
+        default=False, description="write from a copy in host memory while training goes on; an error surfaces at a later step"
+    )
+    max_failures: PositiveInt = Field(default=3, description="saves in a row that may fail before the run ends (exit 4)")
     export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
+
+
+class WatchdogConfig(Section):
+    stall_seconds: PositiveFloat = Field(
+        default=1800.0,
+        description="no collective and no phase of a step may take longer; then stacks are written and the run ends. Generation and "
+        "weight sync have limits of their own (rollout.*_timeout_seconds)",
+    )
 
 
 class LoggingConfig(Section):

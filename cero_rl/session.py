@@ -5,7 +5,7 @@ In: a Config and the process group. Out: `Session`, which the training loop and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from cero_rl.config import Config
 from cero_rl.data.encode import encode_prompts
@@ -21,11 +20,11 @@ from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import ConfigError, DataError, EngineError
+from cero_rl.errors import ConfigError, DataError
+from cero_rl.in_step import InStep
 from cero_rl.rollout.choose import choose_engine
-from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine, RolloutRequest
+from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
 from cero_rl.rollout.transformers_engine import TransformersEngine
-from cero_rl.types import RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -73,44 +72,12 @@ def check_model(config: Config, path: str) -> None:
         )
 
 
-class InStep:
-    """A RolloutEngine whose failures are everyone's: a rank that raised alone would leave the others waiting in a collective.
-
-    Every rank calls `generate` together, also with nothing to sample. Raises EngineError on all ranks when it failed on one.
-    """
-
-    def __init__(self, engine: RolloutEngine, group: Group) -> None:
-        self.engine, self._group = engine, group
-
-    def generate(
-        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
-    ) -> list[RolloutGroup]:
-        groups, failure = [], None
-        try:
-            groups = self.engine.generate(requests, stream=stream, temperature=temperature, max_tokens=max_tokens)
-        except (EngineError, RuntimeError) as error:  # RuntimeError: out of memory and its kin
-            failure = f"rank {self._group.rank}: {error}"
-        self._group.agree(failure, "rollout")
-        return groups
-
-    def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        failure = None
-        try:
-            self.engine.load_weights(weights, version)
-        except EngineError as error:
-            failure = f"rank {self._group.rank}: {error}"
-        self._group.agree(failure, f"weight sync of version {version}")
-
-    def sleep(self) -> None:
-        self.engine.sleep()
-
-
 def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
     eos = generation.eos_token_id
     return sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])})
 
 
-def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> RolloutEngine:
+def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> InStep:
     """This rank's sampler, with the start model's weights (or those of `model_path`). A collective."""
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     path = model_path or config.model.path

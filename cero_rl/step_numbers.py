@@ -6,6 +6,7 @@ Denominators: rewards over rollouts with a reward; lengths and truncation over r
 from __future__ import annotations
 
 import resource
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -18,8 +19,28 @@ from cero_rl.session import Pool
 from cero_rl.update import UpdateResult
 
 
+def scheduler_numbers(scheduler: Scheduler) -> dict[str, float | int]:
+    """What the scheduler believes and asks, before it learns of this step's round."""
+    numbers: dict[str, float | int] = {
+        "cero/posterior_mean": float(scheduler.posterior_mean.mean()),
+        "cero/value_mean": float(scheduler.value.mean()),
+    }
+    if (cero := cero_of(scheduler)) is not None:
+        numbers |= {"cero/price": float(cero.price), "cero/slope_mean": float(cero.slope.mean())}
+        if cero.tokens is not None and cero.tokens.budget_tokens is not None:
+            numbers["budget/remaining_tokens"] = int(cero.tokens.left_tokens)
+    return numbers
+
+
+def skew_numbers(seconds: Mapping[str, float], group: Group) -> dict[str, float | int]:
+    """How unequal the ranks' work was: the slowest rank's seconds over the mean, for each stage, and which rank it was. A collective."""
+    rows = group.gather_floats(list(seconds.values()))
+    worst = {f"skew/{name}": float(row.max() / row.mean()) if row.mean() else 1.0 for name, row in zip(seconds, rows.T)}
+    return {**worst, "skew/slowest_rank": int(rows.sum(axis=1).argmax())}
+
+
 def step_numbers(
-    collected: Collected, result: UpdateResult, pool: Pool, scheduler: Scheduler, ledger: Ledger, group: Group, premise: float
+    collected: Collected, result: UpdateResult, pool: Pool, ledger: Ledger, group: Group, premise: float
 ) -> dict[str, float | int]:
     """A collective: every rank calls it. Timings are added by the loop."""
     evidence = collected.evidence
@@ -32,7 +53,7 @@ def step_numbers(
     squares = float(np.nansum((known - mean) ** 2))
     timeouts, errors, squares = group.all_sum([counts.timeouts, counts.errors, squares])
     memory_gb = group.all_max_float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    numbers: dict[str, float | int] = {
+    return {
         "reward": mean,
         "reward_std": float(np.sqrt(squares / max(trials, 1))),
         "frac_reward_zero_std": 1.0 - live,
@@ -43,8 +64,6 @@ def step_numbers(
         "reward/error_rate": errors / max(generated, 1),
         "cero/rollouts_mean": generated / max(len(evidence.prompt_ids), 1),
         "cero/rollouts_max": int(evidence.generated.max()),
-        "cero/posterior_mean": float(scheduler.posterior_mean.mean()),
-        "cero/value_mean": float(scheduler.value.mean()),
         "cero/effective_group_rate": live,
         "cero/waves": collected.waves,
         "cero/proxy_rank_corr": premise,
@@ -52,8 +71,3 @@ def step_numbers(
         **result.metrics,
         "perf/peak_memory_gb": memory_gb,
     }
-    if (cero := cero_of(scheduler)) is not None:
-        numbers |= {"cero/price": float(cero.price), "cero/slope_mean": float(cero.slope.mean())}
-        if cero.tokens is not None and cero.tokens.budget_tokens is not None:
-            numbers["budget/remaining_tokens"] = int(cero.tokens.left_tokens)
-    return numbers

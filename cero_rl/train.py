@@ -1,93 +1,79 @@
 """The loop: allocate, sample, learn, account, save; and nothing else.
 
 In: a validated Config and the process group. Out: a run directory (metrics.jsonl, ledger.jsonl, checkpoints/, export/) and an
-exit code. One pass of `_slice` is one line of metrics.jsonl; a round is one slice, or several where learner.rollouts_per_step
+exit code. One `_work_off` is one line of metrics.jsonl; a round is one piece of work, or several where learner.rollouts_per_step
 cuts it. Every decision is a function of the seed and of counts summed over all ranks, so all ranks take the same path.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cero_rl import checkpoint
+from cero_rl import faults
 from cero_rl.allocator import cero_of, save_evidence
-from cero_rl.collect import LengthTracker, collect, evidence_entry
+from cero_rl.checkpoint.restore import load
+from cero_rl.collect import Collected, Collector, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import EXIT_INTERRUPT, CheckpointError, DivergedError, EngineError
+from cero_rl.errors import EXIT_INTERRUPT, DivergedError, EngineError
 from cero_rl.evaluate import EvaluationResult, evaluate
 from cero_rl.export import export_model
 from cero_rl.interrupt import Interrupt
-from cero_rl.ledger import Ledger
 from cero_rl.metrics import Console, Recorder, append_jsonl, truncate_jsonl
 from cero_rl.parity import WeightSync
 from cero_rl.premise import premise_correlation
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.choose import choose_engine
+from cero_rl.rollout_store import pack_groups, unpack_groups
+from cero_rl.run_start import LOGS
+from cero_rl.runstate import Progress
 from cero_rl.samples import dump_samples
+from cero_rl.saver import Saver
 from cero_rl.scheduler import Scheduler
 from cero_rl.session import Data, build_rollout_engine
-from cero_rl.step_numbers import step_numbers
+from cero_rl.step_numbers import scheduler_numbers, skew_numbers, step_numbers
 from cero_rl.types import Allocation
 from cero_rl.update import UpdateResult, optimize
+from cero_rl.watchdog import Watchdog
+from cero_rl.work import Work, slices
 
 
 @dataclass(frozen=True)
 class Options:
     """How to run, as opposed to what: from the command line."""
 
-    resume: Path | None = None  # a committed checkpoint directory
+    resume: Path | None = None  # a committed checkpoint directory whose manifest holds
     stop_at_step: int | None = None  # save and end there
-
-
-def slices(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
-    """Cut an allocation's groups [G] into runs of whole groups of at most `per_step` rollouts (a larger group goes alone)."""
-    if per_step is None:
-        return [(0, len(rollouts))]
-    bounds, first, size = [], 0, 0
-    for index, count in enumerate(rollouts.tolist()):
-        if index > first and size + count > per_step:
-            bounds.append((first, index))
-            first, size = index, 0
-        size += count
-    return [*bounds, (first, len(rollouts))]
 
 
 class Trainer:
     """The state of one run. `run()` works through the budget and returns the exit code."""
 
     def __init__(
-        self, config: Config, options: Options, group: Group, data: Data, scheduler: Scheduler, tokenizer: Any, run_dir: Path
-    ) -> None:
+        self, config: Config, options: Options, group: Group, data: Data, scheduler: Scheduler, tokenizer: Any, run_dir: Path,
+        watchdog: Watchdog,
+    ) -> None:  # fmt: skip
         config = choose_engine(config, on_gpu=group.device.type == "cuda")
         self.config, self.options, self.group, self.data, self.run_dir = config, options, group, data, run_dir
-        self.tokenizer = tokenizer
+        self.tokenizer, self.watchdog = tokenizer, watchdog
         self.scheduler = scheduler
         self.cero = cero_of(scheduler)  # what only CERO wants to know or be told
-        self.ledger = Ledger(config.budget.total_rollouts)
-        self.lengths = LengthTracker(len(data.train), first_guess_tokens=config.rollout.max_response_tokens / 2)
-        self.successes = np.zeros(len(data.train))
-        self.squares = np.zeros(len(data.train))
-        self.trials = np.zeros(len(data.train), dtype=np.int64)
-        self.groups_done = 0  # of the pending allocation: the frontier of what was trained
-        self.step = 0
-        self.updates = 0
-        self.bad_updates = 0
+        self.at = Progress.fresh(config, len(data.train))
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
-        self.eval_before: dict[str, float | int] = {}
+        self.restored: dict[str, Any] = {}  # this rank's rollouts that were generated ahead of the checkpoint
         self.policy = Policy(config, group)
         self.reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
         self.engine = build_rollout_engine(config, tokenizer, group)
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
         self.console = Console(active=group.is_main, total_rollouts=config.budget.total_rollouts)
+        self.saver = Saver(run_dir, group, self.policy.engine, config, data.fingerprint, self.console.say)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -97,233 +83,244 @@ class Trainer:
         recorder = Recorder(self.run_dir, self.config, active=self.group.is_main)
         try:
             with RewardPool(self.config.reward) as rewards, Interrupt() as interrupt:
-                self.weights.push(self.updates)
-                if self.step == 0 and len(self.data.heldout):
+                lengths, phase = self.at.lengths, self.watchdog.phase
+                self.collector = Collector(self.data.train, self.engine, rewards, lengths, self.config, self.group, phase)
+                self._push()
+                if self.at.step == 0 and len(self.data.heldout):
                     before = self._evaluate(rewards, final=True)
-                    self.eval_before = before.metrics()
-                    recorder.write(0, {**self.eval_before, **self.ledger.metrics()})
+                    self.at.eval_before = before.metrics()
+                    recorder.write(0, {**self.at.eval_before, **self.at.ledger.metrics()})
                     self.console.say(f"held-out before training: {_describe(before)}")
-                while (allocation := self._next_allocation()) is not None:
-                    stop = self._round(allocation, rewards, recorder, interrupt)
+                work = self._next_work()
+                while work is not None:
+                    faults.at_step(self.at.step + 1)
+                    upcoming, numbers = self._work_off(work)
+                    stop = self._close_step(upcoming, numbers, rewards, recorder, interrupt)
                     if stop is not None:
                         return stop
+                    work = upcoming or self._next_work()
                 return self._finish(rewards, recorder)
         finally:
             recorder.close()
             self.console.close()
 
-    def _round(self, allocation: Allocation, rewards: RewardPool, recorder: Recorder, interrupt: Interrupt) -> int | None:
-        """Work off one allocation from where it stands; an exit code if the run is to stop here."""
-        if not len(allocation.prompt_ids):
-            self._close_round()
-            return None
-        for first, last in slices(allocation.rollouts, self.config.learner.rollouts_per_step):
-            if last <= self.groups_done:
-                continue
-            numbers = self._slice(allocation, first, last, rewards)
-            self.groups_done = last
-            if last == len(allocation.prompt_ids):
-                self._close_round()
-            numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
-            every = self.config.evaluation.every_steps
-            if every and self.step % every == 0 and len(self.data.heldout) and self.ledger.remaining_rollouts:
-                result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
-                numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
-                self.console.say(f"held-out after step {self.step}: {_describe(result)}")
-            signal = self.group.all_max(interrupt.exit_code or 0)
-            stop = signal or (0 if self.step == self.options.stop_at_step and self.ledger.remaining_rollouts else None)
-            due = self.config.checkpoint.every_steps and self.step % self.config.checkpoint.every_steps == 0
-            if due or stop is not None:
-                _, numbers["timing_s/checkpoint"] = _timed(self._save)
-            recorder.write(self.step, numbers)
-            self.console.progress(numbers, self.step)
-            if stop is not None:
-                why = "interrupted" if stop == EXIT_INTERRUPT else "stopped"
-                self.console.say(f"{why} after step {self.step}; saved. Go on with the same command and --resume auto")
-                return stop
+    def _next_work(self) -> Work | None:
+        """The next piece of the pending allocation, or of a new one; None when the budget is spent."""
+        while (allocation := self._next_allocation()) is not None:
+            for first, last in slices(allocation.rollouts, self.config.learner.rollouts_per_step):
+                if last > self.at.groups_done:
+                    begun = self.collector.begin(allocation.prompt_ids[first:last], allocation.rollouts[first:last], allocation.round + 1)
+                    begun.wave.groups, self.restored = unpack_groups(self.restored, begun.wave.requests), {}
+                    return Work(allocation, first, last, begun)
+            self._close_round()  # a round that asks for nothing
         return None
 
-    def _slice(self, allocation: Allocation, first: int, last: int, rewards: RewardPool) -> dict[str, float | int]:
-        """Sample and learn from groups first:last; returns the step's numbers."""
-        started = time.perf_counter()
-        prompt_ids, rollouts = allocation.prompt_ids[first:last], allocation.rollouts[first:last]
-        value_before = self.scheduler.value
-        whole = first == 0 and last == len(allocation.prompt_ids)  # a cut round has one wave: its slices were planned together
-        collected = collect(
-            prompt_ids, rollouts, next_wave=self.scheduler.next_round if whole else None, keep=self.scheduler.keep,
-            stream=allocation.round + 1, pool=self.data.train, engine=self.engine, rewards=rewards,
-            lengths=self.lengths, config=self.config, group=self.group,
-        )  # fmt: skip
-        self.engine.sleep()
-        evidence = collected.evidence
-        graded = evidence.squares if self.config.scheduler.value == "graded" else None
-        if self.cero is not None and self.config.scheduler.streaming:
-            self.cero.update_partial(evidence.prompt_ids, evidence.successes, evidence.trials, graded)
-        else:  # kept until the round is closed
-            self.successes[evidence.prompt_ids] += evidence.successes
-            self.squares[evidence.prompt_ids] += evidence.squares
-            self.trials[evidence.prompt_ids] += evidence.trials
-        self.lengths.update(evidence)
-        failed = evidence.requested - int(evidence.generated.sum())
-        if failed:
-            self.scheduler.refund(failed)
-        if self.cero is not None and self.cero.tokens is not None:
-            self.cero.spend_tokens(int(evidence.response_tokens.sum()))
-        self.ledger.book(int(evidence.generated.sum()), failed)
-
-        learn_started = time.perf_counter()
-        result = optimize(self.policy, self.reference, collected, self.config, self.group, self.updates)
-        self.updates += self.config.learner.updates_per_batch
-        self._watch(result)
-        synced = time.perf_counter()
-        parity = self.weights.push(self.updates)
-        ended = time.perf_counter()
-        self.step += 1
-        if self.group.is_main:
-            entry = {"step": self.step, "round": allocation.round, "groups": len(evidence.prompt_ids), **self.ledger.state()}
-            append_jsonl(self.run_dir / "ledger.jsonl", entry)
-            append_jsonl(self.run_dir / "evidence.jsonl", evidence_entry(self.step, allocation.round, evidence))
-            if self.config.logging.sample_dumps:
-                dump_samples(self.run_dir, self.step, collected, self.data.train.prompts, self.config.logging.samples_per_dump)
-        premise = premise_correlation(value_before[evidence.prompt_ids], evidence.successes, evidence.trials)
-        numbers = step_numbers(collected, result, self.data.train, self.scheduler, self.ledger, self.group, premise)
-        numbers["round"] = allocation.round
-        if collected.reward_error is not None and not self.reward_error_said:
-            self.reward_error_said = True
-            self.console.say(f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}")
-        numbers |= {
-            **parity,
-            "step_time": ended - started,
-            "timing_s/rollout": collected.rollout_seconds,
-            "timing_s/reward": collected.reward_seconds,
-            "timing_s/advantage": collected.advantage_seconds,
-            "timing_s/reduce_counts": collected.reduce_seconds,
-            "timing_s/learner": synced - learn_started,
-            "timing_s/sync": ended - synced,
-            "perf/tokens_per_second": numbers["num_tokens"] / (ended - started),
-        }
-        return numbers
-
     def _next_allocation(self) -> Allocation | None:
-        if self.scheduler.pending is not None:  # resumed in the middle of a round
+        if self.scheduler.pending is not None:  # in the middle of a round
             return self.scheduler.pending
         if self.cero is not None and self.cero.tokens is not None:
-            self.cero.set_expected_tokens(self.lengths.expected(np.arange(len(self.data.train))))
+            self.cero.set_expected_tokens(self.at.lengths.expected(np.arange(len(self.data.train))))
         allocation, seconds = _timed(self.scheduler.next_round)
         self.scheduler_seconds += seconds
         return allocation
 
     def _close_round(self) -> None:
         if self.cero is not None and self.config.scheduler.value == "graded":
-            cero, squares = self.cero, np.minimum(self.squares, self.successes)
-            _, seconds = _timed(lambda: cero.update(self.successes, self.trials, squares))
+            cero, squares = self.cero, np.minimum(self.at.squares, self.at.successes)
+            _, seconds = _timed(lambda: cero.update(self.at.successes, self.at.trials, squares))
         else:
-            _, seconds = _timed(lambda: self.scheduler.update(self.successes, self.trials))
+            _, seconds = _timed(lambda: self.scheduler.update(self.at.successes, self.at.trials))
         self.scheduler_seconds += seconds
-        self.successes[:] = self.squares[:] = 0
-        self.trials[:] = 0
-        self.groups_done = 0
+        self.at.close_round()
+
+    def _work_off(self, work: Work) -> tuple[Work | None, dict[str, float | int]]:
+        """Sample, account and learn. Returns the work that was begun meanwhile (rollout.overlap) and the step's numbers."""
+        started, overlap = time.perf_counter(), self.config.rollout.overlap
+        value_before = self.scheduler.value
+        collected = self.collector.finish(
+            # a cut round has one wave: its pieces were planned together
+            work.begun, next_wave=self.scheduler.next_round if work.is_whole_round else None, keep=self.scheduler.keep,
+        )  # fmt: skip
+        self._account(collected)
+        faults.point("evidence.booked")
+        numbers = scheduler_numbers(self.scheduler)
+        self.at.groups_done = work.last
+        if work.ends_round:
+            self._close_round()
+        upcoming = None
+        if overlap and (upcoming := self._next_work()) is not None:
+            self.collector.generate_ahead(upcoming.begun)
+        if not overlap:
+            self.engine.sleep()
+        learn_started = time.perf_counter()
+        with self.watchdog.phase("learner", "its own passes and all ranks' shards"):
+            result = optimize(self.policy, self.reference, collected, self.config, self.group, self.at.updates)
+        learned = time.perf_counter()
+        waited = self.collector.settle(upcoming.begun) if upcoming is not None else 0.0
+        staleness = self.at.updates - min((c.policy_version for g in collected.groups for c in g.completions), default=self.at.updates)
+        self.at.updates += self.config.learner.updates_per_batch
+        self._watch(result)
+        sync_started = time.perf_counter()
+        parity = self._push()
+        ended = time.perf_counter()
+        self.at.step += 1
+        self._log(work, collected)
+        premise = premise_correlation(value_before[collected.evidence.prompt_ids], collected.evidence.successes, collected.evidence.trials)
+        numbers |= step_numbers(collected, result, self.data.train, self.at.ledger, self.group, premise)
+        seconds = {"rollout": collected.rollout_seconds + waited, "reward": collected.reward_seconds, "learner": learned - learn_started}
+        numbers |= skew_numbers(seconds, self.group)
+        return upcoming, {
+            **numbers,
+            **parity,
+            "round": work.allocation.round,
+            "rollout/staleness": self.group.all_max(staleness),
+            "step_time": ended - started,
+            "timing_s/rollout": collected.rollout_seconds + waited,
+            "timing_s/reward": collected.reward_seconds,
+            "timing_s/advantage": collected.advantage_seconds,
+            "timing_s/reduce_counts": collected.reduce_seconds,
+            "timing_s/learner": learned - learn_started,
+            "timing_s/sync": ended - sync_started,
+            "perf/tokens_per_second": numbers["num_tokens"] / (ended - started),
+        }
+
+    def _account(self, collected: Collected) -> None:
+        """Book what was generated and tell the scheduler what came of it: counts of all ranks, the same on every rank."""
+        evidence = collected.evidence
+        graded = evidence.squares if self.config.scheduler.value == "graded" else None
+        if self.cero is not None and self.config.scheduler.streaming:
+            self.cero.update_partial(evidence.prompt_ids, evidence.successes, evidence.trials, graded)
+        else:  # kept until the round is closed
+            self.at.successes[evidence.prompt_ids] += evidence.successes
+            self.at.squares[evidence.prompt_ids] += evidence.squares
+            self.at.trials[evidence.prompt_ids] += evidence.trials
+        self.at.lengths.update(evidence)
+        generated = int(evidence.generated.sum())
+        if failed := evidence.requested - generated:
+            self.scheduler.refund(failed)
+        if self.cero is not None and self.cero.tokens is not None:
+            self.cero.spend_tokens(int(evidence.response_tokens.sum()))
+        self.at.ledger.book(generated, failed)
 
     def _watch(self, result: UpdateResult) -> None:
         """Stop a run that diverged, or whose sampler does not hold the learner's weights."""
-        self.bad_updates = 0 if result.applied else self.bad_updates + result.nonfinite_updates
+        self.at.bad_updates = 0 if result.applied else self.at.bad_updates + result.nonfinite_updates
         limit = self.config.learner.max_nonfinite_steps
-        if self.bad_updates >= limit:
+        if self.at.bad_updates >= limit:
             raise DivergedError(
-                f"{self.bad_updates} optimizer steps in a row had a non-finite gradient (learner.max_nonfinite_steps = {limit}); "
-                "lower optimizer.learning_rate, and resume from the last checkpoint"
+                f"{self.at.bad_updates} optimizer steps in a row had a non-finite loss or gradient "
+                f"(learner.max_nonfinite_steps = {limit}); lower optimizer.learning_rate, and resume from the last checkpoint"
             )
         gap, bound = result.metrics["mismatch/logp_abs_mean"], self.config.parity_bound
-        if gap > bound:
+        if gap > bound and not self.config.rollout.overlap:  # rollouts from older weights differ, as they should
             raise EngineError(
                 f"sampler and learner disagree: mean |log-prob difference| {gap:.3g} on fresh samples, bound {bound} for "
                 f"{self.config.model.dtype}; the sampler's weights are not the learner's"
             )
 
+    def _log(self, work: Work, collected: Collected) -> None:
+        if self.group.is_main:
+            evidence, step, round_index = collected.evidence, self.at.step, work.allocation.round
+            entry = {"step": step, "round": round_index, "groups": len(evidence.prompt_ids), **self.at.ledger.state()}
+            append_jsonl(self.run_dir / "ledger.jsonl", entry)
+            faults.point("log.ledger")
+            append_jsonl(self.run_dir / "evidence.jsonl", evidence_entry(step, round_index, evidence))
+            faults.point("log.evidence")
+            if self.config.logging.sample_dumps:
+                dump_samples(self.run_dir, step, collected, self.data.train.prompts, self.config.logging.samples_per_dump)
+        if collected.reward_error is not None and not self.reward_error_said:
+            self.reward_error_said = True
+            self.console.say(f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}")
+
+    def _close_step(
+        self, upcoming: Work | None, numbers: dict[str, float | int], rewards: RewardPool, recorder: Recorder, interrupt: Interrupt
+    ) -> int | None:
+        """Evaluate and save where it is time to, write the numbers; an exit code if the run is to stop here."""
+        numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
+        step, every, score = self.at.step, self.config.evaluation.every_steps, None
+        if every and step % every == 0 and len(self.data.heldout) and self.at.ledger.remaining_rollouts:
+            result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
+            numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
+            self.console.say(f"held-out after step {step}: {_describe(result)}")
+            score = result.average
+        signal = self.group.all_max(interrupt.exit_code or 0)
+        stop = signal or (0 if step == self.options.stop_at_step and self.at.ledger.remaining_rollouts else None)
+        _, seconds = _timed(lambda: self._save(upcoming, score, last=stop is not None))
+        if seconds > 1e-3:
+            numbers["timing_s/checkpoint"] = seconds
+        numbers["checkpoint/failed_saves"] = self.saver.failed_saves
+        recorder.write(step, numbers)
+        faults.point("log.metrics")
+        self.console.progress(numbers, step)
+        if stop is not None:
+            why = "interrupted" if stop == EXIT_INTERRUPT else "stopped"
+            self.console.say(f"{why} after step {step}; saved. Go on with the same command and --resume auto")
+        faults.point("step.end")
+        return stop
+
     # --- what surrounds the loop --------------------------------------------------------------------------------------
+
+    def _push(self) -> dict[str, float]:
+        with self.watchdog.phase("sync", "the sampler and all ranks' shards", self.config.rollout.sync_timeout_seconds):
+            faults.point("sync.before")
+            parity = self.weights.push(self.at.updates)
+            faults.point("sync.after")
+        return parity
 
     def _evaluate(self, rewards: RewardPool, *, final: bool) -> EvaluationResult:
         settings, heldout = self.config.evaluation, self.data.heldout
         count = min(len(heldout), settings.limit or len(heldout))
         samples = (settings.final_samples_per_prompt if final else None) or settings.samples_per_prompt
-        return evaluate(
-            self.engine, heldout.prompts[:count], heldout.tokens[:count], rewards, self.group,
-            samples_per_prompt=samples, pass_k=[k for k in settings.pass_k if k <= samples],
-            temperature=settings.temperature, success_threshold=self.config.reward.success_threshold,
-        )  # fmt: skip
+        limit = self.config.rollout.generate_timeout_seconds + self.config.watchdog.stall_seconds
+        with self.watchdog.phase("evaluation", "the sampler, verifiers and all ranks", limit):
+            return evaluate(
+                self.engine, heldout.prompts[:count], heldout.tokens[:count], rewards, self.group,
+                samples_per_prompt=samples, pass_k=[k for k in settings.pass_k if k <= samples],
+                temperature=settings.temperature, success_threshold=self.config.reward.success_threshold,
+            )  # fmt: skip
 
     def _finish(self, rewards: RewardPool, recorder: Recorder) -> int:
-        numbers: dict[str, float | int] = dict(self.ledger.metrics())
+        numbers: dict[str, float | int] = dict(self.at.ledger.metrics())
+        score = None
         if len(self.data.heldout):
             after = self._evaluate(rewards, final=True)
             numbers |= after.metrics()
-            key = f"eval/avg@{after.samples_per_prompt}"
+            score, key = after.average, f"eval/avg@{after.samples_per_prompt}"
             change = f" -> {after.average:.3f}"
-            if key in self.eval_before:
-                change = f" {self.eval_before[key]:.3f}{change} ({(after.average - self.eval_before[key]) * 100:+.1f} points)"
+            if (before := self.at.eval_before.get(key)) is not None:
+                change = f" {before:.3f}{change} ({(after.average - before) * 100:+.1f} points)"
             self.console.say(f"held-out accuracy{change}, {_describe(after)}")
-        self._save()
+        faults.point("finish.evaluated")
+        self._save(None, score, last=True)
+        faults.point("finish.saved")
         if self.group.is_main:
             save_evidence(self.run_dir / "posterior.parquet", self.scheduler, self.data.train.prompts)
         if self.config.checkpoint.export:
-            export_model(self.policy, self.tokenizer, self.run_dir / "export", self.config, self.group)
-        recorder.write(self.step, numbers)
-        where = self.run_dir / "export" if self.config.checkpoint.export else self.run_dir
-        self.console.say(
-            f"done: {self.step} steps, {self.ledger.spent_rollouts} of {self.ledger.total_rollouts} rollouts; model in {where}"
-        )
+            with self.watchdog.phase("checkpoint", "the export of all ranks' shards"):
+                export_model(self.policy, self.tokenizer, self.run_dir / "export", self.config, self.group)
+                faults.point("export.written")
+        recorder.write(self.at.step, numbers)
+        where, ledger = self.run_dir / "export" if self.config.checkpoint.export else self.run_dir, self.at.ledger
+        self.console.say(f"done: {self.at.step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts; model in {where}")
         return 0
 
-    # --- save and resume ----------------------------------------------------------------------------------------------
-
-    def _identity(self) -> Mapping[str, Any]:
-        return {"data_fingerprint": self.data.fingerprint, "config_sha256": config_identity(self.config)}
-
-    def _save(self) -> Path:
-        scalars, arrays = {}, {}
-        for name, value in self.scheduler.state_dict().items():
-            (arrays if isinstance(value, np.ndarray) else scalars)[f"scheduler.{name}"] = value
-        arrays |= {
-            "round.successes": self.successes, "round.trials": self.trials, "round.squares": self.squares,
-            "lengths.tokens": self.lengths.tokens, "lengths.samples": self.lengths.samples,
-        }  # fmt: skip
-        scalars |= {
-            "step": self.step, "updates": self.updates, "bad_updates": self.bad_updates, "groups_done": self.groups_done,
-            "ledger": self.ledger.state(), "eval_before": self.eval_before,
-        }  # fmt: skip
-        return checkpoint.save(
-            self.run_dir, self.step, self.group, self.policy.engine, checkpoint.RunState(scalars, arrays),
-            identity=self._identity(), keep_last=self.config.checkpoint.keep_last,
-        )  # fmt: skip
+    def _save(self, upcoming: Work | None, score: float | None, *, last: bool) -> None:
+        groups = upcoming.begun.wave.groups if upcoming is not None else None
+        with self.watchdog.phase("checkpoint", "the disk and all ranks"):
+            self.saver.step_done(
+                self.at.step, lambda: self.at.state(self.scheduler, pack_groups(groups) if groups is not None else {}), score, last=last
+            )
 
     def _restore(self, directory: Path) -> None:
-        state = checkpoint.load(directory, self.group, self.policy.engine, identity=self._identity())
-        scalars, arrays = state.scalars, state.arrays
-        prefix = "scheduler."
-        saved = {k[len(prefix) :]: v for k, v in {**scalars, **arrays}.items() if k.startswith(prefix)}
-        try:
-            self.scheduler.load_state_dict(saved)
-        except ValueError as error:
-            raise CheckpointError(f"{directory}: {error}") from None
-        self.successes, self.trials, self.squares = (arrays[f"round.{name}"] for name in ("successes", "trials", "squares"))
-        self.lengths.tokens, self.lengths.samples = arrays["lengths.tokens"], arrays["lengths.samples"]
-        self.step, self.updates = scalars["step"], scalars["updates"]
-        self.bad_updates, self.groups_done = scalars["bad_updates"], scalars["groups_done"]
-        self.eval_before = scalars["eval_before"]
-        self.ledger = Ledger(**scalars["ledger"])
+        with self.watchdog.phase("checkpoint", "the disk and all ranks"):
+            state = load(directory, self.group, self.policy.engine, identity=self.saver.identity)
+        self.at.restore(state, self.scheduler)
+        self.restored = state.own
         if self.group.is_main:
-            for name in ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl"):
-                truncate_jsonl(self.run_dir / name, self.step)
+            for name in LOGS:
+                truncate_jsonl(self.run_dir / name, self.at.step)
         self.group.barrier()
-        self.console.say(f"resumed from {directory}: step {self.step}, {self.ledger.spent_rollouts} rollouts spent")
-
-
-def config_identity(config: Config) -> str:
-    """sha256 over the parts of the configuration that decide what the run computes."""
-    import hashlib
-
-    kept = config.model_dump_json(exclude={"name", "output_dir", "logging", "checkpoint", "evaluation"})
-    return hashlib.sha256(kept.encode()).hexdigest()
+        self.console.say(f"resumed from {directory}: step {self.at.step}, {self.at.ledger.spent_rollouts} rollouts spent")
 
 
 def _describe(result: EvaluationResult) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from cero_rl import faults
 from cero_rl.collect import Collected
 from cero_rl.config import Config, OptimizerConfig
 from cero_rl.engine.models import Policy, forward_micro
@@ -74,14 +75,18 @@ def optimize(policy: Policy, reference: Any, collected: Collected, config: Confi
         for micro in micro_batches:
             logp, entropy = policy.logps(micro, with_entropy=True)
             terms = policy_loss(logp, entropy, micro, config.learner)
-            policy.backward(terms.loss_sum * (group.world_size / plan.denominator))
+            loss = faults.poison_gradient("learner.gradient", faults.poison("learner.loss", terms.loss_sum))
+            faults.point("learner.backward")
+            policy.backward(loss * (group.world_size / plan.denominator))
             loss_sum += float(terms.loss_sum.detach())
             if index == 0:  # later passes are no longer on the sampler's weights
                 totals += terms.metric_sums.double().cpu()
                 ratio_counts += terms.ratio_counts
                 largest_gap = max(largest_gap, float(terms.largest_logp_gap))
         rate = learning_rate_at(updates_before + index, config.optimizer, config.planned_steps)
+        faults.point("learner.before_step")
         outcome = policy.step(rate)
+        faults.point("learner.after_step")
         applied |= outcome.applied
         bad += not outcome.applied
         norm = outcome.grad_norm

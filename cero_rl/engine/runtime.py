@@ -56,6 +56,13 @@ class Group:
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor.item())
 
+    def gather_floats(self, values: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Every rank's values, [world, n]; as many on every rank."""
+        rows = torch.zeros(self.world_size, len(values), dtype=torch.float64, device=self.device)
+        rows[self.rank] = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(rows)
+        return rows.cpu().numpy()
+
     def sum_counts(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Exact integer sum over ranks, any shape; the order of ranks cannot change it."""
         tensor = torch.from_numpy(np.ascontiguousarray(counts, dtype=np.int64)).to(self.device)
@@ -100,11 +107,22 @@ def start(timeout_seconds: float = 1800.0) -> Group:
         if local_rank >= torch.cuda.device_count():
             raise EngineError(f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible); lower --num_accelerators")
         torch.cuda.set_device(local_rank)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise EngineError(
+            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} ({_first_line(error)}); another job may use the port "
+            "(--master_port, or MASTER_PORT), or a rank is missing"
+        ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Group(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def stop() -> None:

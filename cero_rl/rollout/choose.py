@@ -19,8 +19,8 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
     elif engine == "vllm" and not installed:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
     sampling = config.learner.importance_sampling
-    if sampling == "auto":  # the transformers engine runs the learner's own code
-        sampling = "truncate" if engine == "vllm" else "none"
+    if sampling == "auto":  # the transformers engine runs the learner's own code, on the learner's weights unless it works ahead
+        sampling = "truncate" if engine == "vllm" or config.rollout.overlap else "none"
     return config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update={"engine": engine}),

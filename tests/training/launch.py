@@ -53,4 +53,4 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def repeatable(entry: dict[str, Any]) -> dict[str, Any]:
     """A metrics line without what the clock and the machine decide."""
-    return {k: v for k, v in entry.items() if not k.startswith(("timing_s/", "perf/")) and k != "step_time"}
+    return {k: v for k, v in entry.items() if not k.startswith(("timing_s/", "perf/", "skew/")) and k != "step_time"}

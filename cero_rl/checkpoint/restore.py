@@ -1,0 +1,73 @@
+"""From a committed checkpoint back into the engine and the loop, after its manifest has been checked on every rank."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import load_file
+
+from cero_rl.checkpoint.commit import ZERO_TAG, RunState, attempt
+from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
+from cero_rl.engine.runtime import Group
+from cero_rl.errors import CheckpointError
+
+
+def find_valid(run_dir: Path, group: Group, report: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose manifest holds on every rank; `report` is told of each that does not."""
+    for directory in step_dirs(run_dir):
+        problem = check(directory, group)
+        if problem is None:
+            return directory
+        report(f"checkpoint refused: {problem}")
+    return None
+
+
+def check(directory: Path, group: Group) -> str | None:
+    """What is wrong with a checkpoint on any rank, the same words on every rank; None if its manifest holds on all."""
+    problem = None
+    try:
+        verify(directory)
+    except CheckpointError as error:
+        problem = str(error)
+    return next((p for p in group.gather_json(problem) if p), None)
+
+
+def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str, Any]) -> RunState:
+    """Restore the engine and return the loop's state. `directory` must have passed `check`.
+
+    Raises CheckpointError where the world size, the data or the configuration differ, with both values. The scheduler's part is the
+    same whatever number of ranks wrote it; DeepSpeed's shards are not, so another number needs a universal checkpoint (docs/tools.md).
+    """
+    manifest = read_manifest(directory)
+    same_ranks = manifest["world_size"] == group.world_size
+    if not same_ranks and not manifest.get("universal"):
+        raise CheckpointError(
+            f"{directory}: written by {manifest['world_size']} ranks, this job has {group.world_size}; start it with the same number, "
+            "or convert it first (docs/tools.md, another number of ranks)"
+        )
+    for key, wanted in identity.items():
+        if manifest.get(key) != wanted:
+            raise CheckpointError(
+                f"{directory}: {key} is {manifest.get(key)}, this run has {wanted}; resume with what the run was started with"
+            )
+    own: dict[str, Any] = {}
+
+    def restore() -> None:
+        loaded, _ = ds_engine.load_checkpoint(str(directory), tag=ZERO_TAG)
+        if loaded is None:
+            raise RuntimeError("DeepSpeed found nothing to load")
+        if not same_ranks:
+            return  # what was a rank's own belongs to no rank of now
+        own.update(load_file(directory / f"rank{group.rank}.safetensors"))
+        torch.set_rng_state(torch.from_numpy(own["rng.cpu"]))
+        if torch.cuda.is_available() and "rng.cuda" in own:
+            torch.cuda.set_rng_state(torch.from_numpy(own["rng.cuda"]))
+
+    attempt(group, f"loading {directory}", restore)
+    scalars = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    own = {name: value for name, value in own.items() if not name.startswith("rng.")}
+    return RunState(scalars, load_file(directory / "arrays.safetensors"), own)

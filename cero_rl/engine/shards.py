@@ -1,0 +1,79 @@
+"""How DeepSpeed's shards are written and read: through this engine of its own interface, never through a plain pickle.
+
+Writing is two steps: `save` only notes what DeepSpeed wants written (a copy, if training goes on meanwhile), `write` puts it on disk
+outside every collective, so that a full disk on one rank is an error and not a hang. Reading allows tensors, plain containers and
+the few classes DeepSpeed puts into its own files; anything else in a file is refused by name.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from torch import Tensor
+from torch.utils import _pytree
+
+from cero_rl.errors import CheckpointError
+
+
+def _allowed() -> list[Any]:
+    """Classes that DeepSpeed 0.19.8 stores beside tensors in ZeRO checkpoints of this project."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, set]
+
+
+def read_shard(path: str | Path, map_location: Any = "cpu") -> Any:
+    """A DeepSpeed .pt file, with nothing run from it. Raises CheckpointError naming what it holds that is not allowed."""
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), str(error).splitlines()[0])
+        raise CheckpointError(f"{path}: refused, it is more than tensors and settings ({first.strip()})") from None
+
+
+def _copy(state: Any) -> Any:
+    """`state` with every tensor on the CPU and detached from the live one; a tensor that occurs twice is copied once."""
+    seen: dict[int, Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in seen:
+            seen[id(value)] = value.detach().to("cpu", copy=True)
+        return seen[id(value)]
+
+    return _pytree.tree_map(copied, state)
+
+
+class ShardFiles(CheckpointEngine):
+    """Takes the place of `engine.checkpoint_engine`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = "cero_rl.ShardFiles"
+        self.copies = False  # while training goes on during the writing
+        self._noted: list[tuple[Path, Any]] = []
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        self._noted = []
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._noted.append((Path(path), _copy(state_dict) if self.copies else state_dict))
+
+    def take(self) -> list[tuple[Path, Any]]:
+        """What DeepSpeed wanted written since `create`."""
+        noted, self._noted = self._noted, []
+        return noted
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return read_shard(path, map_location)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True

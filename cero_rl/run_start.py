@@ -1,0 +1,88 @@
+"""The run directory at the start of a job: one job at a time, nothing overwritten by accident, nothing started over in silence."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cero_rl.checkpoint.manifest import LATEST, step_dirs
+from cero_rl.checkpoint.restore import check, find_valid
+from cero_rl.config import Config, derived_sizes
+from cero_rl.config_io import dump_config
+from cero_rl.engine.runtime import Group
+from cero_rl.errors import CeroError, CheckpointError, ConfigError
+from cero_rl.metrics import truncate_jsonl
+from cero_rl.run_lock import LOCK, RunLock
+
+LOGS = ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl")
+_RESOLVED = "config.resolved.yaml"
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the command line wants a filled run directory treated. `resume` is None, `auto` or a checkpoint's directory."""
+
+    resume: str | None
+    overwrite: bool
+
+
+def _agree(group: Group, action: Callable[[], str | None]) -> None:
+    """Run `action` on rank 0; what it raises, every rank raises."""
+    failure = None
+    if group.is_main:
+        try:
+            action()
+        except CeroError as error:
+            failure = [type(error) is CheckpointError, str(error)]
+        except OSError as error:
+            failure = [False, f"output_dir: {error}; give a directory that can be written"]
+    if (failure := group.gather_json(failure)[0]) is not None:
+        raise (CheckpointError if failure[0] else ConfigError)(failure[1])
+
+
+def _is_filled(run_dir: Path) -> bool:
+    return run_dir.is_dir() and any(p.name != LOCK for p in run_dir.iterdir())
+
+
+def open_run_dir(run_dir: Path, config: Config, num_prompts: int, start: Start, group: Group) -> Path | None:
+    """Lock and prepare the directory; returns the checkpoint to resume from. The same answer or the same error on every rank."""
+    given = Path(start.resume) if start.resume not in (None, "auto") else None
+    if given is not None and (problem := check(given, group)) is not None:
+        raise CheckpointError(f"--resume {given}: {problem}")
+    filled = bool(group.all_max(int(_is_filled(run_dir))))
+    if filled and start.resume is None and not start.overwrite:
+        raise ConfigError(f"{run_dir} already holds a run; go on with --resume auto, replace it with --overwrite, or set another name")
+    _agree(group, lambda: _lock(run_dir))
+    if filled and start.resume is not None:
+        found = given or find_valid(run_dir, group, lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None)
+        if found is None:
+            _agree(group, lambda: _start_over(run_dir))
+        return found
+    _agree(group, lambda: _prepare(run_dir, config, num_prompts))
+    return given
+
+
+def _lock(run_dir: Path) -> None:
+    RunLock(run_dir)  # until the process ends
+
+
+def _prepare(run_dir: Path, config: Config, num_prompts: int) -> None:
+    for path in run_dir.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    sizes = "".join(f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts))
+    (run_dir / _RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
+
+
+def _start_over(run_dir: Path) -> None:
+    """A run that was cut before its first checkpoint begins again, and says so; one that had a checkpoint never does."""
+    if not (run_dir / _RESOLVED).exists():
+        raise CheckpointError(f"--resume auto: {run_dir} holds files but no run of this program; set another name, or use --overwrite")
+    if (run_dir / LATEST).exists() or step_dirs(run_dir) or any((run_dir / "checkpoints").glob("step_*")):
+        raise CheckpointError(f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with --overwrite or another name")
+    print(f"{run_dir}: the run ended before its first checkpoint was committed; it begins again at step 0", flush=True)
+    for name in LOGS:
+        truncate_jsonl(run_dir / name, -1)
