@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from cero_rl import __version__
 from cero_rl.allocator import build_scheduler, scheduler_for_pool
+from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
@@ -184,11 +185,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
+    add_checkpoints(commands.add_parser("checkpoints", allow_abbrev=False, help="list, verify or prune the checkpoints of a run"))
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "doctor": _doctor,
+        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
+        "doctor": _doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 

@@ -23,12 +23,12 @@ from cero_rl.errors import ConfigError
 
 VARIABLE = "CERO_FAULT"
 POINTS = (
-    "rollout.before", "rollout.after", "reward.before", "counts.before", "evidence.booked", "learner.loss", "learner.gradient",
-    "learner.backward", "learner.before_step", "learner.after_step", "sync.before", "sync.after", "log.ledger", "log.evidence",
+    "rollout.before", "rollout.after", "reward.before", "counts.before", "evidence.booked", "learner.backward", "learner.before_step", "learner.after_step", "sync.before", "sync.after", "log.ledger", "log.evidence",
     "log.metrics", "step.end", "checkpoint.prepared", "checkpoint.write", "checkpoint.written", "checkpoint.manifest",
     "checkpoint.before_rename", "checkpoint.renamed", "checkpoint.latest", "checkpoint.prune", "finish.evaluated", "finish.saved",
     "export.written",
 )  # fmt: skip
+POISONS = ("learner.loss", "learner.gradient")  # where a tensor can become nan
 ACTIONS = ("raise", "enospc", "sigkill", "sigstop", "sigterm", "sleep", "nan", "truncate", "flip", "zero")
 _FILE_ACTIONS = ("truncate", "flip", "zero")
 
@@ -64,8 +64,8 @@ def parse(text: str) -> list[Fault]:
             actions = ", ".join(ACTIONS)
             raise ConfigError(f"{VARIABLE}: {part!r} names no action, wanted POINT[@rank=R,step=S]:ACTION; actions are {actions}")
         point, _, conditions = where.partition("@")
-        if point not in POINTS:
-            raise ConfigError(f"{VARIABLE}: unknown point {point!r}; {_nearest(point, POINTS)}")
+        if point not in POINTS + POISONS:
+            raise ConfigError(f"{VARIABLE}: unknown point {point!r}; {_nearest(point, POINTS + POISONS)}")
         limits: dict[str, int] = {}
         for condition in filter(None, conditions.split(",")):
             key, _, value = condition.partition("=")
@@ -77,6 +77,8 @@ def parse(text: str) -> list[Fault]:
         if action not in ACTIONS:
             raise ConfigError(f"{VARIABLE}: unknown action {action!r}; {_nearest(action, ACTIONS)}")
         wait, count = _number(seconds, float, part) if seconds else 0.0, _number(times, int, part) if times else 1
+        if (action == "nan") != (point in POISONS):
+            raise ConfigError(f"{VARIABLE}: {part!r}: nan is the action of {', '.join(POISONS)}, and theirs alone")
         found.append(Fault(point, limits.get("rank"), limits.get("step"), action, wait, count))
     return found
 
@@ -127,18 +129,12 @@ def point(name: str, path: Path | None = None) -> None:
 
 def poison(name: str, tensor: Any) -> Any:
     """`tensor`, or, where CERO_FAULT asks for nan here, the same times nan (so that its gradient is nan too)."""
-    for fault in _due(name):
-        if fault.action == "nan":
-            return tensor * float("nan")
-    return tensor
+    return tensor * float("nan") if _due(name) else tensor
 
 
 def poison_gradient(name: str, tensor: Any) -> Any:
     """`tensor`, or, where CERO_FAULT asks for nan here, the same value with a gradient of nan."""
-    for fault in _due(name):
-        if fault.action == "nan":
-            return tensor + (tensor - tensor.detach()).abs().sqrt()
-    return tensor
+    return tensor + (tensor - tensor.detach()).abs().sqrt() if _due(name) else tensor
 
 
 def _damage(path: Path, action: str) -> None:

@@ -1,0 +1,174 @@
+"""Kill a real training run at every fault point, start it again, and compare what comes out with a run that nothing happened to.
+
+    make kill-sweep                      every point; the table goes to the screen, a JSON row a point to docs/bench/kill_sweep.jsonl
+    python tools/kill_sweep.py --points learner.backward checkpoint.renamed
+
+DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command. Compared are sha256 over the exported weights, the evidence log and the state of
+the last checkpoint (posterior, duals, ledger, cursor). Also checked: the posterior holds each logged success exactly once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from cero_rl import __version__, faults  # noqa: E402
+
+SETTINGS = [
+    "scheduler.rounds=6", "budget.total_rollouts=384", "data.limit=120", "data.heldout_limit=8", "optimizer.warmup_steps=1",
+    "evaluation.every_steps=0", "evaluation.samples_per_prompt=1", "evaluation.final_samples_per_prompt=1", "evaluation.pass_k=[1]",
+    "checkpoint.every_steps=2", "logging.tensorboard=false", "scheduler.step_scale=5", "watchdog.stall_seconds=60",
+]  # fmt: skip
+RANK_1_STEP_3 = "@rank=1,step=3"
+RANK_0_STEP_4 = "@rank=0,step=4"  # a step that saves
+
+
+def where(point: str) -> str:
+    """The rank and step at which a sweep kills: where the point is reached, between the first and the last checkpoint."""
+    if point.startswith(("finish.", "export.")) or point == "checkpoint.prune":
+        return "@rank=0,step=6"
+    if point.startswith("checkpoint."):
+        return "@rank=1,step=4" if point == "checkpoint.written" else RANK_0_STEP_4
+    return "@rank=0,step=3" if point.startswith("log.") else RANK_1_STEP_3
+
+
+@dataclass(frozen=True)
+class Ended:
+    codes: list[int]
+    text: str
+    seconds: float
+
+
+def train(out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None, fault: str = "") -> Ended:
+    """The training command on `ranks` processes of this machine, started without a launcher, so that a rank's end is its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    line = [sys.executable, "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+    for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
+        line += ["--set", setting]
+    shared = {
+        **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning",
+        "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), faults.VARIABLE: fault,
+    }  # fmt: skip
+    started = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            line, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    try:
+        texts = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return Ended([process.returncode for process in processes], "".join(texts), time.monotonic() - started)
+
+
+def last_checkpoint(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("step_*"))
+
+
+def fingerprint(run_dir: Path) -> str:
+    """sha256 over what a run leaves behind; the clock and the machine have no part in it."""
+    digest = hashlib.sha256()
+    newest = last_checkpoint(run_dir)
+    for path in (run_dir / "export/model.safetensors", run_dir / "evidence.jsonl", newest / "state.json", newest / "arrays.safetensors"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def counted_once(run_dir: Path) -> bool:
+    """Is the posterior of the last checkpoint the prior and every success and failure of the evidence log, each once?"""
+    newest = last_checkpoint(run_dir)
+    state, arrays = json.loads((newest / "state.json").read_text(encoding="utf-8")), load_file(newest / "arrays.safetensors")
+    wins = arrays["scheduler.posterior_a"] - state["scheduler.prior_a"]
+    losses = arrays["scheduler.posterior_b"] - state["scheduler.prior_b"]
+    for line in (run_dir / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for prompt, won, tried in zip(entry["prompt_ids"], entry["successes"], entry["trials"]):
+            wins[prompt] -= won
+            losses[prompt] -= tried - won
+    return bool((abs(wins) < 1e-9).all() and (abs(losses) < 1e-9).all())
+
+
+@dataclass(frozen=True)
+class Row:
+    point: str
+    where: str
+    killed_codes: list[int]
+    resumed_from: str
+    resumed_codes: list[int]
+    sha256: str
+    same: bool  # the kill happened, and the restarted run ended as the uninterrupted one
+    counted_once: bool
+
+
+def kill_and_resume(out: Path, point: str, wanted: str, settings: list[str] | None = None) -> Row:
+    """One line of the sweep: kill at `point`, resume, compare with the fingerprint `wanted`."""
+    at, name = where(point), point.replace(".", "_")
+    killed = train(out, name, settings=settings, fault=f"{point}{at}:sigkill")
+    resumed = train(out, name, "--resume", "auto", settings=settings)
+    run_dir = out / name
+    source = re.search(r"resumed from .*(step_\d+):|begins again at (step 0)", resumed.text)
+    found = fingerprint(run_dir) if resumed.codes == [0, 0] else resumed.text[-300:]
+    return Row(
+        point, at, killed.codes, (source[1] or source[2]) if source else "", resumed.codes, found,
+        same=found == wanted and -9 in killed.codes, counted_once=resumed.codes == [0, 0] and counted_once(run_dir),
+    )  # fmt: skip
+
+
+def row_text(row: Row) -> str:
+    verdict = "same" if row.same and row.counted_once else "DIFFERS"
+    return f"{row.point:<26} {row.where:<16} {row.killed_codes!s:<10} {row.resumed_from:<13} {row.sha256[:16]:<17} {verdict}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill a training run at every fault point and compare what the restarted run ends with.")
+    parser.add_argument("--points", nargs="+", default=list(faults.POINTS), metavar="POINT", help="default: all")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for all runs of the sweep")
+    parser.add_argument("--rows", type=Path, metavar="FILE", help="append one JSON row a point")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        uncut = train(out, "uncut", settings=arguments.settings)
+        if uncut.codes != [0, 0]:
+            print(uncut.text)
+            return 1
+        wanted = fingerprint(out / "uncut")
+        print(f"{'killed at':<26} {'where':<16} {'exits':<10} {'resumed from':<13} {'sha256':<17}")
+        once = "counted once" if counted_once(out / "uncut") else "COUNTED WRONGLY"
+        print(f"{'(nothing)':<26} {'':<16} {uncut.codes!s:<10} {'':<13} {wanted[:16]:<17} {once}", flush=True)
+        versions: dict[str, Any] = {"cero_rl": __version__, "torch": torch.__version__, "settings": arguments.settings}
+        good = 0
+        for point in arguments.points:
+            row = kill_and_resume(out, point, wanted, arguments.settings)
+            good += row.same and row.counted_once
+            print(row_text(row), flush=True)
+            if arguments.rows is not None:
+                with arguments.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**asdict(row), **versions}) + "\n")
+    print(f"{good} of {len(arguments.points)} restarted runs end with the uninterrupted run's hash")
+    return 0 if good == len(arguments.points) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
