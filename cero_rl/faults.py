@@ -23,10 +23,10 @@ from cero_rl.errors import ConfigError
 
 VARIABLE = "CERO_FAULT"
 POINTS = (
-    "rollout.before", "rollout.after", "reward.before", "counts.before", "evidence.booked", "learner.backward", "learner.before_step", "learner.after_step", "sync.before", "sync.after", "log.ledger", "log.evidence",
-    "log.metrics", "step.end", "checkpoint.prepared", "checkpoint.write", "checkpoint.written", "checkpoint.manifest",
-    "checkpoint.before_rename", "checkpoint.renamed", "checkpoint.latest", "checkpoint.prune", "finish.evaluated", "finish.saved",
-    "export.written",
+    "rollout.before", "rollout.after", "reward.before", "counts.before", "evidence.booked", "learner.backward", "learner.before_step",
+    "learner.after_step", "sync.before", "sync.after", "log.ledger", "log.evidence", "log.metrics", "step.end", "checkpoint.prepared",
+    "checkpoint.write", "checkpoint.written", "checkpoint.manifest", "checkpoint.before_rename", "checkpoint.renamed",
+    "checkpoint.latest", "checkpoint.prune", "finish.evaluated", "finish.saved", "export.written",
 )  # fmt: skip
 POISONS = ("learner.loss", "learner.gradient")  # where a tensor can become nan
 ACTIONS = ("raise", "enospc", "sigkill", "sigstop", "sigterm", "sleep", "nan", "truncate", "flip", "zero")
