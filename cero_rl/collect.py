@@ -22,14 +22,13 @@ from torch import Tensor
 from cero_rl import faults
 from cero_rl.config import Config
 from cero_rl.engine.runtime import Group
-from cero_rl.in_step import Ahead, InStep
+from cero_rl.in_step import Ahead, InStep, score_in_step
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.ops import group_advantage
 from cero_rl.rewards.base import RewardCounts
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.deal import deal_groups
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.rollout.scoring import score_groups
 from cero_rl.scheduler import Observed, Samples
 from cero_rl.session import Pool
 from cero_rl.types import Allocation, RolloutBatch, RolloutGroup
@@ -270,8 +269,7 @@ class Collector:
         faults.point("rollout.after")
         sampled = time.perf_counter()
         with self._phase("reward", "verifiers", None):
-            faults.point("reward.before")
-            scores = score_groups(wave.groups, self._pool.prompts, self._rewards)
+            scores = score_in_step(wave.groups, self._pool.prompts, self._rewards, self._group)
         scored = time.perf_counter()
         counts = np.zeros((8, len(wave.prompt_ids)), dtype=np.int64)
         threshold = np.float32(self._config.reward.success_threshold)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from cero_rl.data.prompts import Prompt
 from cero_rl.engine.runtime import Group
+from cero_rl.in_step import score_in_step
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
-from cero_rl.rollout.scoring import score_groups
 
 EVALUATION_STREAM = 2**40  # far from every training round's stream
 
@@ -67,7 +67,7 @@ def evaluate(
     mine = range(group.rank, len(prompts), group.world_size)
     requests = [RolloutRequest(i, encoded[i], samples_per_prompt, stream_key=int(prompts[i].key, 16)) for i in mine]
     groups = engine.generate(requests, stream=EVALUATION_STREAM, temperature=temperature)
-    scored = score_groups(groups, prompts, rewards).values
+    scored = score_in_step(groups, prompts, rewards, group).values
     counts = np.zeros((2, len(prompts)), dtype=np.int64)
     for index, values in zip(mine, scored):
         known = values[~np.isnan(values)]

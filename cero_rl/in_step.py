@@ -12,9 +12,13 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
+from cero_rl import faults
+from cero_rl.data.prompts import Prompt
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import EngineError
+from cero_rl.errors import EngineError, RewardError
+from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
+from cero_rl.rollout.scoring import Scores, score_groups
 from cero_rl.types import RolloutGroup
 
 
@@ -90,3 +94,17 @@ class InStep:
 
     def sleep(self) -> None:
         self.engine.sleep()
+
+
+def score_in_step(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool, group: Group) -> Scores:
+    """This rank's scores. A reward function that breaks its contract on one rank is a RewardError on all. A collective."""
+    scores, failure = None, None
+    try:
+        faults.point("reward.before")
+        scores = score_groups(groups, prompts, rewards)
+    except (RewardError, RuntimeError) as error:
+        failure = f"rank {group.rank}: {error}"
+    messages = [m for m in group.gather_json(failure) if m]
+    if scores is None or messages:
+        raise RewardError(messages[0])
+    return scores

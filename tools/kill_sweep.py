@@ -50,37 +50,61 @@ def where(point: str) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    codes: list[int]
-    text: str
+    codes: list[int]  # by rank; a rank that had to be killed because another had left long ago has -9
+    texts: list[str]
     seconds: float
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+class Ranks:
+    """The training command on `ranks` processes of this machine, started without a launcher, so that a rank's end is its own."""
+
+    def __init__(
+        self, out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None, fault: str = "", port: int | None = None
+    ) -> None:
+        line = [sys.executable, "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+        for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
+            line += ["--set", setting]
+        shared = {
+            **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning",
+            "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(ranks),
+            faults.VARIABLE: fault,
+        }  # fmt: skip
+        self.started = time.monotonic()
+        self.logs = [out / f"{name}.{self.started:.3f}.rank{rank}.log" for rank in range(ranks)]
+        self.processes = [
+            subprocess.Popen(
+                line, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
+            )
+            for rank, log in enumerate(self.logs)
+        ]  # fmt: skip
+
+    def wait(self, *, seconds: float = 240, grace_seconds: float = 40) -> Ended:
+        """Until all have ended; those that are left `grace_seconds` after the first that ended, or after `seconds`, are killed."""
+        end, first_end = time.monotonic() + seconds, None
+        while any(process.poll() is None for process in self.processes):
+            now = time.monotonic()
+            if first_end is None and any(process.poll() is not None for process in self.processes):
+                first_end = now
+            if now > end or (first_end is not None and now > first_end + grace_seconds):
+                for process in self.processes:
+                    process.kill()
+            time.sleep(0.05)
+        texts = [log.read_text(encoding="utf-8") for log in self.logs]
+        return Ended([process.wait() for process in self.processes], texts, time.monotonic() - self.started)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def train(out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None, fault: str = "") -> Ended:
-    """The training command on `ranks` processes of this machine, started without a launcher, so that a rank's end is its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    line = [sys.executable, "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
-    for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
-        line += ["--set", setting]
-    shared = {
-        **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning",
-        "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks), faults.VARIABLE: fault,
-    }  # fmt: skip
-    started = time.monotonic()
-    processes = [
-        subprocess.Popen(
-            line, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(ranks)
-    ]  # fmt: skip
-    try:
-        texts = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return Ended([process.returncode for process in processes], "".join(texts), time.monotonic() - started)
+    return Ranks(out, name, *flags, ranks=ranks, settings=settings, fault=fault).wait()
 
 
 def last_checkpoint(run_dir: Path) -> Path:
@@ -122,9 +146,9 @@ class Row:
     counted_once: bool
 
 
-def kill_and_resume(out: Path, point: str, wanted: str, settings: list[str] | None = None) -> Row:
+def kill_and_resume(out: Path, point: str, wanted: str, settings: list[str] | None = None, at: str | None = None) -> Row:
     """One line of the sweep: kill at `point`, resume, compare with the fingerprint `wanted`."""
-    at, name = where(point), point.replace(".", "_")
+    at, name = at or where(point), point.replace(".", "_") + (at or "")[-1:]
     killed = train(out, name, settings=settings, fault=f"{point}{at}:sigkill")
     resumed = train(out, name, "--resume", "auto", settings=settings)
     run_dir = out / name

@@ -1,0 +1,237 @@
+"""Faults put into the real command on 2 ranks of ZeRO-3: what the run survives, and how it ends where it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+from kill_sweep import RANK_1_STEP_3, Ranks, counted_once, fingerprint, free_port, kill_and_resume, last_checkpoint, train  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def uncut(out: Path) -> Path:
+    done = train(out, "uncut")
+    assert done.codes == [0, 0], done.text
+    assert counted_once(out / "uncut")
+    return out / "uncut"
+
+
+def metrics(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def one_error(text: str, code_word: str = "error") -> str:
+    errors = [line for line in text.splitlines() if line.startswith(code_word)]
+    assert "Traceback" not in text, text
+    assert len(errors) == 1, text
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("point", "at"),
+    [
+        pytest.param("learner.backward", None, marks=pytest.mark.covers("rank killed in backward")),
+        pytest.param("checkpoint.written", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")),
+        pytest.param("checkpoint.renamed", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")),
+        pytest.param("log.evidence", "@rank=0,step=1", marks=pytest.mark.covers("killed before the first checkpoint")),
+    ],
+)
+def test_a_killed_run_ends_as_if_nothing_had_happened(out: Path, uncut: Path, point: str, at: str | None):
+    row = kill_and_resume(out, point, fingerprint(uncut), at=at)
+    assert row.same, row
+    assert row.counted_once, row
+    assert row.resumed_from == ("step 0" if at else "step_000004" if point == "checkpoint.renamed" else "step_000002")
+
+
+@pytest.mark.covers("rank stopped in a collective")
+def test_a_stopped_rank_is_named_within_the_limit(out: Path):
+    ranks = Ranks(out, "stopped", settings=["watchdog.stall_seconds=8"], fault=f"learner.backward{RANK_1_STEP_3}:sigstop")
+    while ranks.processes[0].poll() is None and time.monotonic() < ranks.started + 120:
+        time.sleep(0.05)
+    ranks.processes[1].kill()
+    done = ranks.wait()
+    assert done.codes == [6, -9], done.text
+    assert "learner" in one_error(done.texts[0])
+    waited = ranks.logs[0].stat().st_mtime - (out / "stopped/metrics.jsonl").stat().st_mtime
+    assert waited < 8 + 5, "stall_seconds and five"
+
+
+@pytest.mark.covers("exception in a reward on one rank")
+def test_an_error_in_a_reward_is_everyones(out: Path):
+    done = train(out, "reward", fault="reward.before@rank=1,step=2:raise")
+    assert done.codes == [5, 5], done.text
+    assert one_error(done.text) == "error: rank 1: fault injected at reward.before, step 2"
+
+
+@pytest.mark.covers("SIGTERM to one rank", "second SIGTERM during the save")
+def test_a_signal_to_one_rank_is_agreed_saved_and_resumed(out: Path, uncut: Path):
+    done = train(out, "signal", fault=f"evidence.booked{RANK_1_STEP_3}:sigterm;checkpoint.write{RANK_1_STEP_3}:sigterm")
+    assert done.codes == [75, 75], done.text
+    assert "stopped after step 3; saved" in done.text
+    again = train(out, "signal", "--resume", "auto")
+    assert again.codes == [0, 0], again.text
+    assert fingerprint(out / "signal") == fingerprint(uncut)
+
+
+@pytest.mark.covers("Ctrl-C twice")
+def test_a_second_ctrl_c_leaves_at_once(out: Path):
+    ranks = Ranks(out, "impatient", fault="learner.before_step@step=3:sleep=60")
+    saved = out / "impatient/checkpoints/step_000002/MANIFEST.json"
+    while not saved.exists() and time.monotonic() < ranks.started + 120:
+        time.sleep(0.05)
+    time.sleep(1)
+    for _ in range(2):
+        for process in ranks.processes:
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    done = ranks.wait(grace_seconds=10)
+    assert done.codes == [130, 130], done.text
+    assert done.seconds < 60
+    assert saved.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "settings"),
+    [
+        pytest.param("full", "checkpoint.write@rank=1,step=2:enospc", [], marks=pytest.mark.covers("disk full once")),
+        pytest.param(
+            "writer", "checkpoint.write@rank=1:raise", ["checkpoint.asynchronous=true"], marks=pytest.mark.covers("async writer dies")
+        ),
+    ],
+)
+def test_a_save_that_failed_is_said_and_made_good(out: Path, uncut: Path, name: str, fault: str, settings: list[str]):
+    done = train(out, name, fault=fault, settings=settings)
+    assert done.codes == [0, 0], done.text
+    assert done.text.count("not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, write: rank 1") == 1
+    assert max(m.get("checkpoint/failed_saves", 0) for m in metrics(out / name)) == 1
+    assert (out / name / "checkpoints/step_000006/MANIFEST.json").exists()
+    assert fingerprint(out / name) == fingerprint(uncut)
+
+
+@pytest.mark.covers("disk full three times")
+def test_three_failed_saves_end_the_run(out: Path):
+    done = train(out, "full3", fault="checkpoint.write@rank=1:enospc*3")
+    assert done.codes == [4, 4], done.text
+    assert "No space left on device" in one_error(done.text)
+
+
+@pytest.mark.covers("NaN loss on one rank")
+def test_all_ranks_skip_a_loss_that_is_no_number(out: Path):
+    done = train(out, "nan", fault=f"learner.loss{RANK_1_STEP_3}:nan")
+    assert done.codes == [0, 0], done.text
+    assert [m["skipped_updates"] for m in metrics(out / "nan")[1:-1]] == [0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.covers("NaN loss on one rank", "NaN gradient with finite loss")
+def test_three_bad_gradients_in_a_row_end_the_run(out: Path):
+    done = train(out, "nan3", fault="learner.gradient@rank=1:nan*3")
+    assert done.codes == [7, 7], done.text
+    assert "3 optimizer steps in a row" in done.text
+
+
+@pytest.mark.covers("all rewards equal")
+def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
+    done = train(out, "equal", settings=["reward.function=tests/faults/rewards.py:always"])
+    assert done.codes == [0, 0], done.text
+    steps = metrics(out / "equal")[1:-1]
+    assert all(m["frac_reward_zero_std"] == 1.0 and m["grad_norm"] == 0.0 for m in steps)
+    assert steps[-1]["budget/remaining_rollouts"] == 0
+    from safetensors.torch import load_file
+
+    start, end = load_file(ROOT / "recipes/assets/tiny_digits/model.safetensors"), load_file(out / "equal/export/model.safetensors")
+    assert all(bool((end[name] == start[name]).all()) for name in end)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "said"),
+    [
+        pytest.param(1, [], "written by 2 ranks, this job has 1", marks=pytest.mark.covers("another world size")),
+        pytest.param(2, ["data.limit=100"], "data_fingerprint is ", marks=pytest.mark.covers("another data set")),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_with_both_values(out: Path, uncut: Path, ranks: int, settings: list[str], said: str):
+    before = fingerprint(uncut)
+    done = train(out, "uncut", "--resume", "auto", ranks=ranks, settings=settings)
+    assert set(done.codes) == {4}, done.text
+    assert said in one_error(done.text)
+    assert fingerprint(uncut) == before
+
+
+@pytest.mark.covers("junk in latest", "stale tmp directories", "truncated checkpoint")
+def test_leftovers_and_damage_are_passed_over(out: Path, uncut: Path):
+    run = out / "leftovers"
+    shutil.copytree(uncut, run)
+    (run / "latest.json").write_text("{not json")
+    stale = run / "checkpoints/tmp.step_000008.1"
+    stale.mkdir()
+    (stale / "state.json").write_text("{")
+    optimizer = next((last_checkpoint(run) / "zero").glob("*optim_states.pt"))
+    optimizer.write_bytes(optimizer.read_bytes()[:1000])
+    done = train(out, "leftovers", "--resume", "auto")
+    assert done.codes == [0, 0], done.text
+    assert f"{optimizer.name}: 1000 bytes, the manifest says" in done.text
+    assert "resumed from" in done.text
+    assert not stale.exists()
+    assert fingerprint(run) == fingerprint(uncut)
+
+
+@pytest.mark.covers("two jobs on one run directory")
+def test_a_second_job_on_the_directory_is_sent_away(out: Path, uncut: Path):
+    from cero_rl.run_lock import RunLock, is_locked
+
+    lock = RunLock(uncut)
+    assert is_locked(uncut)
+    try:
+        done = train(out, "uncut", "--resume", "auto")
+        assert done.codes == [2, 2], done.text
+        assert f"{uncut}: another job works in it (process " in one_error(done.text)
+        done = train(out, "uncut", "--overwrite", ranks=1)
+        assert done.codes == [2], done.text
+    finally:
+        lock.release()
+    assert not is_locked(uncut)
+
+
+@pytest.mark.covers("port in use")
+def test_a_port_that_is_taken_is_said(out: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        taken.listen()
+        done = Ranks(out, "port", ranks=1, port=taken.getsockname()[1]).wait()
+    assert done.codes == [6], done.text
+    assert "could not meet at 127.0.0.1:" in one_error(done.text)
+    assert not (out / "port").exists()
+
+
+@pytest.mark.covers("generation ahead cut")
+def test_rollouts_generated_ahead_survive_a_cut(out: Path):
+    ahead = ["rollout.overlap=true", "checkpoint.asynchronous=true"]
+    done = train(out, "ahead", settings=ahead)
+    assert done.codes == [0, 0], done.text
+    steps = metrics(out / "ahead")[1:-1]
+    assert [m["rollout/staleness"] for m in steps] == [0, 1, 1, 1, 1, 1]
+    assert steps[-1]["budget/spent_rollouts"] == 384
+    stopped = train(out, "ahead_cut", "--stop-at-step", "3", settings=ahead)
+    assert stopped.codes == [0, 0], stopped.text
+    row = kill_and_resume(out, "learner.after_step", fingerprint(out / "ahead"), ahead)
+    assert row.same, row
+    again = train(out, "ahead_cut", "--resume", "auto", settings=ahead)
+    assert again.codes == [0, 0], again.text
+    assert fingerprint(out / "ahead_cut") == fingerprint(out / "ahead")
