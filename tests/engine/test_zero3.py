@@ -81,6 +81,7 @@ def relative_error(got: dict[str, np.ndarray], prefix: str, wanted: dict[str, np
     return (difference / sum(float((value**2).sum()) for value in wanted.values())) ** 0.5
 
 
+@pytest.mark.covers("rank-dependent batch shapes")
 @pytest.mark.parametrize(
     ("case", "overrides"),
     [
@@ -102,6 +103,7 @@ def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
         assert ranks[0]["clean/micro_batches"] > 2
 
 
+@pytest.mark.covers("NaN gradient with finite loss")
 def test_a_bad_gradient_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path):
     clean = run_ranks(tmp_path, "one_pass", 2, [])
     poisoned = run_ranks(tmp_path, "poisoned", 2, [])

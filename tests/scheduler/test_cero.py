@@ -242,6 +242,17 @@ def test_configuration_errors(change: dict, message: str) -> None:
         CeroScheduler(**{**valid, **change})
 
 
+@pytest.mark.covers("duals non-finite")
+@pytest.mark.parametrize(("field", "value"), [("slope", np.full(4, np.nan)), ("slope", np.full(4, 2.0)), ("price", float("nan"))])
+def test_duals_that_are_no_prices_are_refused(field: str, value: object) -> None:
+    scheduler = CeroScheduler(4, 2, 16, 2, 2, 8)
+    with pytest.raises(ValueError, match="slope and price must lie in"):
+        scheduler.load_state_dict({**scheduler.state_dict(), field: value})
+    scheduler.next_round()
+    with pytest.raises(ValueError, match="nan successes"):
+        scheduler.update(np.full(4, np.nan), np.full(4, 2))
+
+
 def test_state_errors_name_the_field() -> None:
     state = CeroScheduler(4, 2, 16, 2, 2, 8).state_dict()
     for other, field in (

@@ -64,6 +64,9 @@ def test_one_rank_allocates_what_two_ranks_allocate(out, uncut):
     alone = launch(out, "alone", ranks=1)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert lines(uncut / "evidence.jsonl") == lines(out / "alone/evidence.jsonl")
+    for name in ("state.json", "arrays.safetensors"):  # the loop's and the scheduler's state know nothing of ranks
+        two, one = (max((run / "checkpoints").glob("step_*")) / name for run in (uncut, out / "alone"))
+        assert two.read_bytes() == one.read_bytes()
 
 
 def test_export_reproduces_the_evaluation(uncut):
@@ -86,6 +89,7 @@ def test_existing_run_is_not_overwritten_by_accident(out, uncut):
     assert (uncut / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.covers("bit flip in a checkpoint", "all checkpoints invalid")
 def test_damaged_checkpoints_are_refused_by_name(out, uncut):
     broken = out / "broken"
     shutil.copytree(uncut, broken)
@@ -106,6 +110,7 @@ def test_damaged_checkpoints_are_refused_by_name(out, uncut):
     assert "no valid checkpoint" in done.stderr
 
 
+@pytest.mark.covers("Ctrl-C once")
 def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     process = subprocess.Popen(
         command(out, "interrupted"), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
