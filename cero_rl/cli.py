@@ -1,4 +1,4 @@
-"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, doctor).
+"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, slurm, doctor).
 
 Arguments and the configuration are checked before torch is imported, so a mistyped key is answered in well under two seconds.
 Every expected error is one line on stderr and the exit code of its class; --debug shows the traceback.
@@ -10,9 +10,11 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -20,8 +22,11 @@ from cero_rl import __version__
 from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
-from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
+from cero_rl.restarts import Attempt, next_attempt, read_attempts, why_stop, write_attempts, write_end
 from cero_rl.simulate_cli import add_simulate, simulate
+from cero_rl.slurm import add_slurm, slurm
+from cero_rl.slurm_env import adopt
 
 if TYPE_CHECKING:
     from cero_rl.engine.runtime import Group
@@ -60,13 +65,13 @@ def _train_parser() -> argparse.ArgumentParser:
 
 def _guard(action: Callable[[], int], *, debug: bool) -> int:
     """Turn expected errors into one line and an exit code. Errors that every rank meets alike are printed by rank 0 alone."""
-    rank = os.environ.get("RANK", "0")
     try:
         return action()
     except CeroError as error:
+        rank = os.environ.get("RANK", "0")  # known only now where srun started it
         if debug:
             traceback.print_exc()
-        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError)):
+        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)):
             print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
@@ -80,22 +85,28 @@ def _print_sizes(config: Config, num_prompts: int | None) -> None:
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     arguments = _train_parser().parse_args(argv)
-    return _guard(lambda: _train(arguments), debug=arguments.debug)
+
+    def action() -> int:
+        adopt(os.environ)  # where srun started this rank
+        return _train(arguments)
+
+    return _guard(action, debug=arguments.debug)
 
 
-def _open_run_dir(config: Config, num_prompts: int, arguments: argparse.Namespace, group: Group) -> Path | None:
-    """Prepare the run directory on rank 0; returns the checkpoint to resume from. Same answer or same error on every rank."""
+def _open_run_dir(config: Config, num_prompts: int, arguments: argparse.Namespace, group: Group) -> tuple[Path | None, Attempt]:
+    """Prepare the run directory on rank 0; the checkpoint to resume from and this attempt. Same answer or same error on every rank."""
     from cero_rl import checkpoint
     from cero_rl.session import run_directory
 
     run_dir = run_directory(config)
+    attempts = read_attempts(run_dir)
     filled = bool(group.all_max(int(run_dir.is_dir() and any(run_dir.iterdir()))))
     if filled and arguments.resume:
         if (found := checkpoint.find_valid(run_dir, group, lambda text: print(text, file=sys.stderr) if group.is_main else None)) is None:
             raise CheckpointError(
                 f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with --overwrite or another name"
             )
-        return found
+        return found, _begin_attempt(run_dir, attempts, int(found.name.rpartition("_")[2]), group)
     if filled and not arguments.overwrite:
         raise ConfigError(f"{run_dir} already holds a run; go on with --resume auto, replace it with --overwrite, or set another name")
     if group.is_main:
@@ -104,8 +115,24 @@ def _open_run_dir(config: Config, num_prompts: int, arguments: argparse.Namespac
         run_dir.mkdir(parents=True, exist_ok=True)
         sizes = "".join(f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts))
         (run_dir / "config.resolved.yaml").write_text(sizes + dump_config(config))
+    # A requeued job that saved nothing begins anew, and is still the same job; whoever else overwrites a run begins to count anew.
+    same_job = [a for a in attempts if a.job_id is not None and a.job_id == os.environ.get("SLURM_JOB_ID")]
     group.barrier()
-    return None
+    if group.is_main:
+        write_attempts(run_dir, same_job)
+    return None, _begin_attempt(run_dir, same_job, 0, group)
+
+
+def _begin_attempt(run_dir: Path, earlier: list[Attempt], start_step: int, group: Group) -> Attempt:
+    """Write this start down, or refuse it on all ranks: NoProgressError after three restarts that got nowhere."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    this = next_attempt(earlier, start_step, environ=os.environ, host=socket.gethostname(), time=now)
+    problem = why_stop(earlier, this, run_dir) if group.is_main else None
+    if group.all_max(int(problem is not None)):
+        raise NoProgressError(problem or "no progress")
+    if group.is_main:
+        write_attempts(run_dir, [this])
+    return this
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -127,7 +154,7 @@ def _train(arguments: argparse.Namespace) -> int:
         data = load_data(config, tokenizer)
         check_pool(config, len(data.train))
         scheduler = scheduler_for_pool(config, data.train.prompts)
-        resume = _open_run_dir(config, len(data.train), arguments, group)
+        resume, attempt = _open_run_dir(config, len(data.train), arguments, group)
         if group.is_main:
             print(
                 f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}"
@@ -135,8 +162,12 @@ def _train(arguments: argparse.Namespace) -> int:
             print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
             _print_sizes(config, len(data.train))
             print(f"  {'run directory':<15} {run_directory(config)}", flush=True)
-        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_directory(config))
-        return trainer.run()
+        options = Options(resume, arguments.stop_at_step)
+        trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_directory(config))
+        status = trainer.run()
+        if group.is_main:
+            write_end(run_directory(config), attempt, status, datetime.now(UTC).isoformat(timespec="seconds"))
+        return status
     finally:
         runtime.stop()
 
@@ -208,11 +239,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
+    add_slurm(commands.add_parser("slurm", allow_abbrev=False, help="job scripts for a Slurm cluster"))
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "doctor": _doctor,
+        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "slurm": slurm, "doctor": _doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 

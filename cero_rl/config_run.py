@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cero_rl.config_base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class EvaluationConfig(Section):
@@ -21,6 +21,10 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     every_steps: NonNegativeInt = Field(default=0, description="0: only at the end and when interrupted")
     keep_last: int = Field(default=2, ge=2, description="older checkpoints are removed after a newer one is committed")
+    walltime_seconds: PositiveFloat | None = Field(
+        default=None, description="of a job, from its start: save and exit 75 before it is over; under Slurm the job's own limit holds too"
+    )
+    walltime_margin_seconds: NonNegativeFloat = Field(default=60.0, description="kept free beside the next step and the save")
     export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
 
 
