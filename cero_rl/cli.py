@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from cero_rl.restarts import Attempt, next_attempt, read_attempts, why_stop, wri
 from cero_rl.simulate_cli import add_simulate, simulate
 from cero_rl.slurm import add_slurm, slurm
 from cero_rl.slurm_env import adopt
+from cero_rl.walltime import find_walltime
 
 if TYPE_CHECKING:
     from cero_rl.engine.runtime import Group
@@ -137,6 +139,7 @@ def _begin_attempt(run_dir: Path, earlier: list[Attempt], start_step: int, group
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    walltime = find_walltime(config.checkpoint.walltime_seconds, config.checkpoint.walltime_margin_seconds, os.environ, time.time())
     from cero_rl.rewards.pool import check_reward
 
     if os.environ.get("RANK", "0") == "0":
@@ -162,7 +165,7 @@ def _train(arguments: argparse.Namespace) -> int:
             print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
             _print_sizes(config, len(data.train))
             print(f"  {'run directory':<15} {run_directory(config)}", flush=True)
-        options = Options(resume, arguments.stop_at_step)
+        options = Options(resume, arguments.stop_at_step, walltime)
         trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_directory(config))
         status = trainer.run()
         if group.is_main:

@@ -21,7 +21,7 @@ from cero_rl.collect import LengthTracker, collect, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import EXIT_INTERRUPT, CheckpointError, DivergedError, EngineError
+from cero_rl.errors import EXIT_INTERRUPT, EXIT_REQUEUE, CheckpointError, DivergedError, EngineError
 from cero_rl.evaluate import EvaluationResult, evaluate
 from cero_rl.export import export_model
 from cero_rl.interrupt import Interrupt
@@ -37,6 +37,7 @@ from cero_rl.session import Data, build_rollout_engine
 from cero_rl.step_numbers import step_numbers
 from cero_rl.types import Allocation
 from cero_rl.update import UpdateResult, optimize
+from cero_rl.walltime import Walltime
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Options:
 
     resume: Path | None = None  # a committed checkpoint directory
     stop_at_step: int | None = None  # save and end there
+    walltime: Walltime | None = None  # save and end before it is over
 
 
 def slices(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
@@ -80,6 +82,7 @@ class Trainer:
         self.step = 0
         self.updates = 0
         self.bad_updates = 0
+        self.longest_step = self.longest_save = 0.0  # seconds, in this process
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
         self.eval_before: dict[str, float | int] = {}
@@ -103,6 +106,10 @@ class Trainer:
                     self.eval_before = before.metrics()
                     recorder.write(0, {**self.eval_before, **self.ledger.metrics()})
                     self.console.say(f"held-out before training: {_describe(before)}")
+                if stop := self.group.all_max(interrupt.exit_code or self._out_of_time()):
+                    if self.options.resume is None:  # else nothing is new
+                        self._save()
+                    return stop
                 while (allocation := self._next_allocation()) is not None:
                     stop = self._round(allocation, rewards, recorder, interrupt)
                     if stop is not None:
@@ -120,6 +127,7 @@ class Trainer:
         for first, last in slices(allocation.rollouts, self.config.learner.rollouts_per_step):
             if last <= self.groups_done:
                 continue
+            started = time.perf_counter()
             numbers = self._slice(allocation, first, last, rewards)
             self.groups_done = last
             if last == len(allocation.prompt_ids):
@@ -130,11 +138,12 @@ class Trainer:
                 result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
                 numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
                 self.console.say(f"held-out after step {self.step}: {_describe(result)}")
-            signal = self.group.all_max(interrupt.exit_code or 0)
+            self.longest_step = max(self.longest_step, time.perf_counter() - started)
+            signal = self.group.all_max(interrupt.exit_code or self._out_of_time())
             stop = signal or (0 if self.step == self.options.stop_at_step and self.ledger.remaining_rollouts else None)
             due = self.config.checkpoint.every_steps and self.step % self.config.checkpoint.every_steps == 0
             if due or stop is not None:
-                _, numbers["timing_s/checkpoint"] = _timed(self._save)
+                _, self.longest_save = _, numbers["timing_s/checkpoint"] = _timed(self._save)
             recorder.write(self.step, numbers)
             self.console.progress(numbers, self.step)
             if stop is not None:
@@ -142,6 +151,9 @@ class Trainer:
                 self.console.say(f"{why} after step {self.step}; saved. Go on with the same command and --resume auto")
                 return stop
         return None
+
+    def _out_of_time(self) -> int:
+        return EXIT_REQUEUE if (w := self.options.walltime) and w.should_stop(self.longest_step, self.longest_save) else 0
 
     def _slice(self, allocation: Allocation, first: int, last: int, rewards: RewardPool) -> dict[str, float | int]:
         """Sample and learn from groups first:last; returns the step's numbers."""
