@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -19,8 +20,11 @@ from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
-from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
 from cero_rl.simulate_cli import add_simulate, simulate
+from cero_rl.slurm import add_slurm, slurm
+from cero_rl.slurm_env import adopt
+from cero_rl.walltime import find_walltime
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,13 +63,13 @@ def _train_parser() -> argparse.ArgumentParser:
 
 def _guard(action: Callable[[], int], *, debug: bool) -> int:
     """Turn expected errors into one line and an exit code. Errors that every rank meets alike are printed by rank 0 alone."""
-    rank = os.environ.get("RANK", "0")
     try:
         return action()
     except CeroError as error:
+        rank = os.environ.get("RANK", "0")  # known only now where srun started it
         if debug:
             traceback.print_exc()
-        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError)):
+        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)):
             print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
@@ -79,11 +83,17 @@ def _print_sizes(config: Config, num_prompts: int | None) -> None:
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     arguments = _train_parser().parse_args(argv)
-    return _guard(lambda: _train(arguments), debug=arguments.debug)
+
+    def action() -> int:
+        adopt(os.environ)  # where srun started this rank
+        return _train(arguments)
+
+    return _guard(action, debug=arguments.debug)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    walltime = find_walltime(config.checkpoint.walltime_seconds, config.checkpoint.walltime_margin_seconds, os.environ, time.time())
     from cero_rl import faults
     from cero_rl.rewards.pool import check_reward
 
@@ -93,7 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
-    from cero_rl.run_start import Start, open_run_dir
+    from cero_rl.run_start import Start, close_attempt, open_run_dir
     from cero_rl.session import check_model, load_data, load_tokenizer, run_directory
     from cero_rl.train import Options, Trainer
     from cero_rl.watchdog import Watchdog, explained
@@ -112,8 +122,11 @@ def _train(arguments: argparse.Namespace) -> int:
         _print_sizes(config, len(data.train))
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
-        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_dir, watchdog)
+        options = Options(resume, arguments.stop_at_step, walltime)
+        trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_dir, watchdog)
         status = trainer.run()
+    if group.is_main:
+        close_attempt(run_dir, status)
     runtime.stop()  # not on the way out of an error: the other ranks may be stuck
     return status
 
@@ -186,12 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     add_checkpoints(commands.add_parser("checkpoints", allow_abbrev=False, help="list, verify or prune the checkpoints of a run"))
+    add_slurm(commands.add_parser("slurm", allow_abbrev=False, help="job scripts for a Slurm cluster"))
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
-        "doctor": _doctor,
+        "slurm": slurm, "doctor": _doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 
