@@ -30,7 +30,7 @@ def uncut_hash(out: Path) -> str:
     return export_hash(out / "uncut")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # the nodes' addresses are free for the next module
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     absent = missing()
     skip_or_fail(f"not installed: {', '.join(absent)}; run make slurm" if absent else "needs root" if os.geteuid() else why_not())
