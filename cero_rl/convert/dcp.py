@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
 from cero_rl.convert.weights import read_elements
 from cero_rl.errors import CheckpointError
@@ -34,6 +41,8 @@ _ALLOWED = {
     )
 } | {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.distributed.checkpoint.storage", "StorageMeta"),
+    # Megatron keeps the plan of its saving ranks in there.
+    *(("torch.distributed.checkpoint.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
     ("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
 }  # fmt: skip
 
@@ -100,11 +109,15 @@ class DcpReader:
         path = self.directory / info.relative_path
         try:
             with path.open("rb") as file, FakeTensorMode():
-                tensor = torch.load(_Slice(file, info.offset, info.length), map_location="cpu", weights_only=True)
+                view: Any = _Slice(file, info.offset, info.length)
+                tensor = torch.load(view, map_location="cpu", weights_only=True)
             assert isinstance(tensor, Tensor)
-            offset = tensor.untyped_storage()._checkpoint_offset + tensor.storage_offset() * tensor.dtype.itemsize  # type: ignore[attr-defined]
+            storage: Any = tensor.untyped_storage()
+            offset = int(storage._checkpoint_offset) + int(tensor.storage_offset()) * tensor.dtype.itemsize
         except Exception as error:
-            raise CheckpointError(f"{path}: no readable tensor for {key} at byte {info.offset} ({type(error).__name__}); the file is damaged") from None
+            raise CheckpointError(
+                f"{path}: no tensor for {key} at byte {info.offset} ({type(error).__name__}); the file is damaged"
+            ) from None
         if tuple(tensor.shape) != tuple(chunk.sizes) or not tensor.is_contiguous():
             raise CheckpointError(f"{path}: {key} is {list(tensor.shape)} at byte {info.offset}, {METADATA} says {list(chunk.sizes)}")
         return path, info.offset + offset, tensor.dtype
@@ -134,7 +147,9 @@ class DcpReader:
             box[tuple(ours)] = data[tuple(theirs)]
             filled += data[tuple(theirs)].numel()
         if filled != box.numel():
-            raise CheckpointError(f"{self.directory}: chunks of {key} cover {filled} of {box.numel()} elements of rows {first} to {first + count}")
+            raise CheckpointError(
+                f"{self.directory}: the chunks of {key} cover {filled} of {box.numel()} elements; the checkpoint is incomplete"
+            )
         yield box.flatten()
 
 
@@ -156,7 +171,7 @@ class DcpWriter:
         data = tensor.reshape([*lead, *tensor.shape])
         offsets = torch.Size([layer[0] if layer else 0, *[0] * (len(size) - 1)])
         entry = self._tensors.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), size, []))
-        assert entry.size == size and entry.properties.dtype == tensor.dtype, (key, size)
+        assert (entry.size, entry.properties.dtype) == (size, tensor.dtype), (key, size)
         if self._file is None or (self._file.tell() and self._file.tell() + tensor.nbytes > self._limit):
             self._end_file()
             self._file = (self._directory / f"__0_{self.files}.distcp").open("wb")

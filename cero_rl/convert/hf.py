@@ -56,12 +56,12 @@ def fit(weights: Weights, directory: Path, source: str) -> Weights:
         if name not in found:
             raise CheckpointError(f"{source}: has no {name}, which the model of {directory / 'config.json'} needs")
         if found[name].shape != shape:
-            raise CheckpointError(f"{source}: {name} is {list(found[name].shape)}, the model of {directory / 'config.json'} wants {list(shape)}")
+            raise CheckpointError(f"{source}: {name} is {list(found[name].shape)}, {directory / 'config.json'} wants {list(shape)}")
     if extra := sorted(set(found) - set(shapes)):
         raise CheckpointError(f"{source}: {extra[0]} is no parameter of the model of {directory / 'config.json'} ({len(extra)} such names)")
     for name, stored in tied.items():
         if name in weights.specs and not torch.equal(weights.read(name), weights.read(stored)):
-            raise CheckpointError(f"{source}: {name} differs from {stored}, but the configuration ties them; set tie_word_embeddings to false")
+            raise CheckpointError(f"{source}: {name} differs from {stored}, but the config ties them; set tie_word_embeddings to false")
     return Weights({n: found[n] for n in shapes}, weights.pieces)
 
 

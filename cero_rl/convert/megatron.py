@@ -22,7 +22,9 @@ _WITH_EXTRA_STATE = (
 Report = Callable[[str], None]
 
 
-def write_megatron(weights: Weights, shape: Shape, out: Path, *, multiple: int, iteration: int, max_file_bytes: int, report: Report) -> None:
+def write_megatron(
+    weights: Weights, shape: Shape, out: Path, *, multiple: int, iteration: int, max_file_bytes: int, report: Report
+) -> None:
     """`out` is the directory of one iteration. Norms, biases and matrices keep the weights' dtype."""
     writer = DcpWriter(out, max_file_bytes)
     for entry in entries(shape):
@@ -69,7 +71,8 @@ def megatron_weights(directory: Path, shape: Shape) -> Weights:
     """The Hugging Face tensors of a torch_dist directory, layers stacked or not, any parallel layout. Optimizer states are left out."""
     found = json.loads((directory / CONFIG).read_text())
     if found.get("sharded_backend") != "torch_dist":
-        raise CheckpointError(f"{directory / CONFIG}: format {found.get('sharded_backend')!r}; wanted torch_dist (save with --ckpt-format torch_dist)")
+        backend = found.get("sharded_backend")
+        raise CheckpointError(f"{directory / CONFIG}: format {backend!r}; wanted torch_dist (save with --ckpt-format torch_dist)")
     reader = DcpReader(directory)
     prefix = next((p for p in ("", "model.", "module.") if f"{p}embedding.word_embeddings.weight" in reader.tensors), None)
     if prefix is None:
@@ -91,7 +94,7 @@ def megatron_weights(directory: Path, shape: Shape) -> Weights:
     unknown = sorted(k for k in reader.tensors if k.startswith((prefix + LAYERS, prefix + "embedding.", prefix + "output_layer.")))
     known = {key for _, key, _, _ in places.values()}
     if extra := [k for k in unknown if k not in known and not k.endswith("_extra_state")]:
-        raise CheckpointError(f"{directory}: {extra[0]} is no part of a {shape.kind} model ({len(extra)} such tensors); is it another architecture?")
+        raise CheckpointError(f"{directory}: {extra[0]} is no part of a {shape.kind} model ({len(extra)} such); another architecture?")
     fused: dict[str, tuple[Tensor, ...]] = {}  # the last split matrix: its three parts are asked for one after the other
 
     def pieces(name: str) -> Iterator[Tensor]:

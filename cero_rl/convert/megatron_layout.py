@@ -64,7 +64,8 @@ def shape_of(config: dict[str, Any], where: str) -> Shape:
     return Shape(
         kind=kind, layers=config["num_hidden_layers"], hidden=config["hidden_size"], ffn=config["intermediate_size"], heads=heads,
         groups=config.get("num_key_value_heads") or heads, head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocabulary=config["vocab_size"], tied=bool(config.get("tie_word_embeddings", False)), qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3",
+        vocabulary=config["vocab_size"], tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import hashlib
 import math
 import shutil
 import struct
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def _real(value: Any) -> Any:
     if isinstance(value, Tensor):
         raise CheckpointError("model states: hold a tensor outside of the module, which is not supported")
     if isinstance(value, Mapping):
-        return type(value)((k, _real(v)) for k, v in value.items())
+        return {k: _real(v) for k, v in value.items()}
     return value
 
 
@@ -59,7 +60,7 @@ def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
     """DeepSpeed's universal layout in `out`, loadable at stages 1, 2 and 3 on any number of ranks."""
     if not zero.fragments:
         raise CheckpointError(
-            f"{zero.directory}: ZeRO stage 0 keeps its optimizer whole in one file, which has no universal layout; train with zero.stage 1, 2 or 3"
+            f"{zero.directory}: ZeRO stage 0 keeps its optimizer whole, which has no universal layout; train with zero.stage 1, 2 or 3"
         )
     header = _real(zero.header)
     # The weights come from zero/; each stage looks for the rest under its own file name.
@@ -125,12 +126,13 @@ def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling
     groups = _sub_groups(zero.shapes, ranks, limit)
     common = _optimizer_header(zero)
     group = common.pop("group") | {"params": list(range(len(groups)))}
-    shapes = [type(header["param_shapes"][0])((n, torch.Size(zero.shapes[n])) for n in names) for names in groups]
+    shapes = [OrderedDict((n, torch.Size(zero.shapes[n])) for n in names) for names in groups]
     module = {name: torch.empty(0, dtype=zero.model_dtype) for name in [*zero.shapes, *zero.shared]}
     states = {kind: zero.state(kind) for kind in STATES}
     prefix = "bf16_" if zero.model_dtype == torch.bfloat16 else ""
     for rank in range(ranks):
-        own = {**header, "module": module, "param_shapes": shapes, "dp_world_size": ranks, "shared_params": dict(zero.shared) if rank == 0 else {}}
+        shared = dict(zero.shared) if rank == 0 else {}
+        own = {**header, "module": module, "param_shapes": shapes, "dp_world_size": ranks, "shared_params": shared}
         torch.save(own, out / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
         flat = [{kind: _flat(weights, names, ranks, rank) for kind, weights in states.items()} for names in groups]
         moments = {i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]} for i, f in enumerate(flat)}
@@ -154,7 +156,8 @@ def _random_state(step: int, rank: int, like: Mapping[str, Tensor]) -> dict[str,
 
 def write_surroundings(located: Located, out: Path, ranks: int, changes: Mapping[str, Any]) -> None:
     """All of our checkpoint but DeepSpeed's files, random states for `ranks` ranks, and the manifest."""
-    assert located.root is not None and located.manifest is not None
+    assert located.root is not None
+    assert located.manifest is not None
     for path in sorted(located.root.rglob("*")):
         name = path.relative_to(located.root)
         if path.is_dir() or path.is_relative_to(located.zero) or path.name == MANIFEST or path.name.startswith("rng_rank"):

@@ -59,7 +59,7 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], int]:
             if name == "__metadata__":
                 continue
             if entry["dtype"] not in _NAMES:
-                raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, which is not supported; wanted one of {', '.join(_NAMES)}")
+                raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; wanted one of {', '.join(_NAMES)}")
             spec = Spec(_NAMES[entry["dtype"]], tuple(int(n) for n in entry["shape"]))
             first, last = entry["data_offsets"]
             if min(spec.shape, default=0) < 0 or last - first != spec.nbytes or first < 0 or 8 + length + last > size:
@@ -126,7 +126,8 @@ def plan_shards(specs: dict[str, Spec], max_shard_bytes: int) -> list[list[str]]
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    array: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def write_file(path: Path, weights: Weights, names: list[str]) -> int:
@@ -167,6 +168,7 @@ def write_sharded(directory: Path, weights: Weights, max_shard_bytes: int, repor
         where |= dict.fromkeys(names, file)
         report(f"  {file}  {len(names)} tensors, {size / 1e6:,.1f} MB ({number}/{len(shards)})")
     if len(shards) > 1:
-        metadata = {"total_parameters": sum(s.numel for s in weights.specs.values()), "total_size": sum(s.nbytes for s in weights.specs.values())}
+        specs = weights.specs.values()
+        metadata = {"total_parameters": sum(s.numel for s in specs), "total_size": sum(s.nbytes for s in specs)}
         (directory / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n")
     return total

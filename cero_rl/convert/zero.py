@@ -123,7 +123,7 @@ def fragment_of(path: Path, tensor: Tensor, first: int, count: int) -> Fragment:
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if offset is None or not tensor.is_contiguous():
         raise CheckpointError(f"{path}: written in a layout without byte offsets (torch before 1.6); save it again with a newer torch")
-    assert 0 <= first and first + count <= tensor.numel(), (path, first, count, tensor.numel())
+    assert first + count <= tensor.numel(), (path, first, count, tensor.numel())
     return Fragment(path, offset + (tensor.storage_offset() + first) * tensor.dtype.itemsize, tensor.dtype, count)
 
 
@@ -136,7 +136,7 @@ def _by_rank(directory: Path, pattern: re.Pattern[str]) -> list[Path]:
     for path in directory.iterdir():
         if match := pattern.fullmatch(path.name):
             if int(match.groups()[-1]):
-                raise CheckpointError(f"{path}: saved with tensor parallelism (mp_rank > 0), which is not supported; merge it with DeepSpeed first")
+                raise CheckpointError(f"{path}: saved with tensor parallelism, which is not supported; merge it with DeepSpeed first")
             found[int(match.group(1)) if len(match.groups()) > 1 else 0] = path
     if sorted(found) != list(range(len(found))):
         raise CheckpointError(f"{directory}: files of rank(s) {sorted(set(range(max(found) + 1)) - set(found))} are missing")
@@ -212,7 +212,9 @@ def _stage3_fragments(groups: Any, optims: list[Path], states: list[Any]) -> dic
     return found
 
 
-def _stage12_fragments(shapes: Mapping[str, tuple[int, ...]], optims: list[Path], states: list[Any]) -> dict[str, dict[str, list[Fragment]]]:
+def _stage12_fragments(
+    shapes: Mapping[str, tuple[int, ...]], optims: list[Path], states: list[Any]
+) -> dict[str, dict[str, list[Fragment]]]:
     """Every rank holds a stretch of one flat tensor and says which parameters it meets there."""
     found: dict[str, dict[str, list[Fragment]]] = {state: {name: [] for name in shapes} for state in STATES}
     for path, state in zip(optims, states):

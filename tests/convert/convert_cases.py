@@ -11,7 +11,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "recipes/assets/tiny_digits"
 COMMON: dict[str, Any] = {
-    "vocab_size": 21, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": 21, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "eos_token_id": 1, "pad_token_id": 0,
     "bos_token_id": None,
 }  # fmt: skip
