@@ -43,6 +43,7 @@ _ALLOWED = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.distributed.checkpoint.storage", "StorageMeta"),
     # Megatron keeps the plan of its saving ranks in there.
     *(("torch.distributed.checkpoint.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
+    ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),
     ("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
 }  # fmt: skip
 

@@ -28,7 +28,10 @@ _NAMES = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
-_RANK = {name: position for position, name in enumerate(["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"])}
+_RANK = {
+    name: position
+    for position, name in enumerate(["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL"])
+}
 Report = Callable[[str], None]
 
 

@@ -38,7 +38,9 @@ def main() -> int:
     for name, parameter in module.named_parameters():
         full = {"fp32": safe_get_full_fp32_param(parameter)}
         full |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in ("exp_avg", "exp_avg_sq")}
-        found[name] = {kind: hashlib.sha256(t.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest() for kind, t in full.items()}
+        found[name] = {
+            kind: hashlib.sha256(t.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest() for kind, t in full.items()
+        }
     if group.is_main:
         Path(out).write_text(json.dumps({"steps": engine.global_steps, "lr": engine.optimizer.param_groups[0]["lr"], "hashes": found}))
     runtime.stop()
