@@ -25,7 +25,6 @@ from torch import Tensor
 
 from cero_rl.checkpoint import MANIFEST
 from cero_rl.convert.run_checkpoint import Located, write_manifest
-from cero_rl.convert.weights import Weights
 from cero_rl.convert.zero import STATES, ZeroCheckpoint, partition
 from cero_rl.errors import CheckpointError
 
@@ -101,18 +100,16 @@ def _sub_groups(shapes: Mapping[str, tuple[int, ...]], world_size: int, limit: i
     return [*groups, current] if current else groups
 
 
-def _flat(weights: Weights, names: list[str], world_size: int, rank: int) -> Tensor:
+def _flat(zero: ZeroCheckpoint, kind: str, names: list[str], world_size: int, rank: int) -> Tensor:
     """A rank's partitions of some parameters one after the other, padding 0."""
-    parts = [(name, *partition(weights.specs[name].numel, world_size, rank)) for name in names]
+    parts = [(name, *partition(math.prod(zero.shapes[name]), world_size, rank)) for name in names]
     flat = torch.zeros(sum(size for _, size, _, _ in parts))
     at = 0
     for name, size, first, real in parts:
-        seen = 0
-        for piece in weights.pieces(name):
-            low, high = max(first - seen, 0), min(first + real - seen, len(piece))
-            if low < high:
-                flat[at + seen + low - first : at + seen + high - first] = piece[low:high]
-            seen += len(piece)
+        end = at
+        for piece in zero.elements(kind, name, first, real):
+            flat[end : end + len(piece)] = piece
+            end += len(piece)
         at += size
     return flat
 
@@ -128,13 +125,12 @@ def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling
     group = common.pop("group") | {"params": list(range(len(groups)))}
     shapes = [OrderedDict((n, torch.Size(zero.shapes[n])) for n in names) for names in groups]
     module = {name: torch.empty(0, dtype=zero.model_dtype) for name in [*zero.shapes, *zero.shared]}
-    states = {kind: zero.state(kind) for kind in STATES}
     prefix = "bf16_" if zero.model_dtype == torch.bfloat16 else ""
     for rank in range(ranks):
         shared = dict(zero.shared) if rank == 0 else {}
         own = {**header, "module": module, "param_shapes": shapes, "dp_world_size": ranks, "shared_params": shared}
         torch.save(own, out / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        flat = [{kind: _flat(weights, names, ranks, rank) for kind, weights in states.items()} for names in groups]
+        flat = [{kind: _flat(zero, kind, names, ranks, rank) for kind in STATES} for names in groups]
         moments = {i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]} for i, f in enumerate(flat)}
         optimizer = {
             "zero_stage": 3, "loss_scaler": no_loss_scaling(), "dynamic_loss_scale": False, "overflow": False, "partition_count": ranks,

@@ -63,7 +63,10 @@ class Fragment:
     count: int
 
     def pieces(self) -> Iterator[Tensor]:
-        return read_elements(self.path, self.offset_bytes, self.count, self.dtype)
+        return self.stretch(0, self.count)
+
+    def stretch(self, first: int, count: int) -> Iterator[Tensor]:
+        return read_elements(self.path, self.offset_bytes + first * self.dtype.itemsize, count, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,16 @@ class ZeroCheckpoint:
     def state(self, kind: str) -> Weights:
         """One of STATES as full float32 tensors under DeepSpeed's names."""
         specs = {n: Spec(torch.float32, shape) for n, shape in self.shapes.items()}
-        return Weights(specs, lambda name: (piece for part in self.fragments[kind][name] for piece in part.pieces()))
+        return Weights(specs, lambda name: self.elements(kind, name, 0, specs[name].numel))
+
+    def elements(self, kind: str, name: str, first: int, count: int) -> Iterator[Tensor]:
+        """Elements first : first + count of a parameter's state, from the fragments that hold them."""
+        at = 0
+        for part in self.fragments[kind][name]:
+            low, high = max(first - at, 0), min(first + count - at, part.count)
+            if low < high:
+                yield from part.stretch(low, high - low)
+            at += part.count
 
     def weights(self) -> Weights:
         """The model under its own names: the float32 masters where they are sharded, else the module as it was saved."""
