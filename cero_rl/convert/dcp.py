@@ -106,7 +106,9 @@ class DcpReader:
         """(file, byte offset of the first element, dtype) of a chunk's data."""
         from torch._subclasses.fake_tensor import FakeTensorMode
 
-        info = self._storage[MetadataIndex(key, chunk.offsets)]
+        info = self._storage.get(MetadataIndex(key, chunk.offsets))
+        if info is None:
+            raise CheckpointError(f"{self.directory / METADATA}: no place for {key} at {list(chunk.offsets)}; the checkpoint is incomplete")
         path = self.directory / info.relative_path
         try:
             with path.open("rb") as file, FakeTensorMode():

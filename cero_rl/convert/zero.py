@@ -157,6 +157,14 @@ def _by_rank(directory: Path, pattern: re.Pattern[str]) -> list[Path]:
 
 def open_zero(directory: Path) -> ZeroCheckpoint:
     """Reads headers only. `directory` holds *_model_states.pt."""
+    try:
+        return _open(directory)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{directory}: not in the layout that DeepSpeed 0.19 writes ({what}); save it with that version") from error
+
+
+def _open(directory: Path) -> ZeroCheckpoint:
     models = _by_rank(directory, _MODEL3)
     stage3 = bool(models)
     models = models or _by_rank(directory, _MODEL)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from convert_cases import assert_same_tensors, logits, make_model, tensors
+from convert_cases import ROOT, assert_same_tensors, logits, make_model, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -241,6 +244,23 @@ def test_a_stop_in_the_middle_leaves_the_old_output(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         stopped()
     assert [p.name for p in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_kill_in_the_middle_leaves_the_old_output(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("old")
+    code = (
+        "import sys, time; from pathlib import Path; from cero_rl.convert.output import staged\n"
+        "with staged(Path(sys.argv[1]), force=True) as fresh:\n"
+        "    (fresh / 'half').write_text('half'); print('half', flush=True); time.sleep(60)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "out"], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"half\n"
+        process.kill()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["old"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".out.tmp-")] == ["out"]
 
 
 def test_wrong_directories_are_told_what_they_look_like(models, convert, tmp_path, capsys):

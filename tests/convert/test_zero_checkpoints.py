@@ -193,3 +193,12 @@ def test_inspect_tells_what_a_checkpoint_holds(runs, universal, convert, capsys)
     assert convert("inspect", universal, "--json") == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "universal"
     assert convert("verify", universal) == 0
+
+
+def test_files_of_another_layout_are_refused_in_one_line(runs, convert, tmp_path, capsys):
+    step = tmp_path / "step"
+    shutil.copytree(runs("float32") / "checkpoints/step_000006/zero", step)
+    path = next(step.glob("*rank_1*optim_states.pt"))
+    torch.save({"optimizer_state_dict": {"partition_count": 2, "fp32": torch.zeros(4)}}, path)
+    assert convert("zero-to-hf", step, "--out", tmp_path / "x", "--model", TOKENIZER, "--bare") == 4
+    assert "not in the layout" in capsys.readouterr().err
