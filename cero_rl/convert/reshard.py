@@ -114,6 +114,17 @@ def _flat(zero: ZeroCheckpoint, kind: str, names: list[str], world_size: int, ra
     return flat
 
 
+def _optimizer_of(
+    zero: ZeroCheckpoint, groups: list[list[str]], ranks: int, rank: int, group: Mapping[str, Any], scaler: Any
+) -> dict[str, Any]:
+    flat = [{kind: _flat(zero, kind, names, ranks, rank) for kind in STATES} for names in groups]
+    moments = {i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]} for i, f in enumerate(flat)}
+    return {
+        "zero_stage": 3, "loss_scaler": scaler, "dynamic_loss_scale": False, "overflow": False, "partition_count": ranks,
+        "optimizer_state_dict": {"state": moments, "param_groups": [group]}, "fp32_flat_groups": [f["fp32"] for f in flat],
+    }  # fmt: skip
+
+
 def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling: Callable[[], Any], report: Report) -> None:
     """The plain ZeRO-3 files of `ranks` ranks. One rank's optimizer file is in memory at a time."""
     if zero.stage != 3:
@@ -130,14 +141,10 @@ def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling
         shared = dict(zero.shared) if rank == 0 else {}
         own = {**header, "module": module, "param_shapes": shapes, "dp_world_size": ranks, "shared_params": shared}
         torch.save(own, out / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
-        flat = [{kind: _flat(zero, kind, names, ranks, rank) for kind in STATES} for names in groups]
-        moments = {i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]} for i, f in enumerate(flat)}
-        optimizer = {
-            "zero_stage": 3, "loss_scaler": no_loss_scaling(), "dynamic_loss_scale": False, "overflow": False, "partition_count": ranks,
-            "optimizer_state_dict": {"state": moments, "param_groups": [group]}, "fp32_flat_groups": [f["fp32"] for f in flat],
-        }  # fmt: skip
         path = out / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        torch.save({"optimizer_state_dict": optimizer, "ds_config": header["ds_config"], "ds_version": header["ds_version"]}, path)
+        state = {"optimizer_state_dict": _optimizer_of(zero, groups, ranks, rank, group, no_loss_scaling())}
+        torch.save({**state, "ds_config": header["ds_config"], "ds_version": header["ds_version"]}, path)
+        del state  # or two ranks would be in memory
         report(f"  rank {rank} of {ranks}: {path.stat().st_size / 1e6:,.1f} MB")
 
 

@@ -202,3 +202,17 @@ def test_files_of_another_layout_are_refused_in_one_line(runs, convert, tmp_path
     torch.save({"optimizer_state_dict": {"partition_count": 2, "fp32": torch.zeros(4)}}, path)
     assert convert("zero-to-hf", step, "--out", tmp_path / "x", "--model", TOKENIZER, "--bare") == 4
     assert "not in the layout" in capsys.readouterr().err
+
+
+def test_several_sub_groups_are_formed_as_deepspeed_forms_them(training, convert, tmp_path):
+    driver = Path(__file__).with_name("sub_groups_driver.py")
+    line = ["deepspeed", "--num_accelerators", "2", "--master_port", str(training.free_port()), "--log_level", "warning", str(driver)]
+    done = subprocess.run(
+        [*line, str(tmp_path)], cwd=training.ROOT, env=training.environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(torch.load(tmp_path / "zero/zero_pp_rank_0_mp_rank_00_model_states.pt", weights_only=True)["param_shapes"]) > 2
+    assert convert("reshard", tmp_path / "zero", "--bare", "--ranks", 3, "--out", tmp_path / "three") == 0
+    assert convert("reshard", tmp_path / "three", "--bare", "--ranks", 2, "--out", tmp_path / "two") == 0
+    for path in (tmp_path / "zero").iterdir():
+        same(*(torch.load(p, weights_only=False) for p in (path, tmp_path / "two" / path.name)), path.name)
