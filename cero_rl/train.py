@@ -16,7 +16,7 @@ import numpy as np
 
 from cero_rl import faults
 from cero_rl.allocator import cero_of, save_evidence
-from cero_rl.checkpoint.restore import load
+from cero_rl.checkpoint.restore import is_universal, load
 from cero_rl.collect import Collected, Collector, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
@@ -73,7 +73,7 @@ class Trainer:
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
         self.restored: dict[str, Any] = {}  # this rank's rollouts that were generated ahead of the checkpoint
-        self.policy = Policy(config, group)
+        self.policy = Policy(config, group, universal=options.resume is not None and is_universal(options.resume))
         self.reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
         self.engine = build_rollout_engine(config, tokenizer, group)
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
