@@ -1,4 +1,4 @@
-"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, doctor).
+"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, serve, doctor).
 
 Arguments and the configuration are checked before torch is imported, so a mistyped key is answered in well under two seconds.
 Every expected error is one line on stderr and the exit code of its class; --debug shows the traceback.
@@ -21,6 +21,7 @@ from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+from cero_rl.serve import add_serve, serve
 from cero_rl.simulate_cli import add_simulate, simulate
 
 if TYPE_CHECKING:
@@ -208,11 +209,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--model", metavar="DIR", help="model directory or hub id; default: the configuration's start model")
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
+    server = commands.add_parser("serve", allow_abbrev=False, help="vLLM's server as the sampler of runs with rollout.mode: server")
+    _add_config(server)
+    add_serve(server)
     doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
     doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
-        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "doctor": _doctor,
+        "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "serve": serve, "doctor": _doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 

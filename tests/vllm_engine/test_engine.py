@@ -92,7 +92,7 @@ def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(tmp_path: Path
 
 
 def test_later_draws_have_seeds_of_their_own() -> None:
-    from cero_rl.rollout.vllm_engine import draw_seed
+    from cero_rl.rollout.draws import draw_seed
 
     seeds = {draw_seed(1, stream, key, 0) + draw for stream in range(20) for key in range(50) for draw in range(8)}
     assert len(seeds) == 20 * 50 * 8
