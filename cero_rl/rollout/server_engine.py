@@ -113,6 +113,13 @@ class ServerEngine:
     def sleep(self) -> None:
         """Nothing: the server's memory is its own."""
 
+    def close(self) -> None:
+        """End the connections and let go of the directory of weights; a process that ends does both by itself."""
+        self._runner.run(self._client.close())
+        self._runner.close()
+        if self._store is not None:
+            self._store.close()
+
     async def _load(self) -> None:
         await self._client.rpc(LOAD, self._label, seconds=self._sync_seconds)
         # Not needed for what is right, as requests are salted with the label; it frees the old weights' blocks.

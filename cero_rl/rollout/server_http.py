@@ -97,6 +97,9 @@ class ServerClient:
         text = " ".join(text.replace(self._key, "[key]").split())
         return text if len(text) <= _MOST_QUOTED else text[:_MOST_QUOTED] + " ..."
 
+    async def close(self) -> None:
+        await self._client.aclose()
+
     async def healthy(self) -> None:
         """Raises Trouble unless the server says that its engine runs."""
         await self.call("GET", "/health", seconds=min(self._read, 10.0))

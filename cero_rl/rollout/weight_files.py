@@ -124,6 +124,9 @@ class WeightStore:
     def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
         write_weights(weights, self._root, label)
 
+    def close(self) -> None:
+        self._lock.close()
+
     def keep_only(self, label: str | None) -> None:
         for folder in self._root.iterdir():
             if folder.name != label and _LABEL.fullmatch(folder.name.removesuffix(".tmp")):

@@ -9,22 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_driver import SIZES
-from make_model import make_model
 from ranks import drive
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), tied=True)
-
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("answers")
-    drive("engine_driver.py", str(out), str(model), "1", world=2)
-    return [json.loads((out / f"rank{rank}-tp1.json").read_text()) for rank in range(2)]
 
 
 def tokens(groups: list[Any]) -> list[list[list[int]]]:
