@@ -133,7 +133,8 @@ def _launch(
     from cero_rl.session import vllm_settings
 
     on_gpu = torch.cuda.is_available()
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.model.path, "--served-model-name", MODEL_NAME]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning"]  # vLLM deprecates its own entry point
+    command += ["-m", "vllm.entrypoints.openai.api_server", "--model", config.model.path, "--served-model-name", MODEL_NAME]
     command += ["--host", place.host, "--port", str(place.port), "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     for name, value in engine_arguments(vllm_settings(config, config.model.path), on_gpu=on_gpu).items():
         if value is not None and value is not False:

@@ -145,15 +145,18 @@ class ServerEngine:
             )
         return str(state.get("label"))
 
-    async def _recover(self, seen: int | None) -> None:
+    async def _recover(self, seen: int | None, reason: str | None = None) -> None:
         """Return when the server is healthy and holds this run's weights, loading them again if it does not.
 
-        `seen` is the number of recoveries before the failure that asks for this one: one recovery serves all that failed together.
+        `seen` is the number of recoveries before the failure that asks for this one: one recovery, and one word about it, serves all
+        that failed together.
         """
         loop = asyncio.get_running_loop()
         async with self._recovering:
             if seen is not None and seen != self._recoveries:
                 return
+            if reason is not None:
+                self._say(f"{reason}; asking again for what is not finished")
             end, loads, told = loop.time() + self._config.restart_timeout_seconds, 0, False
             while True:
                 try:
@@ -221,8 +224,7 @@ class ServerEngine:
             try:
                 held = await self._held()
             except Trouble as trouble:  # it died after its last answer
-                self._say(str(trouble))
-                await self._recover(before)
+                await self._recover(before, str(trouble))
                 held = self._label
             if held == self._label:
                 return [task.result() for task in groups]
@@ -260,11 +262,10 @@ class ServerEngine:
                         f"rollout server {self.url}: {body['n']} completions of prompt {request.prompt_id} failed {tries} times "
                         f"(rollout.server.retries = {self._config.retries}), the last time: {trouble}. Resume the run"
                     ) from None
-                if number == 0:
-                    self._say(f"{trouble}; trying again, at most {self._config.retries} times")
+                reason = str(trouble)
             backoff = min(self._config.backoff_seconds * 2**number, _MOST_BACKOFF_SECONDS)
             await asyncio.sleep(backoff * (0.5 + self._jitter.random()))
-            await self._recover(before)
+            await self._recover(before, reason)
         raise AssertionError
 
     def _completions(self, answer: Answer, body: dict[str, Any], request: RolloutRequest) -> dict[int, Completion]:

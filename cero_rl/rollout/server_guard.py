@@ -35,7 +35,8 @@ class Guard:
             raise ValueError("VLLM_API_KEY is not set; start the server with cero-rl serve")
         self._app = app
         self._wanted = f"Bearer {key}".encode()
-        self._label = ""  # of the weights that are loaded; empty while there are none, or new ones are coming
+        self._label = ""  # of the weights that the workers hold, by their own word; empty while that is none, or new ones are coming
+        self._loading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -68,7 +69,7 @@ class Guard:
         await self._app(scope, receive, stamped)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A method of the workers. Loading changes the stamp: to none at once, to the new label when it has succeeded."""
+        """A method of the workers. The stamp is what they say they hold; it is none from the moment a load is asked for until then."""
         body = b""
         while True:
             message = await receive()
@@ -98,14 +99,32 @@ class Guard:
             replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        async def watched(message: Message) -> None:
-            if method == LOAD and message["type"] == "http.response.start" and message["status"] == 200:
-                self._label = label
+        held, answer = self._label, []
+
+        async def keep(message: Message) -> None:
+            answer.append(message)
+
+        self._loading += method == LOAD
+        if method == LOAD and label != held:
+            self._label = ""
+        try:
+            await self._app(scope, replay, keep)
+        finally:
+            self._loading -= method == LOAD
+        if not self._loading:
+            self._label = _told_label(answer)
+        for message in answer:
             await send(message)
 
-        if method == LOAD and label != self._label:
-            self._label = ""
-        await self._app(scope, replay, watched)
+
+def _told_label(answer: list[Message]) -> str:
+    """The label in an answer of the workers; empty where they failed, or do not agree."""
+    body = b"".join(message.get("body", b"") for message in answer)
+    try:
+        labels = {result["label"] for result in json.loads(body)["results"]}
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return str(labels.pop()) if len(labels) == 1 else ""
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

@@ -68,9 +68,9 @@ class ServerClient:
 
     def _judge(self, response: httpx2.Response, what: str) -> Answer:
         status, said = response.status_code, self._clean(response.text)
+        if status >= 400 and _NOT_FINITE in said:
+            raise EngineError(f"rollout server {self.url}: its log-probabilities are not finite; the weights it holds are broken")
         if status in _PASSING or status >= 500:
-            if _NOT_FINITE in response.text:
-                raise EngineError(f"rollout server {self.url}: its log-probabilities are not finite; the weights it holds are broken")
             raise Trouble(f"{what} was answered with {status}: {said}")
         if status in (401, 403):
             raise EngineError(

@@ -1,12 +1,12 @@
 """Faults inside the real server: a middleware between our guard and vLLM that spoils chosen requests, as a control file says.
 
 CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A rule takes the requests of its path
-number skip .. skip+count-1 since the file was written last. Every fault that is done is one line of the file's neighbour `fired`.
+number skip .. skip+count-1 since the file was written last; with "groups" those for several completions are counted alone. Every fault
+that is done is one line of the file's neighbour `fired`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -22,21 +22,26 @@ class Faults:
         self._rules: list[dict[str, Any]] = []
         self._spoilt_prompt: list[int] | None = None
 
-    def _rule(self, path: str) -> dict[str, Any] | None:
+    def _rule(self, path: str, n: int) -> dict[str, Any] | None:
         text = self._file.read_text()
         if text != self._text:
             self._text, self._spoilt_prompt = text, None
             self._rules = [{"seen": 0, "path": "/v1/completions", **rule} for rule in json.loads(text)]
         chosen = None
         for rule in self._rules:
-            if rule["path"] == path:
+            if rule["path"] == path and (n > 1 or "groups" not in rule):
                 rule["seen"] += 1
                 if chosen is None and rule.get("skip", 0) < rule["seen"] <= rule.get("skip", 0) + rule.get("count", 10**9):
                     chosen = rule
         return chosen
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        rule = self._rule(scope["path"]) if scope["type"] == "http" else None
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        asked = await _body(receive)
+        receive = _replay(asked, receive)
+        rule = self._rule(scope["path"], json.loads(asked or b"{}").get("n", 1))
         if rule is None:
             await self._app(scope, receive, send)
             return
@@ -52,19 +57,18 @@ class Faults:
         elif kind == "status":
             await _answer(send, rule["status"], b'{"error": {"message": "out of luck"}}')
         elif kind == "hang":
-            while (await receive())["type"] != "http.disconnect":
+            while (await receive())["type"] != "http.disconnect":  # like a server that computes for ever
                 pass
-        elif kind == "swallow":  # a weight sync that is confirmed and not made
-            asked = json.loads(await _body(receive))
-            if asked["method"] == "load_weight_files":
-                await _answer(send, 200, json.dumps({"results": [{"label": asked["args"][0]}]}).encode())
-            else:
-                await self._app(scope, _replay(json.dumps(asked).encode()), send)
+        elif kind == "swallow" and json.loads(asked)["method"] == "load_weight_files":  # a weight sync that is confirmed and not made
+            await _answer(send, 200, json.dumps({"results": [{"label": json.loads(asked)["args"][0]}]}).encode())
+        elif kind == "swallow":
+            await self._app(scope, receive, send)
         else:
-            await self._change_answer(rule, scope, receive, send, fired)
+            await self._change_answer(rule, asked, scope, receive, send, fired)
 
-    async def _change_answer(self, rule: dict[str, Any], scope: Any, receive: Any, send: Any, fired: Path) -> None:
-        asked, parts, start = await _body(receive), [], {}
+    async def _change_answer(self, rule: dict[str, Any], asked: bytes, scope: Any, receive: Any, send: Any, fired: Path) -> None:
+        parts: list[bytes] = []
+        start: dict[str, Any] = {}
 
         async def keep(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -72,7 +76,7 @@ class Faults:
             else:
                 parts.append(message.get("body", b""))
 
-        await self._app(scope, _replay(asked), keep)
+        await self._app(scope, receive, keep)
         body, prompt = b"".join(parts), json.loads(asked)["prompt"]
         if rule["kind"] == "half":
             body = body[: len(body) // 2]
@@ -80,8 +84,9 @@ class Faults:
             answer = json.loads(body)
             answer["choices"].pop()
             body = json.dumps(answer).encode()
-        elif rule["kind"] == "lose_one":  # the last draw of the first prompt it meets, each time it is asked for
-            self._spoilt_prompt = self._spoilt_prompt or prompt
+        elif rule["kind"] == "lose_one":  # the last draw of the first group it meets, each time it is asked for
+            if self._spoilt_prompt is None and json.loads(asked)["n"] > 1:
+                self._spoilt_prompt = prompt
             if prompt == self._spoilt_prompt:
                 answer = json.loads(body)
                 answer["choices"].pop()
@@ -99,17 +104,18 @@ async def _body(receive: Any) -> bytes:
     return body
 
 
-def _replay(body: bytes) -> Any:
+def _replay(body: bytes, receive: Any) -> Any:
+    """A `receive` that gives the body once more, and then goes on."""
     given = False
 
-    async def receive() -> Any:
+    async def again() -> Any:
         nonlocal given
         if given:
-            await asyncio.sleep(3600)  # nobody disconnects here
+            return await receive()
         given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return receive
+    return again
 
 
 async def _answer(send: Any, status: int, body: bytes) -> None:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
+import subprocess
+import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from engine_driver import plain
-from make_model import make_prompts
-from ranks import lines, train
+from ranks import ROOT, environment
 from server_box import ServerBox, make_engine
 
 from cero_rl.engine.models import load_model
@@ -146,69 +144,13 @@ def test_weights_that_are_no_numbers_are_named(server: ServerBox) -> None:
         engine.close()
 
 
-# --- from here on the server dies: its one restart is used up, then it is gone ------------------------------------------------
-
-
-def run_settings(server: ServerBox, folder: Path) -> list[str]:
-    prompts = make_prompts(folder / "prompts.jsonl", characters=16)
-    return [
-        *server.settings(), f"data.source={prompts}", "data.heldout_source=null", "data.heldout_fraction=0",
-        "reward.function=tests/vllm_engine/rewards.py:odd_length", "rollout.max_response_tokens=32", "scheduler.rounds=4",
-        "budget.total_rollouts=128", "optimizer.warmup_steps=0", "rollout.server.retries=3", "rollout.server.backoff_seconds=0.1",
-    ]  # fmt: skip
-
-
-def test_a_run_survives_5xx_lost_draws_and_a_killed_server(server: ServerBox, undisturbed: list[Any], tmp_path: Path) -> None:
-    """The server is killed by SIGKILL in the middle of a batch and comes back with the start model, many updates behind."""
-    faults = [
-        {"kind": "status", "status": 503, "skip": 4, "count": 3},
-        {"kind": "half", "skip": 9, "count": 1},
-        {"kind": "lose_one", "skip": 12},
-        {"kind": "kill", "skip": 20, "count": 1},
-    ]
-    with server.faulty(*faults):
-        done = train(tmp_path, "run", run_settings(server, tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert set(server.done()) == {"status", "half", "lose_one", "kill"}
-    assert "starting it again, 1 of 1" in server.log.read_text()
-    run = tmp_path / "run"
-    evidence, ledger, metrics = lines(run / "evidence.jsonl"), lines(run / "ledger.jsonl"), lines(run / "metrics.jsonl")
-    generated = sum(sum(e["generated"]) for e in evidence)
-    refunded = ledger[-1]["refunded_rollouts"]
-    assert refunded > 0  # lost draws
-    assert generated == ledger[-1]["spent_rollouts"] == 128 - refunded or generated == ledger[-1]["spent_rollouts"] == 128
-    assert all(e["generated"] == e["trials"] for e in evidence)
-    for m in metrics[:-1]:
-        assert m["parity/gap_max"] <= 1e-4
-        assert m["mismatch/logp_abs_max"] <= 1e-4  # no token of the start model got through
-    server.wait_ready(times=2)
-    engine = make_engine(server)  # and the server that came back gives what the first one gave
-    try:
-        assert sample(engine) == undisturbed
-    finally:
-        engine.close()
-
-
-def test_a_server_that_stays_away_ends_the_run_with_one_line(server: ServerBox, tmp_path: Path) -> None:
-    server.fired.unlink(missing_ok=True)
-    with server.faulty({"kind": "kill", "skip": 12, "count": 1}):
-        done = train(tmp_path, "run", [*run_settings(server, tmp_path), "rollout.server.restart_timeout_seconds=2"])
-    assert server.process.wait(60) == 6  # its one restart was used
-    assert "vLLM's server died 2 times (--restarts 1)" in server.log.read_text()
-    text = done.stdout + done.stderr
-    assert "Traceback" not in text
-    assert len(re.findall(rf"^error: (rollout|weight sync of version \d): rank [01]: rollout server {server.url}: ", text, re.M)) == 1
-    assert "it did not recover within rollout.server.restart_timeout_seconds = 2 s" in text
-    assert "exits with return code = 6" in text or done.returncode == 6
-    evidence, ledger = lines(tmp_path / "run/evidence.jsonl"), lines(tmp_path / "run/ledger.jsonl")
-    assert sum(sum(e["generated"]) for e in evidence) == ledger[-1]["spent_rollouts"] < 128  # the batch that broke is not booked
-    mark = f"CERO_TEST_FAULTS={server.faults}".encode()
-    orphans = [p.name for p in Path("/proc").iterdir() if p.name.isdigit() and mark in _environment(p)]
-    assert not orphans  # vLLM's engine outlives a server that is killed; ours are ended with it
-
-
-def _environment(process: Path) -> bytes:
-    try:
-        return (process / "environ").read_bytes() if int(process.name) != os.getpid() else b""
-    except OSError:
-        return b""
+def test_a_wrong_key_and_a_taken_port_are_one_line(server: ServerBox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERO_SERVER_KEY", "not-the-key-of-this-server")
+    with pytest.raises(EngineError, match=r"refused \(401: the key is missing or wrong\); rollout.server.key_file must be"):
+        make_engine(server)
+    monkeypatch.delenv("CERO_SERVER_KEY")
+    command = [sys.executable, "-m", "cero_rl", "serve", *server.arguments()]
+    taken = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    assert taken.returncode == 6
+    assert taken.stderr.count("\n") == 1
+    assert f"--port {server.port}: cannot listen there (Address already in use)" in taken.stderr
