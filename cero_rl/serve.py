@@ -36,7 +36,7 @@ _EPILOG = """examples:
   cero-rl serve --config FILE -- --max-num-seqs 256                   what follows -- goes to vLLM's server
 
 Start it in the directory the run is started in: rollout.server.key_file and weights_dir are looked up from there."""
-_GRACE_SECONDS = 20.0
+_GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.2
 
 
@@ -213,14 +213,18 @@ def _wait_ready(server: subprocess.Popen[bytes], place: _Place, signals: _Signal
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """End the server and every process it started: politely, then with force."""
+    """End the server and every process it started: politely, so that shared memory is given back, then with force."""
     if server.poll() is None:
         server.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            print("cero-rl serve: it does not end; killing it", file=sys.stderr, flush=True)
     with contextlib.suppress(ProcessLookupError):  # all are gone
+        os.killpg(server.pid, signal.SIGTERM)
+        end = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < end:
+            server.poll()
+            os.killpg(server.pid, 0)
+            time.sleep(_POLL_SECONDS)
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
 

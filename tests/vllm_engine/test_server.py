@@ -67,10 +67,11 @@ def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: P
 
 def test_one_rollout_a_hundred_times_longer_than_another_is_cut_and_recorded(engine: Any) -> None:
     requests = [RolloutRequest(i, np.array([2 + i, 5, 7]), 60, stream_key=i) for i in range(10)]
-    done = [c for g in sample(engine, requests, stream=3, limit=100) for c in g.completions]
+    done = [c for g in sample(engine, requests, stream=6, limit=100) for c in g.completions]
     lengths = [len(c.token_ids) for c in done]
     assert len(done) == 600
     assert (min(lengths), max(lengths)) == (1, 100)
+    assert any(c.finish_reason == "length" for c in done)
     for c in done:
         assert (c.finish_reason == "length") == (c.token_ids[-1] != 1)
         assert c.finish_reason == "stop" or len(c.token_ids) == 100
