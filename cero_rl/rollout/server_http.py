@@ -17,6 +17,7 @@ from cero_rl.errors import EngineError
 from cero_rl.rollout.server_guard import WEIGHTS_HEADER
 
 _MOST_QUOTED = 300
+_KEEP_SECONDS = 3.0  # an idle connection; the server closes it after 5, and a call on a closing one would fail
 _PASSING = {408, 409, 425, 429}  # besides 5xx; 409 is ours: other weights
 _NOT_FINITE = "not JSON compliant"  # what the server says when a log-probability is nan
 
@@ -43,7 +44,9 @@ class ServerClient:
             headers={"Authorization": f"Bearer {key}"},
             follow_redirects=False,
             trust_env=False,  # a proxy or a .netrc must see neither the key nor the prompts
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+            limits=httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEEP_SECONDS
+            ),
         )
 
     async def call(

@@ -1,8 +1,8 @@
 """Faults inside the real server: a middleware between our guard and vLLM that spoils chosen requests, as a control file says.
 
 CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A rule takes the requests of its path
-number skip .. skip+count-1 since the file was written last; with "groups" those for several completions are counted alone. Every fault
-that is done is one line of the file's neighbour `fired`.
+number skip .. skip+count-1 since the file was written last; with "version" only the requests for several completions of that version of
+the weights are counted. Every fault that is done is one line of the file's neighbour `fired`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ class Faults:
         self._rules: list[dict[str, Any]] = []
         self._spoilt_prompt: list[int] | None = None
 
-    def _rule(self, path: str, n: int) -> dict[str, Any] | None:
+    def _rule(self, path: str, group_of: str | None) -> dict[str, Any] | None:
         text = self._file.read_text()
         if text != self._text:
             self._text, self._spoilt_prompt = text, None
             self._rules = [{"seen": 0, "path": "/v1/completions", **rule} for rule in json.loads(text)]
         chosen = None
         for rule in self._rules:
-            if rule["path"] == path and (n > 1 or "groups" not in rule):
+            if rule["path"] == path and rule.get("version", group_of) == group_of:
                 rule["seen"] += 1
                 if chosen is None and rule.get("skip", 0) < rule["seen"] <= rule.get("skip", 0) + rule.get("count", 10**9):
                     chosen = rule
@@ -41,7 +41,8 @@ class Faults:
             return
         asked = await _body(receive)
         receive = _replay(asked, receive)
-        rule = self._rule(scope["path"], json.loads(asked or b"{}").get("n", 1))
+        label = dict(scope["headers"]).get(b"x-cero-weights", b"").decode()
+        rule = self._rule(scope["path"], label.partition("-")[0] if json.loads(asked or b"{}").get("n", 1) > 1 else None)
         if rule is None:
             await self._app(scope, receive, send)
             return

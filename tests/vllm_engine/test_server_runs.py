@@ -55,7 +55,7 @@ def run_settings(server: ServerBox, folder: Path) -> list[str]:
 def test_a_run_survives_5xx_lost_draws_and_a_killed_server(server: ServerBox, tmp_path: Path) -> None:
     """The server is killed by SIGKILL in the middle of a batch and comes back with the start model, many updates behind."""
     faults = [  # of two that meet, the first is done
-        {"kind": "kill", "skip": 7, "count": 1, "groups": True},  # four groups a round, some of them asked for twice
+        {"kind": "kill", "skip": 1, "count": 1, "version": "v2"},  # the second of four groups of round 3
         {"kind": "status", "status": 503, "skip": 4, "count": 3},
         {"kind": "half", "skip": 9, "count": 1},
         {"kind": "lose_one", "skip": 10},
@@ -80,7 +80,7 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(server: ServerBox, tm
 
 def test_a_server_that_stays_away_ends_the_run_with_one_line(server: ServerBox, tmp_path: Path) -> None:
     server.fired.unlink(missing_ok=True)
-    with server.faulty({"kind": "kill", "skip": 5, "count": 1, "groups": True}):
+    with server.faulty({"kind": "kill", "skip": 1, "count": 1, "version": "v1"}):
         done = train(tmp_path, "run", [*run_settings(server, tmp_path), "rollout.server.restart_timeout_seconds=2"])
     assert server.process.wait(60) == 6  # its one restart was used
     assert "vLLM's server died 2 times (--restarts 1)" in server.log.read_text()
