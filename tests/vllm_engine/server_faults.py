@@ -20,12 +20,12 @@ class Faults:
         self._file = Path(os.environ["CERO_TEST_FAULTS"])
         self._text = ""
         self._rules: list[dict[str, Any]] = []
-        self._spoilt_prompt: list[int] | None = None
+        self._lost_seed: int | None = None
 
     def _rule(self, path: str, group_of: str | None) -> dict[str, Any] | None:
         text = self._file.read_text()
         if text != self._text:
-            self._text, self._spoilt_prompt = text, None
+            self._text, self._lost_seed = text, None
             self._rules = [{"seen": 0, "path": "/v1/completions", **rule} for rule in json.loads(text)]
         chosen = None
         for rule in self._rules:
@@ -78,7 +78,7 @@ class Faults:
                 parts.append(message.get("body", b""))
 
         await self._app(scope, receive, keep)
-        body, prompt = b"".join(parts), json.loads(asked)["prompt"]
+        body, request = b"".join(parts), json.loads(asked)
         if rule["kind"] == "half":
             body = body[: len(body) // 2]
         elif rule["kind"] == "short":
@@ -86,9 +86,10 @@ class Faults:
             answer["choices"].pop()
             body = json.dumps(answer).encode()
         elif rule["kind"] == "lose_one":  # the last draw of the first group it meets, each time it is asked for
-            if self._spoilt_prompt is None and json.loads(asked)["n"] > 1:
-                self._spoilt_prompt = prompt
-            if prompt == self._spoilt_prompt:
+            last_seed = request["seed"] + request["n"] - 1
+            if self._lost_seed is None and request["n"] > 1:
+                self._lost_seed = last_seed
+            if last_seed == self._lost_seed:
                 answer = json.loads(body)
                 answer["choices"].pop()
                 body = json.dumps(answer).encode()
