@@ -157,7 +157,7 @@ class ServerEngine:
                 return
             if reason is not None:
                 self._say(f"{reason}; asking again for what is not finished")
-            end, loads, told = loop.time() + self._config.restart_timeout_seconds, 0, False
+            end, loads, last = loop.time() + self._config.restart_timeout_seconds, 0, ""
             while True:
                 try:
                     await self._client.healthy()
@@ -166,25 +166,22 @@ class ServerEngine:
                     if loads == 2:
                         raise EngineError(
                             f"rollout server {self.url}: it holds the weights {held or 'of its start'} although it was given {self._label} "
-                            f"{loads} times; end other runs that use it, or restart it"
+                            f"{loads} times{last and f' ({last})'}; end other runs that use it, or restart it"
                         )
                     loads += 1
                     await self._load()
                 except Trouble as trouble:
-                    if loads == 2 or loop.time() >= end:
+                    seconds = self._config.restart_timeout_seconds
+                    if loop.time() >= end:
                         raise EngineError(
-                            f"rollout server {self.url}: {trouble}; "
-                            + ("the weights were sent twice" if loads == 2 else f"it did not recover within {self._end_key()}")
-                            + ". See what it printed, start it again (cero-rl serve) and resume"
+                            f"rollout server {self.url}: {trouble}; it did not recover within rollout.server.restart_timeout_seconds = "
+                            f"{seconds:g} s. See what it printed, start it again (cero-rl serve) and resume"
                         ) from None
-                    if not told:
-                        self._say(f"{trouble}; waiting for it, at most {self._config.restart_timeout_seconds:g} s")
-                        told = True
+                    if not last:
+                        self._say(f"{trouble}; waiting for it, at most {seconds:g} s")
+                    last = str(trouble)
                     await asyncio.sleep(_POLL_SECONDS)
             self._recoveries += 1
-
-    def _end_key(self) -> str:
-        return f"rollout.server.restart_timeout_seconds = {self._config.restart_timeout_seconds:g} s"
 
     def _say(self, text: str) -> None:
         print(f"rank {self._rank}, rollout server {self.url}: {text}", file=sys.stderr, flush=True)

@@ -126,6 +126,12 @@ def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> 
         with pytest.raises(Trouble, match="is torn"):
             call(engine, damaged)
         assert sample(engine) == undisturbed
+        held = server.weights_dir / engine._label / "shard-00000.safetensors"
+        held.write_bytes(held.read_bytes()[:-1])
+        write_weights(((name, p.data) for name, p in start.named_parameters()), server.weights_dir, other := new_label(0))
+        call(engine, other)
+        with pytest.raises(EngineError, match=r"although it was given .* 2 times \(POST /collective_rpc was answered with 500: .* is torn"):
+            sample(engine)
     finally:
         engine.close()
     with server.faulty({"kind": "swallow", **CALLS}), pytest.raises(EngineError, match=r"although it was given v0-[0-9a-f]* 2 times"):
