@@ -50,12 +50,12 @@ class ServerClient:
         )
 
     async def call(
-        self, method: str, path: str, body: Any = None, *, weights: str | None = None, seconds: float | None = None
+        self, method: str, path: str, body: Any = None, *, weights: str | None = None, seconds: float | None = None, keep: bool = True
     ) -> Answer:
-        """One try. `seconds` stands for the read and total timeouts where a call has its own."""
+        """One try. `seconds` stands for the read and total timeouts where a call has its own; `keep`: the connection, for later calls."""
         read, total = (seconds, seconds) if seconds is not None else (self._read, self._total)
         timeout = httpx2.Timeout(connect=self._connect, read=read, write=read, pool=total)
-        headers = {WEIGHTS_HEADER: weights} if weights is not None else None
+        headers = ({WEIGHTS_HEADER: weights} if weights is not None else {}) | ({} if keep else {"Connection": "close"})
         try:
             async with asyncio.timeout(total):
                 response = await self._client.request(method, path, json=body, headers=headers, timeout=timeout)
@@ -109,7 +109,8 @@ class ServerClient:
 
     async def rpc(self, method: str, *args: str, seconds: float | None = None) -> dict[str, Any]:
         """The answer of a worker method, which must be the same from every worker."""
-        answer = await self.call("POST", "/collective_rpc", {"method": method, "args": list(args)}, seconds=seconds)
+        # The server ends the connection after a method that failed, and does not say so.
+        answer = await self.call("POST", "/collective_rpc", {"method": method, "args": list(args)}, seconds=seconds, keep=False)
         results = answer.body.get("results") if isinstance(answer.body, dict) else None
         if not results or not isinstance(results[0], dict) or any(result != results[0] for result in results):
             raise Trouble(f"{method} was answered with {self._clean(json.dumps(answer.body))}")
