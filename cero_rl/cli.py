@@ -7,14 +7,16 @@ Every expected error is one line on stderr and the exit code of its class; --deb
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cero_rl import __version__
+from cero_rl import __version__, redact
 from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
@@ -25,8 +27,17 @@ from cero_rl.simulate_cli import add_simulate, simulate
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        near = difflib.get_close_matches(unknown[1], _flags(self), n=1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"error: {redact.text(message)}; {hint}see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag of the parser and of its commands."""
+    commands = [c for a in parser._actions if isinstance(a, argparse._SubParsersAction) for c in a.choices.values()]
+    return [*parser._option_string_actions, *(flag for command in commands for flag in _flags(command))]
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +75,10 @@ def _guard(action: Callable[[], int], *, debug: bool) -> int:
         return action()
     except CeroError as error:
         if debug:
-            traceback.print_exc()
+            print(redact.text(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError)):
-            print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+            line = redact.text(str(error))
+            print(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
@@ -100,7 +112,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     group = runtime.start(config.watchdog.stall_seconds)
     tokenizer = load_tokenizer(config.model.path)
-    check_model(config, config.model.path)
+    check_model(config, config.model.path, tokenizer)
     data = load_data(config, tokenizer)
     check_pool(config, len(data.train))
     scheduler = scheduler_for_pool(config, data.train.prompts)

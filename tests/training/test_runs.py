@@ -140,7 +140,10 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
         (["model.path=recipes/assets/no_model"], 6, "no tokenizer could be loaded from 'recipes/assets/no_model'"),
         pytest.param(["reward.function=nowhere.py:score"], 5, "nowhere.py", marks=pytest.mark.covers("unknown reward")),
         pytest.param(
-            ["rollout.max_response_tokens=100"], 2, "but the model has", marks=pytest.mark.covers("prompt and response longer than the model")
+            ["rollout.max_response_tokens=100"],
+            2,
+            "but the model has",
+            marks=pytest.mark.covers("prompt and response longer than the model"),
         ),
     ],
 )
