@@ -21,8 +21,10 @@ from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
+from cero_rl.doctor import add_doctor, doctor
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
 from cero_rl.simulate_cli import add_simulate, simulate
+from cero_rl.versions import refuse_unfit
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,6 +104,7 @@ def _train(arguments: argparse.Namespace) -> int:
     faults.check()
     if os.environ.get("RANK", "0") == "0":
         check_reward(config.reward)
+    refuse_unfit()
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
@@ -198,17 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     add_checkpoints(commands.add_parser("checkpoints", allow_abbrev=False, help="list, verify or prune the checkpoints of a run"))
-    doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
-    doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    add_doctor(commands.add_parser("doctor", allow_abbrev=False, help="is this machine fit to train? versions, devices, limits, drills"))
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
-        "doctor": _doctor,
+        "doctor": doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 
-
-def _doctor(_: argparse.Namespace) -> int:
-    from cero_rl.doctor import report
-
-    return report()

@@ -66,18 +66,20 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), attn_implementation=attention, trust_remote_code=False, output_loading_info=True
         )
+        model, info = loaded
     except Exception as error:
         hint = "" if Path(path).exists() else "; it is no local directory, and a hub id needs network access"
         raise EngineError(f"model.path: {path!r} could not be loaded ({_first_line(error)}){hint}") from error
-    for what, names in (("lacks", info["missing_keys"]), ("holds", info["unexpected_keys"])):
+    for problem, names in (("lacks {} weights that its config.json asks for", info["missing_keys"]),
+                           ("holds {} weights that its config.json has no place for", info["unexpected_keys"])):  # fmt: skip
         if names:  # transformers would fill what is missing with random numbers, and leave out what has no place
             shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise EngineError(
-                f"model.path: {path!r} {what} {len(names)} weights that its config.json {'asks for' if what == 'lacks' else 'has no place for'} "
-                f"({shown}); config.json and weights belong to different models, or a file is missing"
+                f"model.path: {path!r} {problem.format(len(names))} ({shown}); "
+                "config.json and weights belong to different models, or a file is missing"
             )
     return model
 

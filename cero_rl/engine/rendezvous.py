@@ -12,6 +12,7 @@ import os
 import socket
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 _BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 _LOOPBACK_INTERFACE = "lo"
@@ -46,7 +47,5 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
             port = bound.getsockname()[1]
             listening = bound.detach()  # the store closes it
     os.environ["MASTER_PORT"] = str(port)
-    store = dist.TCPStore(
-        "127.0.0.1", port, world_size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listening,
-    )  # fmt: skip
+    store = TCPStore("127.0.0.1", port, world_size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listening)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
