@@ -9,7 +9,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cero_rl import redact
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 
-_MOST_VALUES = 100_000  # a file of a few aliases can stand for billions
+_MOST_VALUES = 10_000  # a file of a few aliases can stand for billions
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -135,7 +135,7 @@ def _explain(error: Any) -> str:
     if kind == "missing":
         return f"{key}: missing; add it to the YAML file or pass --set {key}=VALUE"
     if kind == "value_error":
-        reason = str(error["ctx"]["error"])
+        reason = redact.text(str(error["ctx"]["error"]))
         return f"{key}: {reason}" if key else reason
     message = str(error["msg"])
     message = message[0].lower() + message[1:]
@@ -151,8 +151,8 @@ def build_config(data: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))) from None
 
 
-def _refuse_secrets(data: dict[str, Any], where: str) -> None:
-    """Also the place where endless settings are refused: every value is looked at once for each place it stands in."""
+def _texts(data: dict[str, Any], where: str) -> Iterator[tuple[str, str, str]]:
+    """(path, key, text) of every text; also where endless settings are refused: a value is looked at for each place it stands in."""
     waiting: list[tuple[str, str, Any]] = [("", "", data)]
     seen = 0
     while waiting:
@@ -164,9 +164,15 @@ def _refuse_secrets(data: dict[str, Any], where: str) -> None:
             waiting.extend((f"{path}.{name}" if path else str(name), str(name), inner) for name, inner in value.items())
         elif isinstance(value, list):
             waiting.extend((f"{path}.{index}", key, inner) for index, inner in enumerate(value))
-        elif isinstance(value, str) and (why := redact.reason(key, value)) is not None:
+        elif isinstance(value, str):
+            yield path, key, value
+
+
+def _refuse_secrets(data: dict[str, Any], where: str) -> None:
+    for path, key, text in _texts(data, where):
+        if (why := redact.reason(key, text)) is not None:
             raise ConfigError(f"{path}: {why}")
-        elif isinstance(value, str) and "\0" in value:
+        if "\0" in text:
             raise ConfigError(f"{path}: holds a null character, which no path or text may; write it again")
 
 
@@ -176,7 +182,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     for override in overrides:
         apply_override(data, override)
     _refuse_secrets(data, str(path))
-    return build_config(data, str(path))
+    config = build_config(data, str(path))
+    for where, _, text in _texts(data, str(path)):  # after the sections' own words on their URLs, which know more
+        if (why := redact.url_reason(text)) is not None:
+            raise ConfigError(f"{where}: {why}")
+    return config
 
 
 def dump_config(config: Config) -> str:

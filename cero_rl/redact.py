@@ -22,6 +22,7 @@ _VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
 )
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/\s@'\"]+)@")
+_BEARER = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/-]{12,}=*", re.IGNORECASE)
 _ASSIGNED = re.compile(  # in a URL's query or on a command line
     r"((?:api_?key|access_?token|auth_?token|password|passwd|secret|(?<=[?&])(?:token|key|sig|signature|x-amz-signature))=)[^&\s'\"]+",
     re.IGNORECASE,
@@ -44,6 +45,7 @@ def text(words: str) -> str:
     for secret in _planted():
         words = words.replace(secret, MASK)
     words = _VALUE.sub(MASK, words)
+    words = _BEARER.sub(rf"\1{MASK}", words)
     words = _USERINFO.sub(rf"\1{MASK}@", words)
     return _ASSIGNED.sub(rf"\1{MASK}", words)
 
@@ -60,9 +62,14 @@ def tree(value: Any, key: str = "") -> Any:
 
 
 def reason(key: str, value: str) -> str | None:
-    """Why a configuration may not hold this value under this key, in words that do not repeat it; None if it may."""
+    """Why a configuration may not hold this value under this key, in words that do not repeat it; None if it may. URLs: `url_reason`."""
     if _VALUE.search(value) or (value and names_secret(key)) or any(secret in value for secret in _planted()):
         return "looks like a secret key; keep secrets in environment variables, never in a configuration"
+    return None
+
+
+def url_reason(value: str) -> str | None:
+    """The same for a user or password in a URL."""
     for scheme, who in _USERINFO.findall(value):
         if ":" in who or scheme.lower() in ("http://", "https://"):
             return "holds a URL with a user or password in it; give the URL without, and log in by an environment variable or a netrc file"

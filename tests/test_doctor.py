@@ -111,7 +111,7 @@ def test_the_ranges_are_those_of_pyproject_and_the_lock_file() -> None:
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "requirements/lock.txt").read_text(encoding="utf-8"), re.MULTILINE))
     locked["torch"] = re.search(r"torch==([\d.]+)", (ROOT / "Makefile").read_text(encoding="utf-8"))[1]  # type: ignore[index]
     for name, known in RANGES.items():
-        limits = dict((op, numbers(v)) for op, v in re.findall(r"(>=|<|==)([\d.]+)", asked[name.lower()]))
+        limits = {op: numbers(v) for op, v in re.findall(r"(>=|<|==)([\d.]+)", asked[name.lower()])}
         lowest = limits.get(">=", limits.get("=="))
         assert lowest == numbers(known.lowest), name
         assert ("<" in limits or "==" in limits) == (known.below is not None), name

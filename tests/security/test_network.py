@@ -34,7 +34,7 @@ def listening(pid: int) -> list[str]:
     inodes = set()
     for link in list(Path(f"/proc/{pid}/fd").iterdir()):
         with contextlib.suppress(OSError):  # the one that listed the folder is gone again
-            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+            inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
     found = []
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

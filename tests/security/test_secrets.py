@@ -122,9 +122,10 @@ def test_what_is_written_down_is_masked_even_if_it_was_not_refused(monkeypatch: 
     data = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     data["data"]["source"] = "https://user:pass-word@host/x?token=qwerty123&page=2"
     data["data"]["system_prompt"] = f"call with {LOOKS['openai']} or sesame-open-now"
+    data["data"]["prompt_suffix"] = "Authorization: Bearer abcdef123456789"
     data["scheduler"]["name"], data["scheduler"]["options"] = "greedy", {"secret": "opensesame", "tokens": "kept"}
     text = dump_config(build_config(data, "test"))  # not load_config, which refuses
-    for secret in ("pass-word", "qwerty123", LOOKS["openai"], "sesame-open-now", "opensesame"):
+    for secret in ("pass-word", "qwerty123", "abcdef123456789", LOOKS["openai"], "sesame-open-now", "opensesame"):
         assert secret not in text
     assert "https://***@host/x?token=***&page=2" in text
     assert "tokens: kept" in text
@@ -134,7 +135,7 @@ def test_innocent_words_are_left_alone() -> None:
     for words in (
         "runs/task-abcdefghijklmnopqrstuvwxyz0123/metrics.jsonl", "data.max_prompt_tokens: 24", "set eos_token in tokenizer_config.json",
         "https://host/path?page=2", "a commit 0123456789abcdef0123456789abcdef01234567", "git+ssh host", "mail me@host.org",
-        "hf_model_name", "risk-adjusted-policy-optimization-of-everything",
+        "hf_model_name", "the basic idea of it", "risk-adjusted-policy-optimization-of-everything",
     ):  # fmt: skip
         assert redact.text(words) == words
     for name in ("max_prompt_tokens", "total_tokens", "TOKENIZERS_PARALLELISM", "answer_column", "key_file", "SECRETARY", "pass_k"):

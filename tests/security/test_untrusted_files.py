@@ -70,7 +70,7 @@ def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, load: Any) ->
     folder, mark = tmp_path / "model", tmp_path / "ran"
     shutil.copytree(MODEL, folder)
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
-    names = {name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    names = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Evil")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": names}), encoding="utf-8")
     words = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
