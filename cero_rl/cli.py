@@ -158,16 +158,18 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Held-out accuracy of a model directory, with the prompts, draws and rewards of a configuration."""
     config = load_config(arguments.config, arguments.overrides)
+    refuse_unfit()
     from cero_rl.engine import runtime
     from cero_rl.evaluate import evaluate
     from cero_rl.rewards.pool import RewardPool, check_reward
-    from cero_rl.session import build_rollout_engine, load_data, load_tokenizer
+    from cero_rl.session import build_rollout_engine, check_model, load_data, load_tokenizer
 
     check_reward(config.reward)
     group = runtime.start()
     try:
         path = arguments.model or config.model.path
         tokenizer = load_tokenizer(path)
+        check_model(config, path, tokenizer)
         heldout = load_data(config, tokenizer).heldout
         if not len(heldout):
             raise DataError("data: there are no held-out prompts; set data.heldout_source or data.heldout_fraction")
