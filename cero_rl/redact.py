@@ -21,7 +21,9 @@ _VALUE = re.compile(
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
 )
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/\s@'\"]+)@")
+_USERINFO = re.compile(  # a path made of a URL has one slash
+    r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})([^/\s@'\"]+)@"
+)
 _BEARER = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/-]{12,}=*", re.IGNORECASE)
 _ASSIGNED = re.compile(  # in a URL's query or on a command line
     r"((?:api_?key|access_?token|auth_?token|password|passwd|secret|(?<=[?&])(?:token|key|sig|signature|x-amz-signature))=)[^&\s'\"]+",
@@ -71,6 +73,6 @@ def reason(key: str, value: str) -> str | None:
 def url_reason(value: str) -> str | None:
     """The same for a user or password in a URL."""
     for scheme, who in _USERINFO.findall(value):
-        if ":" in who or scheme.lower() in ("http://", "https://"):
+        if ":" in who or scheme.lower().startswith("http"):
             return "holds a URL with a user or password in it; give the URL without, and log in by an environment variable or a netrc file"
     return None

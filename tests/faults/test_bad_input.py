@@ -114,7 +114,7 @@ def test_sizes_come_with_the_equation_and_three_that_are_valid(override: str, sa
         assert load_config(RECIPE, changed) if key == "budget.total_rollouts" or int(size) >= 1024 else True
 
 
-@pytest.mark.covers("YAML duplicates", "file empty")
+@pytest.mark.covers("file empty")
 def test_files_that_never_end_are_refused(tmp_path: Path) -> None:
     bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     for text, said in [
@@ -193,13 +193,27 @@ def test_weights_config_and_tokenizer_must_be_of_one_model(
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.covers("architecture or tokenizer mismatch", "GPU asked where there is none")
 @pytest.mark.parametrize(
     ("override", "changes", "said"),
     [
-        ("model.attention=auto", {"vocab_size": 10}, "use the tokenizer that the model was trained with"),
-        ("model.attention=flash_attention_2", {}, "model.attention: got flash_attention_2, but"),
-        ("rollout.max_response_tokens=100", {}, "= 124, but the model has 64 positions; lower one of them"),
+        pytest.param(
+            "model.attention=auto",
+            {"vocab_size": 10},
+            "use the tokenizer that the model was trained with",
+            marks=pytest.mark.covers("architecture or tokenizer mismatch"),
+        ),
+        pytest.param(
+            "model.attention=flash_attention_2",
+            {},
+            "model.attention: got flash_attention_2, but",
+            marks=pytest.mark.covers("GPU asked where there is none"),
+        ),
+        pytest.param(
+            "rollout.max_response_tokens=100",
+            {},
+            "= 124, but the model has 64 positions; lower one of them",
+            marks=pytest.mark.covers("prompt and response longer than the model"),
+        ),
     ],
 )
 def test_the_models_config_is_checked_as_a_whole(tmp_path: Path, override: str, changes: dict[str, Any], said: str) -> None:
