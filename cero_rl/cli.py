@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -22,9 +23,12 @@ from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.doctor import add_doctor, doctor
-from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, RewardError
+from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
 from cero_rl.simulate_cli import add_simulate, simulate
+from cero_rl.slurm import add_slurm, slurm
+from cero_rl.slurm_env import adopt
 from cero_rl.versions import refuse_unfit
+from cero_rl.walltime import find_walltime
 
 
 class _Parser(argparse.ArgumentParser):
@@ -72,13 +76,13 @@ def _train_parser() -> argparse.ArgumentParser:
 
 def _guard(action: Callable[[], int], *, debug: bool) -> int:
     """Turn expected errors into one line and an exit code. Errors that every rank meets alike are printed by rank 0 alone."""
-    rank = os.environ.get("RANK", "0")
     try:
         return action()
     except CeroError as error:
+        rank = os.environ.get("RANK", "0")  # known only now where srun started it
         if debug:
             print(redact.text(traceback.format_exc()), end="", file=sys.stderr, flush=True)
-        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError)):
+        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)):
             line = redact.text(str(error))
             print(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -93,11 +97,17 @@ def _print_sizes(config: Config, num_prompts: int | None) -> None:
 
 def train_main(argv: Sequence[str] | None = None) -> int:
     arguments = _train_parser().parse_args(argv)
-    return _guard(lambda: _train(arguments), debug=arguments.debug)
+
+    def action() -> int:
+        adopt(os.environ)  # where srun started this rank
+        return _train(arguments)
+
+    return _guard(action, debug=arguments.debug)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    walltime = find_walltime(config.checkpoint.walltime_seconds, config.checkpoint.walltime_margin_seconds, os.environ, time.time())
     from cero_rl import faults
     from cero_rl.rewards.pool import check_reward
 
@@ -108,7 +118,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
-    from cero_rl.run_start import Start, open_run_dir
+    from cero_rl.run_start import Start, close_attempt, open_run_dir
     from cero_rl.session import check_model, load_data, load_tokenizer, run_directory
     from cero_rl.train import Options, Trainer
     from cero_rl.watchdog import Watchdog, explained
@@ -127,8 +137,11 @@ def _train(arguments: argparse.Namespace) -> int:
         _print_sizes(config, len(data.train))
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
-        trainer = Trainer(config, Options(resume, arguments.stop_at_step), group, data, scheduler, tokenizer, run_dir, watchdog)
+        options = Options(resume, arguments.stop_at_step, walltime)
+        trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_dir, watchdog)
         status = trainer.run()
+    if group.is_main:
+        close_attempt(run_dir, status)
     runtime.stop()  # not on the way out of an error: the other ranks may be stuck
     return status
 
@@ -203,11 +216,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     about = "allocators against each other on simulated prompt pools, or on a recorded run"
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     add_checkpoints(commands.add_parser("checkpoints", allow_abbrev=False, help="list, verify or prune the checkpoints of a run"))
+    add_slurm(commands.add_parser("slurm", allow_abbrev=False, help="job scripts for a Slurm cluster"))
     add_doctor(commands.add_parser("doctor", allow_abbrev=False, help="is this machine fit to train? versions, devices, limits, drills"))
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
-        "doctor": doctor,
+        "slurm": slurm, "doctor": doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 

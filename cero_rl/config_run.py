@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from cero_rl.config_base import NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config_base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class EvaluationConfig(Section):
@@ -27,6 +27,10 @@ class CheckpointConfig(Section):
         default=False, description="write from a copy in host memory while training goes on; an error surfaces at a later step"
     )
     max_failures: PositiveInt = Field(default=3, description="saves in a row that may fail before the run ends (exit 4)")
+    walltime_seconds: PositiveFloat | None = Field(
+        default=None, description="of a job, from its start: save and exit 75 before it is over; under Slurm the job's own limit holds too"
+    )
+    walltime_margin_seconds: NonNegativeFloat = Field(default=60.0, description="kept free beside the next step and the save")
     export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
 
 

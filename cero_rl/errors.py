@@ -36,5 +36,10 @@ class DivergedError(CeroError):
     exit_code = 7
 
 
+class NoProgressError(CeroError):
+    exit_code = 93
+
+
 EXIT_REQUEUE = 75  # saved; the cluster may start the job again
 EXIT_INTERRUPT = 130  # Ctrl-C; saved
+EXIT_NO_PROGRESS = NoProgressError.exit_code  # restarted again and again without a new committed step; do not start it again

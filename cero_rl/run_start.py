@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from cero_rl.checkpoint.manifest import LATEST, step_dirs
+from cero_rl.checkpoint.manifest import LATEST, read_manifest, step_dirs
 from cero_rl.checkpoint.restore import check, find_valid
 from cero_rl.config import Config, derived_sizes
 from cero_rl.config_io import dump_config
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import CeroError, CheckpointError, ConfigError
+from cero_rl.errors import CeroError, CheckpointError, ConfigError, NoProgressError
 from cero_rl.metrics import truncate_jsonl
+from cero_rl.restarts import Attempt, next_attempt, read_attempts, why_stop, write_attempts, write_end
 from cero_rl.run_lock import LOCK, RunLock
 
 LOGS = ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl")
@@ -29,18 +33,21 @@ class Start:
     overwrite: bool
 
 
-def _agree(group: Group, action: Callable[[], str | None]) -> None:
+_KINDS: dict[str, type[CeroError]] = {kind.__name__: kind for kind in (CheckpointError, ConfigError, NoProgressError)}
+
+
+def _agree(group: Group, action: Callable[[], None]) -> None:
     """Run `action` on rank 0; what it raises, every rank raises."""
     failure = None
     if group.is_main:
         try:
             action()
         except CeroError as error:
-            failure = [type(error) is CheckpointError, str(error)]
+            failure = [type(error).__name__, str(error)]
         except OSError as error:
-            failure = [False, f"output_dir: {error}; give a directory that can be written"]
+            failure = ["ConfigError", f"output_dir: {error}; give a directory that can be written"]
     if (failure := group.gather_json(failure)[0]) is not None:
-        raise (CheckpointError if failure[0] else ConfigError)(failure[1])
+        raise _KINDS[failure[0]](failure[1])
 
 
 def _is_filled(run_dir: Path) -> bool:
@@ -60,9 +67,31 @@ def open_run_dir(run_dir: Path, config: Config, num_prompts: int, start: Start, 
         found = given or find_valid(run_dir, group, lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None)
         if found is None:
             _agree(group, lambda: _start_over(run_dir))
+        _agree(group, lambda: _begin_attempt(run_dir, found))
         return found
     _agree(group, lambda: _prepare(run_dir, config, num_prompts))
+    _agree(group, lambda: _begin_attempt(run_dir, given))
     return given
+
+
+def close_attempt(run_dir: Path, exit_code: int) -> None:
+    """Write down how this job ended; rank 0 alone calls it."""
+    if attempts := read_attempts(run_dir):
+        write_end(run_dir, attempts[-1], exit_code, _now())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _begin_attempt(run_dir: Path, resume: Path | None) -> None:
+    """Write this start down, or refuse it after three restarts of one job that got nowhere."""
+    earlier = read_attempts(run_dir)
+    step = read_manifest(resume)["step"] if resume is not None else 0
+    this: Attempt = next_attempt(earlier, step, environ=os.environ, host=socket.gethostname(), time=_now())
+    if (problem := why_stop(earlier, this, run_dir)) is not None:
+        raise NoProgressError(problem)
+    write_attempts(run_dir, [this])
 
 
 def _lock(run_dir: Path) -> None:

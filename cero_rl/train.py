@@ -16,7 +16,7 @@ import numpy as np
 
 from cero_rl import faults
 from cero_rl.allocator import cero_of, save_evidence
-from cero_rl.checkpoint.restore import load
+from cero_rl.checkpoint.restore import is_universal, load
 from cero_rl.collect import Collected, Collector, evidence_entry
 from cero_rl.config import Config
 from cero_rl.engine.models import Policy, build_reference
@@ -38,10 +38,14 @@ from cero_rl.saver import Saver
 from cero_rl.scheduler import Scheduler
 from cero_rl.session import Data, build_rollout_engine
 from cero_rl.step_numbers import scheduler_numbers, skew_numbers, step_numbers
+from cero_rl.stopping import Stopping
 from cero_rl.types import Allocation
 from cero_rl.update import UpdateResult, optimize
+from cero_rl.walltime import Walltime
 from cero_rl.watchdog import Watchdog
 from cero_rl.work import Work, slices
+
+GO_ON = "Go on with the same command and --resume auto"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Options:
 
     resume: Path | None = None  # a committed checkpoint directory whose manifest holds
     stop_at_step: int | None = None  # save and end there
+    walltime: Walltime | None = None  # save and end before it is over
 
 
 class Trainer:
@@ -68,7 +73,7 @@ class Trainer:
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
         self.restored: dict[str, Any] = {}  # this rank's rollouts that were generated ahead of the checkpoint
-        self.policy = Policy(config, group)
+        self.policy = Policy(config, group, universal=options.resume is not None and is_universal(options.resume))
         self.reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
         self.engine = build_rollout_engine(config, tokenizer, group)
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
@@ -83,6 +88,7 @@ class Trainer:
         recorder = Recorder(self.run_dir, self.config, active=self.group.is_main)
         try:
             with RewardPool(self.config.reward) as rewards, Interrupt() as interrupt:
+                stopping = Stopping(interrupt, self.options.walltime)
                 lengths, phase = self.at.lengths, self.watchdog.phase
                 self.collector = Collector(self.data.train, self.engine, rewards, lengths, self.config, self.group, phase)
                 self._push()
@@ -91,11 +97,14 @@ class Trainer:
                     self.at.eval_before = before.metrics()
                     recorder.write(0, {**self.at.eval_before, **self.at.ledger.metrics()})
                     self.console.say(f"held-out before training: {_describe(before)}")
+                if stop := self.group.all_max(stopping.code):
+                    self.console.say(f"stopped before step {self.at.step + 1}, nothing to save. {GO_ON}")
+                    return stop
                 work = self._next_work()
                 while work is not None:
                     faults.at_step(self.at.step + 1)
                     upcoming, numbers = self._work_off(work)
-                    stop = self._close_step(upcoming, numbers, rewards, recorder, interrupt)
+                    stop = self._close_step(upcoming, numbers, rewards, recorder, stopping)
                     if stop is not None:
                         return stop
                     work = upcoming or self._next_work()
@@ -233,7 +242,7 @@ class Trainer:
             self.console.say(f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}")
 
     def _close_step(
-        self, upcoming: Work | None, numbers: dict[str, float | int], rewards: RewardPool, recorder: Recorder, interrupt: Interrupt
+        self, upcoming: Work | None, numbers: dict[str, float | int], rewards: RewardPool, recorder: Recorder, stopping: Stopping
     ) -> int | None:
         """Evaluate and save where it is time to, write the numbers; an exit code if the run is to stop here."""
         numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
@@ -243,9 +252,10 @@ class Trainer:
             numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
             self.console.say(f"held-out after step {step}: {_describe(result)}")
             score = result.average
-        signal = self.group.all_max(interrupt.exit_code or 0)
-        stop = signal or (0 if step == self.options.stop_at_step and self.at.ledger.remaining_rollouts else None)
+        stopping.took(numbers["step_time"] + numbers.get("timing_s/evaluate", 0.0), 0.0)
+        stop = self.group.all_max(stopping.code) or (0 if step == self.options.stop_at_step and self.at.ledger.remaining_rollouts else None)
         _, seconds = _timed(lambda: self._save(upcoming, score, last=stop is not None))
+        stopping.took(0.0, seconds)
         if seconds > 1e-3:
             numbers["timing_s/checkpoint"] = seconds
         numbers["checkpoint/failed_saves"] = self.saver.failed_saves
@@ -254,7 +264,7 @@ class Trainer:
         self.console.progress(numbers, step)
         if stop is not None:
             why = "interrupted" if stop == EXIT_INTERRUPT else "stopped"
-            self.console.say(f"{why} after step {step}; saved. Go on with the same command and --resume auto")
+            self.console.say(f"{why} after step {step}; saved. {GO_ON}")
         faults.point("step.end")
         return stop
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import sys
 import threading
 import time
@@ -88,7 +89,7 @@ def explained(watchdog: Watchdog, run_dir: Path) -> Iterator[None]:
         where = run_dir / f"error_rank{os.environ.get('RANK', '0')}.txt"
         with suppress(OSError):
             where.write_text(traceback.format_exc(), encoding="utf-8")
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = re.sub(r"^\[\S+:\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0])  # the place in torch's source
         raise EngineError(
             f"{watchdog.phase_name} failed ({type(error).__name__}: {first}); if another rank ended, its own line says why. Traceback in "
             f"{where}; go on with --resume auto"

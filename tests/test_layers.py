@@ -15,7 +15,7 @@ LAYERS = [
     {"scheduler", "ops", "ledger"},
     {"data", "rewards", "rollout", "learner"},
     {"engine", "adapters"},
-    {"train", "evaluate", "checkpoint", "metrics", "report", "doctor"},  # and every module of one file that is not listed
+    {"train", "evaluate", "checkpoint", "metrics", "report", "doctor", "convert"},  # and every module of one file that is not listed
     {"cli", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

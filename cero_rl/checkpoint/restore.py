@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from cero_rl.checkpoint.commit import ZERO_TAG, RunState, attempt
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
 from cero_rl.engine.runtime import Group
+from cero_rl.engine.shards import read_shard
 from cero_rl.errors import CheckpointError
 
 
@@ -36,6 +37,11 @@ def check(directory: Path, group: Group) -> str | None:
     return next((p for p in group.gather_json(problem) if p), None)
 
 
+def is_universal(directory: Path) -> bool:
+    """Does it hold DeepSpeed's universal layout, for any number of ranks? The engine must be told before it is built."""
+    return bool(read_manifest(directory).get("universal", False))
+
+
 def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str, Any]) -> RunState:
     """Restore the engine and return the loop's state. `directory` must have passed `check`.
 
@@ -43,11 +49,11 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
     same whatever number of ranks wrote it; DeepSpeed's shards are not, so another number needs a universal checkpoint (docs/tools.md).
     """
     manifest = read_manifest(directory)
-    same_ranks = manifest["world_size"] == group.world_size
-    if not same_ranks and not manifest.get("universal"):
+    universal = is_universal(directory)
+    if manifest["world_size"] != group.world_size and not universal:
         raise CheckpointError(
             f"{directory}: written by {manifest['world_size']} ranks, this job has {group.world_size}; start it with the same number, "
-            "or convert it first (docs/tools.md, another number of ranks)"
+            f"or run tools/convert.py reshard {directory} --ranks {group.world_size} --out {directory} --force"
         )
     for key, wanted in identity.items():
         if manifest.get(key) != wanted:
@@ -57,12 +63,15 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
     own: dict[str, Any] = {}
 
     def restore() -> None:
+        if universal:  # DeepSpeed opens these files itself, and would run what they hold
+            for path in sorted((directory / ZERO_TAG).rglob("*.pt")):
+                read_shard(path)
         loaded, _ = ds_engine.load_checkpoint(str(directory), tag=ZERO_TAG)
         if loaded is None:
             raise RuntimeError("DeepSpeed found nothing to load")
-        if not same_ranks:
-            return  # what was a rank's own belongs to no rank of now
-        own.update(load_file(directory / f"rank{group.rank}.safetensors"))
+        if not (path := directory / f"rank{group.rank}.safetensors").exists():
+            return  # a universal checkpoint for more ranks than it has random states for
+        own.update(load_file(path))
         torch.set_rng_state(torch.from_numpy(own["rng.cpu"]))
         if torch.cuda.is_available() and "rng.cuda" in own:
             torch.cuda.set_rng_state(torch.from_numpy(own["rng.cuda"]))

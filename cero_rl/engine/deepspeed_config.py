@@ -19,8 +19,11 @@ def _zero_section(config: Config, *, trains: bool) -> dict[str, Any]:
     return section
 
 
-def policy_config(config: Config, world_size: int) -> dict[str, Any]:
-    """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from step to step."""
+def policy_config(config: Config, world_size: int, *, universal: bool = False) -> dict[str, Any]:
+    """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from step to step.
+
+    `universal`: load_checkpoint will be given a universal checkpoint (tools/convert.py zero-to-universal).
+    """
     optimizer = config.optimizer
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -43,6 +46,7 @@ def policy_config(config: Config, world_size: int) -> dict[str, Any]:
             },
         },
         "steps_per_print": 10**9,
+        **({"checkpoint": {"load_universal": True}} if universal else {}),
     }
 
 

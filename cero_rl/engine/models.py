@@ -111,7 +111,8 @@ class StepOutcome:
 class Policy:
     """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate function."""
 
-    def __init__(self, config: Config, group: Group) -> None:
+    def __init__(self, config: Config, group: Group, *, universal: bool = False) -> None:
+        """`universal`: load_checkpoint will be given a universal checkpoint."""
         import deepspeed
 
         self._config = config
@@ -121,7 +122,7 @@ class Policy:
         self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
         with _quiet_deepspeed():
             parameters: Any = list(self._module.parameters())  # DeepSpeed's annotation says Module
-            settings = policy_config(config, group.world_size)
+            settings = policy_config(config, group.world_size, universal=universal)
             engine, *_ = deepspeed.initialize(model=self._module, model_parameters=parameters, config=settings)
         self.engine: Any = engine
         self.causal_lm = causal_lm

@@ -37,9 +37,9 @@ def metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def one_error(text: str, code_word: str = "error") -> str:
-    errors = [line for line in text.splitlines() if line.startswith(code_word)]
-    assert "Traceback" not in text, text
+def one_error(text: str) -> str:
+    errors = [line for line in text.splitlines() if line.startswith("error")]
+    assert "Traceback (most recent" not in text, text
     assert len(errors) == 1, text
     return errors[0]
 

@@ -30,6 +30,11 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, installed: bool, on_gpu: bool, en
     assert choose(monkeypatch, installed, on_gpu, "rollout.engine=auto") == (engine, wanted)
 
 
+def test_generation_ahead_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose(monkeypatch, False, False, "rollout.overlap=true") == ("transformers", "truncate")
+    assert choose(monkeypatch, False, False, "rollout.overlap=true", "learner.importance_sampling=none") == ("transformers", "none")
+
+
 def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, True, False, "rollout.engine=vllm") == ("vllm", "truncate")
     assert choose(monkeypatch, True, False, "rollout.engine=vllm", "learner.importance_sampling=none") == ("vllm", "none")
@@ -49,12 +54,14 @@ def test_vllm_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pyte
         ("rollout.kv_cache_memory_bytes=100", "kv_cache_memory_bytes"),
         ("rollout.parity_bound=0", "parity_bound"),
         ("learner.importance_cap=0.5", "importance_cap"),
+        ("rollout.overlap=true scheduler.name=vigor", "asks for rollouts in answer to others of the same round"),
+        ("rollout.overlap=true rollout.engine=vllm rollout.tensor_parallel=2", "talk to each other while they generate"),
         ("rollout.top_p=0.9", "change the behaviour distribution"),
     ],
 )
 def test_settings_that_cannot_be_meant(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(RECIPE, [override])
+        load_config(RECIPE, override.split())
 
 
 def test_the_parity_bound_follows_the_dtype() -> None:
