@@ -1,4 +1,4 @@
-"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, doctor).
+"""Command line: `recipes/train_cero.py` (training) and `python -m cero_rl` (validate, evaluate, simulate, serve, doctor).
 
 Arguments and the configuration are checked before torch is imported, so a mistyped key is answered in well under two seconds.
 Every expected error is one line on stderr and the exit code of its class; --debug shows the traceback.
@@ -24,6 +24,7 @@ from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
 from cero_rl.doctor import add_doctor, doctor
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
+from cero_rl.serve import add_serve, serve
 from cero_rl.simulate_cli import add_simulate, simulate
 from cero_rl.slurm import add_slurm, slurm
 from cero_rl.slurm_env import adopt
@@ -217,11 +218,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_simulate(commands.add_parser("simulate", allow_abbrev=False, help=about))
     add_checkpoints(commands.add_parser("checkpoints", allow_abbrev=False, help="list, verify or prune the checkpoints of a run"))
     add_slurm(commands.add_parser("slurm", allow_abbrev=False, help="job scripts for a Slurm cluster"))
+    server = commands.add_parser("serve", allow_abbrev=False, help="vLLM's server as the sampler of runs with rollout.mode: server")
+    _add_config(server)
+    add_serve(server)
     add_doctor(commands.add_parser("doctor", allow_abbrev=False, help="is this machine fit to train? versions, devices, limits, drills"))
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
-        "slurm": slurm, "doctor": doctor,
+        "slurm": slurm, "serve": serve, "doctor": doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 

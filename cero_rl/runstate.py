@@ -79,5 +79,7 @@ class Progress:
 
 def config_identity(config: Config) -> str:
     """sha256 over the parts of the configuration that decide what the run computes."""
-    left_out = {"name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"}
+    left_out: Any = dict.fromkeys(("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True)
+    where_and_how_long = ("mode", "server", "sleep", "gpu_memory_fraction", "sync_timeout_seconds", "generate_timeout_seconds")
+    left_out["rollout"] = dict.fromkeys(where_and_how_long, True)
     return hashlib.sha256(config.model_dump_json(exclude=left_out).encode()).hexdigest()

@@ -21,12 +21,14 @@ from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer, refuse_other_architectures
 from cero_rl.engine.runtime import Group
-from cero_rl.errors import ConfigError, DataError
+from cero_rl.errors import ConfigError, DataError, EngineError
 from cero_rl.in_step import InStep
 from cero_rl.learner.attention import choose_attention
 from cero_rl.rollout.choose import choose_engine
 from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
+from cero_rl.rollout.server_key import read_key
 from cero_rl.rollout.transformers_engine import TransformersEngine
+from cero_rl.rollout.vllm_arguments import VllmSettings
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     path = model_path or config.model.path
     decode = partial(tokenizer.decode, skip_special_tokens=True)
+    if config.rollout.mode == "server":
+        engine = InStep(_build_server(config, tokenizer, group, path, decode), group)
+        if model_path is not None:  # nobody else will give the server these weights
+            weights = load_model(path, config.model.dtype, "sdpa").named_parameters() if group.is_main else ()
+            engine.load_weights(((name, parameter.data) for name, parameter in weights), 0)
+        return engine
     if config.rollout.engine == "vllm":
         return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
     model = load_model(path, config.model.dtype, "sdpa").to(group.device)
@@ -104,41 +112,72 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     return InStep(engine, group)
 
 
-def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+def _generation_config(path: str) -> Any:
     from transformers import GenerationConfig
 
-    from cero_rl.rollout.vllm_engine import VllmEngine, VllmSettings
-
-    rollout, size = config.rollout, config.rollout.tensor_parallel
-    if group.world_size % size:
-        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
-    model = load_model_config(path)
-    if model.num_attention_heads % size:
-        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the model's {model.num_attention_heads} attention heads")
     try:
-        generation = GenerationConfig.from_pretrained(path)
+        return GenerationConfig.from_pretrained(path)
     except OSError:  # a checkpoint without generation_config.json
-        generation = GenerationConfig.from_model_config(model)
+        return GenerationConfig.from_model_config(load_model_config(path))
+
+
+def vllm_settings(config: Config, path: str) -> VllmSettings:
+    """The sizes of an engine that samples with the model at `path`, in a rank or in a server."""
+    rollout, model = config.rollout, load_model_config(path)
+    if model.num_attention_heads % rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel: {rollout.tensor_parallel} does not divide the model's {model.num_attention_heads} attention heads"
+        )
     longest = max(config.data.max_prompt_tokens + rollout.max_response_tokens, PROBE_PROMPT_TOKENS + PROBE_TOKENS)
-    settings = VllmSettings(
+    return VllmSettings(
         dtype=config.model.dtype,
         max_model_tokens=min(longest, model.max_position_embeddings),
         max_response_tokens=rollout.max_response_tokens,
         max_batch_tokens=rollout.max_batch_tokens,
         gpu_memory_fraction=rollout.gpu_memory_fraction,
         kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
-        tensor_parallel=size,
+        tensor_parallel=rollout.tensor_parallel,
         sleep=rollout.sleep,
         generate_timeout_seconds=rollout.generate_timeout_seconds,
         seed=config.seed,
     )
-    return VllmEngine(
-        path, settings, eos_token_ids=_eos_token_ids(generation, tokenizer), decode=decode, rank=group.rank, gather=group.gather_json
-    )
+
+
+def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from cero_rl.rollout.vllm_engine import VllmEngine
+
+    size = config.rollout.tensor_parallel
+    if group.world_size % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
+    settings = vllm_settings(config, path)
+    eos = _eos_token_ids(_generation_config(path), tokenizer)
+    return VllmEngine(path, settings, eos_token_ids=eos, decode=decode, rank=group.rank, gather=group.gather_json)
+
+
+def _build_server(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from cero_rl.rollout.server_engine import Expected, ServerEngine
+
+    rollout, model, settings = config.rollout, load_model_config(path), vllm_settings(config, path)
+    if len(rollout.server.urls) > group.world_size:
+        raise ConfigError(f"rollout.server.urls: {len(rollout.server.urls)} servers for {group.world_size} ranks; name at most one a rank")
+    expected = Expected(settings.dtype, model.vocab_size, model.hidden_size, model.num_hidden_layers, settings.max_model_tokens)
+    engine, failure = None, None
+    try:
+        engine = ServerEngine(
+            rollout.server, expected,
+            key=read_key(Path(rollout.server.key_file)), eos_token_ids=_eos_token_ids(_generation_config(path), tokenizer), decode=decode,
+            max_response_tokens=rollout.max_response_tokens, generate_timeout_seconds=rollout.generate_timeout_seconds,
+            sync_timeout_seconds=rollout.sync_timeout_seconds, seed=config.seed, rank=group.rank, gather=group.gather_json,
+        )  # fmt: skip
+    except (ConfigError, EngineError) as error:  # a key that one node alone lacks must end all
+        failure = str(error)
+    group.agree(failure, "rollout.mode: server")
+    assert engine is not None
+    return engine
 
 
 def run_directory(config: Config) -> Path:
     return Path(config.output_dir) / config.name
 
 
-__all__ = ["Data", "Pool", "build_rollout_engine", "load_data", "load_tokenizer", "run_directory"]
+__all__ = ["Data", "Pool", "build_rollout_engine", "load_data", "load_tokenizer", "run_directory", "vllm_settings"]

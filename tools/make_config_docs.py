@@ -56,19 +56,29 @@ def rows(prefix: str, section: type[Section], names: list[str]) -> list[str]:
     return lines
 
 
-def render() -> str:
-    """The whole page."""
-    sections = {
+def sections_of(model: type[Section]) -> dict[str, type[Section]]:
+    return {
         name: field.annotation
-        for name, field in Config.model_fields.items()
+        for name, field in model.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
     }
+
+
+def about(section: type[Section]) -> list[str]:
+    written = section.__doc__ and section.__doc__ != Section.__doc__
+    return [" ".join(section.__doc__.split()), ""] if written and section.__doc__ else []
+
+
+def render() -> str:
+    """The whole page."""
+    sections = sections_of(Config)
     lines = [HEAD, "## Run", "", *rows("", Config, [name for name in Config.model_fields if name not in sections])]
     for name, section in sections.items():
-        lines += ["", f"## {name}", ""]
-        if section.__doc__ and section.__doc__ != Section.__doc__:
-            lines += [" ".join(section.__doc__.split()), ""]
-        lines += rows(f"{name}.", section, list(section.model_fields))
+        lines += ["", f"## {name}", "", *about(section)]
+        inner = sections_of(section)
+        lines += rows(f"{name}.", section, [key for key in section.model_fields if key not in inner])
+        for key, part in inner.items():
+            lines += ["", f"### {name}.{key}", "", *about(part), *rows(f"{name}.{key}.", part, list(part.model_fields))]
     keys = list(next(iter(PRESETS.values())))
     lines += ["", "## Presets of learner.algorithm", "", "A key that the file gives itself wins over the preset.", ""]
     lines += [f"| algorithm | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]

@@ -78,6 +78,7 @@ class _Worker:
         self.batch: list[int] = []
         self.deadline = time.monotonic() + _BOOT_SECONDS
         self.queue({"function": config.function, "memory_limit_mb": config.memory_limit_mb, "parent": os.getpid()})
+        self.flush()  # it loads while nobody waits for it
 
     @property
     def idle(self) -> bool:
@@ -221,6 +222,9 @@ class RewardPool:
     def _run(self, items: Sequence[RewardItem], until_ready: bool) -> _Tally:
         """The event loop: hand out work, read replies, kill what is late, until every item is done."""
         tally = _Tally(np.full(len(items), np.nan, dtype=np.float32))
+        for worker in self._workers:
+            if not worker.ready:  # nobody looked at it while the first rollouts were generated, which may have taken long
+                worker.deadline = time.monotonic() + _BOOT_SECONDS
         fresh, singles = deque(range(len(items))), deque[int]()
         while (not any(w.ready for w in self._workers)) if until_ready else tally.done < len(items):
             for slot, worker in enumerate(self._workers):

@@ -12,7 +12,8 @@ INSTALL_HINT = "on a GPU box pip install 'cero_rl[vllm]', on a CPU box make vllm
 
 def choose_engine(config: Config, *, on_gpu: bool) -> Config:
     """The configuration without `auto` in rollout.engine and learner.importance_sampling. Raises ConfigError if vllm is not installed."""
-    installed = importlib.util.find_spec("vllm") is not None
+    # with a server vllm is installed where the server runs
+    installed = config.rollout.mode == "server" or importlib.util.find_spec("vllm") is not None
     engine = config.rollout.engine
     if engine == "auto":
         engine = "vllm" if on_gpu and installed else "transformers"

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,43 +21,14 @@ from torch import Tensor
 from cero_rl.errors import EngineError
 from cero_rl.rollout.choose import INSTALL_HINT
 from cero_rl.rollout.deadline import deadline
+from cero_rl.rollout.draws import FINISHED, draw_seed, make_completion
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.rollout.random_stream import draw_keys
+from cero_rl.rollout.vllm_arguments import CPU_ENVIRONMENT, ENVIRONMENT, VllmSettings, engine_arguments
 from cero_rl.rollout.vllm_cpu import private_segments
-from cero_rl.types import Completion, RolloutGroup
+from cero_rl.types import RolloutGroup
 
-_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process: weights reach it as tensors
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-_CPU_ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # else the first call compiles for seconds
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT}  # the engine's core in this process: weights reach it as tensors
 _TOUCHED = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")  # vLLM sets these for children of its own; ours must not inherit them
-_MOST_SEQUENCES = 512
-_SEED_BITS = np.uint64(2**62 - 1)
-
-
-@dataclass(frozen=True)
-class VllmSettings:
-    """Sizes in tokens and bytes, waits in seconds."""
-
-    dtype: str  # float32 | bfloat16
-    max_model_tokens: int  # prompt and response of one sequence
-    max_response_tokens: int
-    max_batch_tokens: int  # prompt and response tokens in flight at once
-    gpu_memory_fraction: float
-    kv_cache_memory_bytes: int | None
-    tensor_parallel: int
-    sleep: bool
-    generate_timeout_seconds: float
-    seed: int
-
-
-def draw_seed(seed: int, stream: int, stream_key: int, first_draw: int) -> int:
-    """The seed of a request. vLLM gives its completion i seed + i, so draw d of a prompt has one seed in whatever wave it comes."""
-    base = draw_keys(seed, stream, np.array([stream_key], dtype=np.uint64), np.zeros(1, dtype=np.int64))[0]
-    return int(base & _SEED_BITS) + first_draw
 
 
 class VllmEngine:
@@ -95,29 +65,13 @@ class VllmEngine:
             from vllm import LLM  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise EngineError(f"rollout.engine: vllm cannot be imported ({error}); {INSTALL_HINT}") from error
-        kv_bytes = settings.kv_cache_memory_bytes
-        if kv_bytes is None and not self._on_gpu:
-            kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
         try:
             llm = LLM(
                 model_path,
-                dtype=settings.dtype,  # pyright: ignore[reportArgumentType]
-                max_model_len=settings.max_model_tokens,
-                max_num_seqs=min(max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES),
-                gpu_memory_utilization=settings.gpu_memory_fraction,
-                kv_cache_memory_bytes=kv_bytes,
-                tensor_parallel_size=settings.tensor_parallel,
                 distributed_executor_backend="external_launcher",
-                enforce_eager=not self._on_gpu,
                 enable_sleep_mode=settings.sleep and self._on_gpu,
-                enable_prefix_caching=True,
-                # The distribution that is sampled from, temperature included: what the learner computes. Raw ones would leave it out.
-                logprobs_mode="processed_logprobs",
-                generation_config="vllm",  # a checkpoint's own top_p, top_k or repetition penalty must not reach the sampler
-                skip_tokenizer_init=True,
-                worker_extension_cls="cero_rl.rollout.vllm_worker.WorkerExtension",
                 use_tqdm_on_load=False,
-                seed=settings.seed,
+                **engine_arguments(settings, on_gpu=self._on_gpu),
             )
         except Exception as error:
             raise EngineError(f"rollout.engine: vllm could not be started ({_first_line(error)}); see docs/rollout.md") from error
@@ -196,15 +150,14 @@ class VllmEngine:
 
     def _group(self, request: RolloutRequest, answers: Sequence[Any]) -> RolloutGroup:
         """Completions that were aborted are left out: the caller counts what it got and refunds the rest."""
-        completions = []
-        for answer in answers:
-            if answer.finish_reason not in ("stop", "length"):
-                continue
-            ids = np.array(answer.token_ids, dtype=np.int64)
-            logps = np.array(answer.logprobs.logprobs, dtype=np.float32)
-            if not np.isfinite(logps).all():
-                raise EngineError(f"vllm: log-probabilities of prompt {request.prompt_id} are not finite; the weights it holds are broken")
-            completions.append(Completion(ids, logps, self._decode(ids.tolist()), answer.finish_reason, self.version))
+        completions = [
+            make_completion(
+                a.token_ids, a.logprobs.logprobs, a.finish_reason,
+                prompt_id=request.prompt_id, decode=self._decode, version=self.version,
+            )
+            for a in answers
+            if a.finish_reason in FINISHED
+        ]  # fmt: skip
         return RolloutGroup(request.prompt_id, request.prompt_tokens, tuple(completions))
 
     def _union(self, requests: Sequence[RolloutRequest]) -> tuple[list[RolloutRequest], range]:
@@ -228,7 +181,7 @@ def union_of_peers(by_rank: Sequence[Sequence[Any]], rank: int, size: int) -> tu
 @contextmanager
 def _vllm_environment(on_gpu: bool) -> Iterator[None]:
     """Set what vLLM reads, while and after it is imported; undo what it sets for processes that this one starts later."""
-    for name, value in {**_ENVIRONMENT, **({} if on_gpu else _CPU_ENVIRONMENT)}.items():
+    for name, value in {**_ENVIRONMENT, **({} if on_gpu else CPU_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it reports, once a rank, that a CPU has no Triton
     before = {name: os.environ.get(name) for name in _TOUCHED}

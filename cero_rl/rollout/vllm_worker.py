@@ -7,13 +7,20 @@ are then those of the old head, without a word. `finish_reload` packs it again.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from cero_rl.rollout.weight_files import ROOT_VARIABLE, check_weights, read_weights
+
 
 class WorkerExtension:
-    model_runner: Any  # of the worker this class is mixed into
+    model_runner: Any  # of the worker this class is mixed into, as are the next two
+    model_config: Any
+    reload_weights: Any
+    cero_label = ""  # of the weights that load_weight_files brought
 
     def finish_reload(self) -> int:
         """Pack again what reload_weights left stale; call after it, on CPUs. Returns how many heads were packed."""
@@ -24,3 +31,29 @@ class WorkerExtension:
             for head in heads:
                 head.quant_method.process_weights_after_loading(head)
         return len(heads)
+
+    # --- in a server: weights come as files, and every answer must be traceable to them ------------------------------------
+
+    def load_weight_files(self, label: str) -> dict[str, Any]:
+        """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or damaged file is refused untouched."""
+        if label != self.cero_label:
+            shards = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
+            self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
+            self.reload_weights(weights_iterator=read_weights(shards))
+            if not torch.cuda.is_available():
+                self.finish_reload()
+            self.cero_label = label
+        return self.weights_state()
+
+    def weights_state(self) -> dict[str, Any]:
+        """Which weights are here, and what a client must know to trust the answers."""
+        config = self.model_config
+        return {
+            "label": self.cero_label,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_model_tokens": int(config.max_model_len),
+            "vocab_size": int(config.get_vocab_size()),
+            "hidden_size": int(config.get_hidden_size()),
+            "layers": int(config.hf_text_config.num_hidden_layers),
+        }

@@ -9,22 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from engine_driver import SIZES
-from make_model import make_model
 from ranks import drive
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"), tied=True)
-
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[dict[str, Any]]:
-    out = tmp_path_factory.mktemp("answers")
-    drive("engine_driver.py", str(out), str(model), "1", world=2)
-    return [json.loads((out / f"rank{rank}-tp1.json").read_text()) for rank in range(2)]
 
 
 def tokens(groups: list[Any]) -> list[list[list[int]]]:
@@ -92,7 +79,7 @@ def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(tmp_path: Path
 
 
 def test_later_draws_have_seeds_of_their_own() -> None:
-    from cero_rl.rollout.vllm_engine import draw_seed
+    from cero_rl.rollout.draws import draw_seed
 
     seeds = {draw_seed(1, stream, key, 0) + draw for stream in range(20) for key in range(50) for draw in range(8)}
     assert len(seeds) == 20 * 50 * 8

@@ -1,0 +1,53 @@
+"""What vLLM is started with, in the process of a rank and as a server: one list, so that both sample the same. Does not import vllm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+_MOST_SEQUENCES = 512
+ENVIRONMENT = {
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+CPU_ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # else the first call compiles for seconds
+
+
+@dataclass(frozen=True)
+class VllmSettings:
+    """Sizes in tokens and bytes, waits in seconds."""
+
+    dtype: str  # float32 | bfloat16
+    max_model_tokens: int  # prompt and response of one sequence
+    max_response_tokens: int
+    max_batch_tokens: int  # prompt and response tokens in flight at once
+    gpu_memory_fraction: float
+    kv_cache_memory_bytes: int | None
+    tensor_parallel: int
+    sleep: bool
+    generate_timeout_seconds: float
+    seed: int
+
+
+def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
+    """Keyword arguments of vllm.LLM; with dashes they are the server's options."""
+    kv_bytes = settings.kv_cache_memory_bytes
+    if kv_bytes is None and not on_gpu:
+        kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
+    return {
+        "dtype": settings.dtype,
+        "max_model_len": settings.max_model_tokens,
+        "max_num_seqs": min(max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES),
+        "gpu_memory_utilization": settings.gpu_memory_fraction,
+        "kv_cache_memory_bytes": kv_bytes,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "enforce_eager": not on_gpu,
+        "enable_prefix_caching": True,
+        # The distribution that is sampled from, temperature included: what the learner computes. Raw ones would leave it out.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",  # a checkpoint's own top_p, top_k or repetition penalty must not reach the sampler
+        "skip_tokenizer_init": True,
+        "worker_extension_cls": "cero_rl.rollout.vllm_worker.WorkerExtension",
+        "seed": settings.seed,
+    }

@@ -1,0 +1,149 @@
+"""Weights handed to a rollout server through files: one directory a version, written whole or not at all, checked before it is read.
+
+Layout: ROOT/LABEL/shard-00000.safetensors ... and manifest.json with size and sha256 of each. A label is made anew for every push, so
+that no two sets of weights share one. The writer holds at most one shard in memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cero_rl.errors import EngineError
+
+ROOT_VARIABLE = "CERO_SERVER_WEIGHTS_DIR"  # tells the server's workers where labels are looked up
+SHARD_BYTES = 512 * 2**20
+_LABEL = re.compile(r"v\d{1,12}-[0-9a-f]{16}")
+_MANIFEST = "manifest.json"
+_CHUNK_BYTES = 2**22
+_HASHERS = 4
+
+
+def new_label(version: int) -> str:
+    return f"v{version}-{secrets.token_hex(8)}"
+
+
+def write_weights(weights: Iterable[tuple[str, Tensor]], root: Path, label: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write all weights as ROOT/LABEL. Consumes the iterator to its end, even on failure. Raises EngineError."""
+    source = iter(weights)
+    folder = root / f"{label}.tmp"
+    try:
+        folder.mkdir(parents=True)
+        shards: dict[str, dict[str, Any]] = {}
+        for tensors in _shards(source, shard_bytes):
+            name = f"shard-{len(shards):05d}.safetensors"
+            save_file(tensors, folder / name)
+            _flush(folder / name)
+            shards[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        (folder / _MANIFEST).write_text(json.dumps({"label": label, "shards": shards}), encoding="utf-8")
+        _flush(folder / _MANIFEST)
+        folder.rename(root / label)
+        _flush(root)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise EngineError(
+            f"rollout.server.weights_dir: {root} could not take the weights ({error}); it needs room for two copies of the model"
+        ) from error
+    finally:
+        for _ in source:  # the other ranks still gather, and this one with them
+            pass
+
+
+def _shards(source: Iterable[tuple[str, Tensor]], limit_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """CPU copies of consecutive tensors that add up to at most `limit_bytes`; a larger one goes alone."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in source:
+        needed = tensor.numel() * tensor.element_size()
+        if shard and size + needed > limit_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        size += needed
+    if shard:
+        yield shard
+
+
+def check_weights(root: Path, label: str) -> list[Path]:
+    """The shards of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming what is not."""
+    if not _LABEL.fullmatch(label):
+        raise ValueError(f"{label!r} is no label of weights")
+    folder = root / label
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    if manifest["label"] != label:
+        raise ValueError(f"{folder} is a copy of {manifest['label']}")
+    paths = [folder / Path(name).name for name in manifest["shards"]]
+
+    def check(path: Path) -> None:
+        wanted = manifest["shards"][path.name]
+        if (size := path.stat().st_size) != wanted["bytes"]:
+            raise ValueError(f"{path} is torn: {size} bytes, wanted {wanted['bytes']}")
+        if _sha256(path) != wanted["sha256"]:
+            raise ValueError(f"{path} is damaged: its sha256 is not the manifest's")
+
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        list(pool.map(check, paths))
+    return paths
+
+
+def read_weights(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in paths:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            for name in shard.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, shard.get_tensor(name)
+
+
+class WeightStore:
+    """The writer's side of a directory: it is this run's alone, and holds the last version only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock = (root / ".lock").open("a")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EngineError(f"rollout.server.weights_dir: another run hands its weights over in {root}; give each its own") from None
+        except OSError as error:
+            raise EngineError(f"rollout.server.weights_dir: {root} cannot be used ({error.strerror}); name another place") from None
+        self.keep_only(None)  # what a run that was killed has left
+
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
+        write_weights(weights, self._root, label)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def keep_only(self, label: str | None) -> None:
+        for folder in self._root.iterdir():
+            if folder.name != label and _LABEL.fullmatch(folder.name.removesuffix(".tmp")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as data:
+        while chunk := data.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
