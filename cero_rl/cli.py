@@ -7,31 +7,44 @@ Every expected error is one line on stderr and the exit code of its class; --deb
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from cero_rl import __version__
+from cero_rl import __version__, redact
 from cero_rl.allocator import build_scheduler, scheduler_for_pool
 from cero_rl.checkpoints_cli import add_checkpoints, checkpoints
 from cero_rl.config import Config, check_pool, derived_sizes
 from cero_rl.config_io import dump_config, load_config
+from cero_rl.doctor import add_doctor, doctor
 from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
 from cero_rl.serve import add_serve, serve
 from cero_rl.simulate_cli import add_simulate, simulate
 from cero_rl.slurm import add_slurm, slurm
 from cero_rl.slurm_env import adopt
+from cero_rl.versions import refuse_unfit
 from cero_rl.walltime import find_walltime
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
+        unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        near = difflib.get_close_matches(unknown[1], _flags(self), n=1) if unknown else []
+        hint = f"did you mean {near[0]}? " if near else ""
+        print(f"error: {redact.text(message)}; {hint}see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    """Every flag of the parser and of its commands."""
+    commands = [c for a in parser._actions if isinstance(a, argparse._SubParsersAction) for c in a.choices.values()]
+    return [*parser._option_string_actions, *(flag for command in commands for flag in _flags(command))]
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +82,10 @@ def _guard(action: Callable[[], int], *, debug: bool) -> int:
     except CeroError as error:
         rank = os.environ.get("RANK", "0")  # known only now where srun started it
         if debug:
-            traceback.print_exc()
+            print(redact.text(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)):
-            print(f"error: {error}" if rank == "0" else f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+            line = redact.text(str(error))
+            print(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
@@ -101,6 +115,7 @@ def _train(arguments: argparse.Namespace) -> int:
     faults.check()
     if os.environ.get("RANK", "0") == "0":
         check_reward(config.reward)
+    refuse_unfit()
     if arguments.dry_run:
         return _report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
     from cero_rl.engine import runtime
@@ -111,7 +126,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
     group = runtime.start(config.watchdog.stall_seconds)
     tokenizer = load_tokenizer(config.model.path)
-    check_model(config, config.model.path)
+    check_model(config, config.model.path, tokenizer)
     data = load_data(config, tokenizer)
     check_pool(config, len(data.train))
     scheduler = scheduler_for_pool(config, data.train.prompts)
@@ -157,16 +172,18 @@ def _validate(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     """Held-out accuracy of a model directory, with the prompts, draws and rewards of a configuration."""
     config = load_config(arguments.config, arguments.overrides)
+    refuse_unfit()
     from cero_rl.engine import runtime
     from cero_rl.evaluate import evaluate
     from cero_rl.rewards.pool import RewardPool, check_reward
-    from cero_rl.session import build_rollout_engine, load_data, load_tokenizer
+    from cero_rl.session import build_rollout_engine, check_model, load_data, load_tokenizer
 
     check_reward(config.reward)
     group = runtime.start()
     try:
         path = arguments.model or config.model.path
         tokenizer = load_tokenizer(path)
+        check_model(config, path, tokenizer)
         heldout = load_data(config, tokenizer).heldout
         if not len(heldout):
             raise DataError("data: there are no held-out prompts; set data.heldout_source or data.heldout_fraction")
@@ -204,17 +221,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     server = commands.add_parser("serve", allow_abbrev=False, help="vLLM's server as the sampler of runs with rollout.mode: server")
     _add_config(server)
     add_serve(server)
-    doctor = commands.add_parser("doctor", help="versions, native libraries and devices on this machine")
-    doctor.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    add_doctor(commands.add_parser("doctor", allow_abbrev=False, help="is this machine fit to train? versions, devices, limits, drills"))
     arguments = parser.parse_args(argv)
     actions: dict[str, Callable[[argparse.Namespace], int]] = {
         "validate": _validate, "evaluate": _evaluate, "simulate": simulate, "checkpoints": checkpoints,
-        "slurm": slurm, "serve": serve, "doctor": _doctor,
+        "slurm": slurm, "serve": serve, "doctor": doctor,
     }  # fmt: skip
     return _guard(lambda: actions[arguments.command](arguments), debug=arguments.debug)
 
-
-def _doctor(_: argparse.Namespace) -> int:
-    from cero_rl.doctor import report
-
-    return report()

@@ -145,7 +145,7 @@ class ZeroConfig(Section):
 class Config(Section):
     name: str = Field(default="run", description="of the run's directory")
     output_dir: str = Field(default="runs", description="parent of the run's directory")
-    seed: NonNegativeInt = Field(default=0, description="of everything random: plan, samples, split")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="of everything random: plan, samples, split")
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig = RewardConfig()
@@ -163,14 +163,16 @@ class Config(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or ".." in self.name:
-            raise ValueError(f"name: got {self.name!r}, wanted letters, digits, '.', '_' or '-' and no '..'")
+            raise ValueError(f"name: got {self.name[:80]!r}, wanted letters, digits, '.', '_' or '-' and no '..'")
         scheduler, total = self.scheduler, self.budget.total_rollouts
         unit = scheduler.rollouts_per_unit
         if total % unit:
-            low = total // unit * unit
+            raise ValueError(f"budget.total_rollouts: {_not_a_multiple(total, unit)}")
+        if total < scheduler.rounds * unit:
             raise ValueError(
-                f"budget.total_rollouts: {total} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
-                f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
+                f"budget B >= rounds K * rollouts_per_unit fails: {total} < {scheduler.rounds} * {unit} = {scheduler.rounds * unit}, so "
+                "some rounds could not give one prompt its group; lower scheduler.rounds or scheduler.rollouts_per_unit (at least 2), or "
+                "raise budget.total_rollouts"
             )
         if scheduler.streaming and (scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None):
             raise ValueError(
@@ -192,11 +194,7 @@ class Config(Section):
             )
         capacity = self.capacity_rollouts
         if capacity % unit:
-            low = capacity // unit * unit
-            raise ValueError(
-                f"scheduler.capacity_rollouts: {capacity} is not a multiple of scheduler.rollouts_per_unit = {unit}; "
-                f"nearest that are: {', '.join(str(v) for v in (low, low + unit, low + 2 * unit) if v > 0)}"
-            )
+            raise ValueError(f"scheduler.capacity_rollouts: {_not_a_multiple(capacity, unit)}")
         if total > scheduler.rounds * capacity:
             raise ValueError(
                 f"budget B <= rounds K * capacity C fails: {total} > {scheduler.rounds} * {capacity} = {scheduler.rounds * capacity}; "
@@ -234,6 +232,15 @@ class Config(Section):
         """Optimizer steps the learning-rate schedule is stretched over, from the budget: what full rounds would make."""
         per_step = self.learner.rollouts_per_step or self.capacity_rollouts
         return math.ceil(self.budget.total_rollouts / min(per_step, self.capacity_rollouts)) * self.learner.updates_per_batch
+
+
+def _not_a_multiple(size: int, unit: int) -> str:
+    """The equation that fails, and the three valid sizes nearest to it."""
+    low = max(size // unit, 1) * unit
+    return (
+        f"{size} is not a multiple of scheduler.rollouts_per_unit = {unit} ({size} = {size // unit} * {unit} + {size % unit}); "
+        f"nearest that are: {low}, {low + unit}, {low + 2 * unit}"
+    )
 
 
 def check_pool(config: Config, num_prompts: int) -> None:

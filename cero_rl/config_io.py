@@ -9,17 +9,18 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from cero_rl import redact
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 
-_SECRET = re.compile(r"(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|ghp_[A-Za-z0-9]{20,})")
+_MOST_VALUES = 10_000  # a file of a few aliases can stand for billions
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -54,13 +55,15 @@ _StrictLoader.add_implicit_resolver(
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply; write plain sections") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark is not None else where
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         if "'\\t'" in problem:
             problem += " (a tab; indent with spaces)"
-        raise ConfigError(f"{place}: not valid YAML: {problem}") from None
+        raise ConfigError(redact.text(f"{place}: not valid YAML: {problem}")) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     """Apply one `a.b=c`; the value is read as YAML, so numbers, lists, true and null mean what they mean in the file."""
     key, separator, raw = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set: got {override!r}, wanted key.path=value, e.g. --set scheduler.name=uniform")
+        raise ConfigError(f"--set: got {redact.text(override)!r}, wanted key.path=value, e.g. --set scheduler.name=uniform")
     value = _parse_yaml(raw, f"--set {key}") if raw.strip() else None
     *parents, last = key.strip().split(".")
     node = data
@@ -132,11 +135,12 @@ def _explain(error: Any) -> str:
     if kind == "missing":
         return f"{key}: missing; add it to the YAML file or pass --set {key}=VALUE"
     if kind == "value_error":
-        reason = str(error["ctx"]["error"])
+        reason = redact.text(str(error["ctx"]["error"]))
         return f"{key}: {reason}" if key else reason
     message = str(error["msg"])
     message = message[0].lower() + message[1:]
-    return f"{key}: got {error['input']!r}; {message}"
+    found = repr(redact.tree(error["input"]))
+    return f"{key}: got {found if len(found) <= 200 else found[:200] + '...'}; {message}"
 
 
 def build_config(data: dict[str, Any], where: str) -> Config:
@@ -147,15 +151,29 @@ def build_config(data: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))) from None
 
 
-def _refuse_secrets(data: Any, path: str = "") -> None:
-    if isinstance(data, dict):
-        for key, value in data.items():
-            _refuse_secrets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(data, list):
-        for index, value in enumerate(data):
-            _refuse_secrets(value, f"{path}.{index}")
-    elif isinstance(data, str) and _SECRET.search(data):
-        raise ConfigError(f"{path}: looks like a secret key; keep secrets in environment variables, never in a configuration")
+def _texts(data: dict[str, Any], where: str) -> Iterator[tuple[str, str, str]]:
+    """(path, key, text) of every text; also where endless settings are refused: a value is looked at for each place it stands in."""
+    waiting: list[tuple[str, str, Any]] = [("", "", data)]
+    seen = 0
+    while waiting:
+        path, key, value = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"{where}: holds more than {_MOST_VALUES} values; write plain sections")
+        if isinstance(value, dict):
+            waiting.extend((f"{path}.{name}" if path else str(name), str(name), inner) for name, inner in value.items())
+        elif isinstance(value, list):
+            waiting.extend((f"{path}.{index}", key, inner) for index, inner in enumerate(value))
+        elif isinstance(value, str):
+            yield path, key, value
+
+
+def _refuse_secrets(data: dict[str, Any], where: str) -> None:
+    for path, key, text in _texts(data, where):
+        if (why := redact.reason(key, text)) is not None:
+            raise ConfigError(f"{path}: {why}")
+        if "\0" in text:
+            raise ConfigError(f"{path}: holds a null character, which no path or text may; write it again")
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -163,10 +181,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     data = read_yaml(Path(path))
     for override in overrides:
         apply_override(data, override)
-    _refuse_secrets(data)
-    return build_config(data, str(path))
+    _refuse_secrets(data, str(path))
+    config = build_config(data, str(path))
+    for where, _, text in _texts(data, str(path)):  # after the sections' own words on their URLs, which know more
+        if (why := redact.url_reason(text)) is not None:
+            raise ConfigError(f"{where}: {why}")
+    return config
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal Config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as YAML that `load_config` reads back to an equal Config. Secrets, which it refuses, are masked."""
+    return yaml.safe_dump(redact.tree(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cero_rl import redact
 from cero_rl.config import Config
 
 
@@ -96,7 +97,7 @@ def _tensorboard(run_dir: Path) -> _Tracker:
 def _wandb(run_dir: Path, config: Config) -> _Tracker:
     import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
-    run = wandb.init(project="cero_rl", name=config.name, dir=str(run_dir), config=config.model_dump(mode="json"))
+    run = wandb.init(project="cero_rl", name=config.name, dir=str(run_dir), config=redact.tree(config.model_dump(mode="json")))
     return _Tracker(lambda step, numbers: run.log(dict(numbers), step=step), run.finish)
 
 

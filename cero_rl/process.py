@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from cero_rl import redact
+
 
 def run_and_exit(action: Callable[[], int]) -> NoReturn:
     """Run `action` and end the process with the status it returns; never returns, so call it from `__main__` alone.
@@ -32,7 +34,7 @@ def run_and_exit(action: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 128 + signal.SIGPIPE
     except BaseException:
-        traceback.print_exc()
+        print(redact.text(traceback.format_exc()), end="", file=sys.stderr)
         status = 1
     if "torch" not in sys.modules:
         sys.exit(status)

@@ -13,15 +13,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from cero_rl.config import Config
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
-from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
+from cero_rl.engine.models import load_model, load_model_config, load_tokenizer, refuse_other_architectures
 from cero_rl.engine.runtime import Group
 from cero_rl.errors import ConfigError, DataError, EngineError
 from cero_rl.in_step import InStep
+from cero_rl.learner.attention import choose_attention
 from cero_rl.rollout.choose import choose_engine
 from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
 from cero_rl.rollout.server_key import read_key
@@ -63,9 +65,14 @@ def load_data(config: Config, tokenizer: Any) -> Data:
     return Data(train, heldout, fingerprint(train.prompts))
 
 
-def check_model(config: Config, path: str) -> None:
-    """What can be told from the model's config.json alone, before anything is written: does it load, do the lengths fit?"""
-    longest = load_model_config(path).max_position_embeddings
+def check_model(config: Config, path: str, tokenizer: Any) -> None:
+    """What can be told without the weights, before anything is written: does this machine run it, is it a causal language model, do
+    tokenizer and lengths fit? Raises ConfigError."""
+    choose_attention(config.model.attention)
+    choose_engine(config, on_gpu=torch.cuda.is_available())
+    model = load_model_config(path)
+    refuse_other_architectures(path, model, tokenizer)
+    longest = model.max_position_embeddings
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if wanted > longest:
         raise ConfigError(

@@ -10,12 +10,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cero_rl"
 LAYERS = [
-    {"__init__", "errors", "types", "faults", "watchdog"}
+    {"__init__", "errors", "types", "faults", "watchdog", "redact"}
     | {"config", "config_base", "config_scheduler", "config_rollout", "config_run", "config_io"},
     {"scheduler", "ops", "ledger"},
     {"data", "rewards", "rollout", "learner"},
     {"engine", "adapters"},
-    {"train", "evaluate", "checkpoint", "metrics", "report", "convert"},  # and every module of one file that is not listed
+    {"train", "evaluate", "checkpoint", "metrics", "report", "doctor", "convert"},  # and every module of one file that is not listed
     {"cli", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}

@@ -122,7 +122,8 @@ def child(arguments: list[str]) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    config = AutoConfig.from_pretrained(ROOT / "recipes/assets/tiny_digits")  # the imports of every conversion, before the baseline
+    # the imports of every conversion, before the baseline
+    config = AutoConfig.from_pretrained(ROOT / "recipes/assets/tiny_digits", trust_remote_code=False)
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(config)
     torch.matmul(torch.ones(64, 64), torch.ones(64, 64))

@@ -48,8 +48,10 @@ def convert(folder: str, name: str, output: Path) -> None:
 
     logging.disable_progress_bar()
     settings: Any = GgufConfig(dequantize=True)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=settings)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=settings, trust_remote_code=False
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
     if hasattr(model.config, "quantization_config"):  # the weights are plain now; save_pretrained would refuse
         del model.config.quantization_config
     model.generation_config.eos_token_id = tokenizer.eos_token_id

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from cero_rl.engine.rendezvous import join
 from cero_rl.errors import EngineError
 
 
@@ -24,8 +25,9 @@ def prepare_environment() -> None:
     """Set what DeepSpeed reads at import; call before anything imports deepspeed."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29517")):
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517")  # alone: any free one
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,11 @@ def start(timeout_seconds: float = 1800.0) -> Group:
         if local_rank >= torch.cuda.device_count():
             raise EngineError(f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible); lower --num_accelerators")
         torch.cuda.set_device(local_rank)
+    backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed(
-            dist_backend="nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout_seconds), verbose=False
-        )
-    except (RuntimeError, ValueError) as error:
+        join(backend, timeout)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # takes the group that is there
+    except (OSError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise EngineError(
             f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} ({_first_line(error)}); another job may use the port "

@@ -35,7 +35,8 @@ def read_shard(path: str | Path, map_location: Any = "cpu") -> Any:
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), str(error).splitlines()[0])
-        raise CheckpointError(f"{path}: refused, it is more than tensors and settings ({first.strip()})") from None
+        what = first.strip().split(". ")[0]  # the sentences after it say how to trust the file
+        raise CheckpointError(f"{path}: refused, it is more than tensors and settings ({what}); use another checkpoint") from None
 
 
 def _copy(state: Any) -> Any:

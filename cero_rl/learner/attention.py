@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cero_rl.errors import ConfigError
+
 PACKED = "cero_packed"
 
 
@@ -67,11 +69,18 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[in
 
 
 def choose_attention(wanted: str) -> str:
-    """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available, else the packed one, registered here."""
+    """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available, else the packed one, registered here.
+
+    Raises ConfigError where flash_attention_2 is asked for and cannot run.
+    """
     from transformers import AttentionInterface
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    if wanted == "flash_attention_2" or (wanted == "auto" and torch.cuda.is_available() and is_flash_attn_2_available()):
+    runs = torch.cuda.is_available() and is_flash_attn_2_available()
+    if wanted == "flash_attention_2" and not runs:
+        lacks = "flash-attn is not installed" if torch.cuda.is_available() else "torch sees no GPU"
+        raise ConfigError(f"model.attention: got flash_attention_2, but {lacks}; set model.attention: auto, or install what is missing")
+    if wanted != "sdpa" and runs:
         return "flash_attention_2"
     AttentionInterface.register(PACKED, packed_attention)
     return PACKED

@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from cero_rl import redact
 from cero_rl.config import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
@@ -144,7 +145,7 @@ class _Tally:
     def failed(self, count: int, message: str) -> None:
         self.done += count
         self.errors += count
-        self.first_error = self.first_error or message
+        self.first_error = self.first_error or redact.text(message)  # a plug-in may put its key into what it raises
 
     def scored_as(self, index: int, value: float | None) -> None:
         if value is None or not math.isfinite(value):

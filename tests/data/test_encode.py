@@ -74,6 +74,7 @@ def test_never_joins_contents() -> None:
     assert shown(chat(("system", "a"), ("user", "b")), tokenizer(TEMPLATE), chat_template="never") == "a\n\nb"
 
 
+@pytest.mark.covers("no chat template")
 def test_no_template() -> None:
     with pytest.raises(DataError, match="no chat template, but the prompts are chat messages"):
         shown(chat(("user", "hi")), tokenizer())
@@ -86,6 +87,7 @@ def test_template_that_refuses() -> None:
         shown(chat(("user", "hi")), tokenizer("{{ raise_exception('only bots') }}"))
 
 
+@pytest.mark.covers("prompt too long")
 def test_overlong() -> None:
     prompts = [text("a"), text("abcdef"), text("bc")]
     tok = tokenizer()

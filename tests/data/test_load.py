@@ -90,16 +90,25 @@ def test_named_columns_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([], "holds no prompts"),
-        ([{"question": "q", "answer": "1"}], "found columns question, answer; set data.prompt_column"),
-        ([{"prompt": "q", "label": "1"}], "set data.answer_column"),
-        ([{"prompt": 3, "answer": "1"}], ":1: the prompt in column 'prompt' is of type int"),
+        pytest.param([], "holds no prompts", marks=pytest.mark.covers("empty set")),
+        pytest.param(
+            [{"question": "q", "answer": "1"}],
+            r"found columns question, answer; set data.prompt_column to one of them; the row is \{\"question\": \"q\"",
+            marks=pytest.mark.covers("missing columns"),
+        ),
+        pytest.param([{"prompt": "q", "label": "1"}], "set data.answer_column", marks=pytest.mark.covers("missing columns")),
+        pytest.param(
+            [{"prompt": 3, "answer": "1"}],
+            ":1: the prompt in column 'prompt' is of type int",
+            marks=pytest.mark.covers("prompts of the wrong type"),
+        ),
         ([{"prompt": ["q"], "answer": "1"}], "holds the message"),
         ([{"prompt": [], "answer": "1"}], "an empty list"),
         ([{"prompt": "  ", "answer": "1"}], "is empty"),
-        (
+        pytest.param(
             [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}, {"prompt": "c", "answer": " "}],
             "2 answers .* 2, 3;",
+            marks=pytest.mark.covers("null answers"),
         ),
         ([[1]], "wanted an object"),
     ],
@@ -114,6 +123,7 @@ def test_bad_rows(tmp_path: Path, rows: list[Any], words: str) -> None:
         count_prompts(data)
 
 
+@pytest.mark.covers("broken JSONL line")
 def test_broken_files(tmp_path: Path) -> None:
     broken = tmp_path / "b.jsonl"
     broken.write_text('{"prompt": "a", "answer": "1"}\n{"prompt": \n')

@@ -95,6 +95,7 @@ def test_math_answer_that_is_not_mathematics_is_an_error_not_a_zero() -> None:
     assert "cannot be read as mathematics" in (result.first_error or "")
 
 
+@pytest.mark.covers("reward hangs", "reward eats memory", "reward segfaults", "reward floods stdout", "reward NaN")
 def test_hostile_plugin_loses_only_its_own_items(tmp_path: Path) -> None:
     config = RewardConfig(function=plugin(tmp_path, HOSTILE), timeout_seconds=1.0, memory_limit_mb=256, workers=2)
     late = ["sleep", "spin", "power"]
@@ -108,6 +109,7 @@ def test_hostile_plugin_loses_only_its_own_items(tmp_path: Path) -> None:
     assert result.counts == RewardCounts(scored=14, timeouts=3, errors=9)
 
 
+@pytest.mark.covers("reward hangs")
 def test_one_hang_ends_near_its_deadline(tmp_path: Path) -> None:
     config = RewardConfig(function=plugin(tmp_path, HOSTILE), timeout_seconds=1.0, workers=1)
     with RewardPool(config) as pool:
@@ -153,11 +155,19 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("def f(prompts, completions): return [1.0]", "got 1 rewards for 3 completions"),
+        pytest.param(
+            "def f(prompts, completions): return [1.0]",
+            "got 1 rewards for 3 completions",
+            marks=pytest.mark.covers("reward of the wrong length"),
+        ),
         ("def f(prompts, completions): return 1.0", "got a float for 3"),
         ("def f(prompts, completions): return ['1'] * 3", "got a str as a reward"),
-        ("def f(prompts, completions): return [2.0] * 3", "Beta posteriors"),
-        ("def f(prompts, completions): return [-0.5] * 3", "Beta posteriors"),
+        pytest.param(
+            "def f(prompts, completions): return [2.0] * 3", "Beta posteriors", marks=pytest.mark.covers("reward outside [0,1]")
+        ),
+        pytest.param(
+            "def f(prompts, completions): return [-0.5] * 3", "Beta posteriors", marks=pytest.mark.covers("reward outside [0,1]")
+        ),
         ("def f(prompts, completions, level): return [1.0] * 3", "parameter 'level' has no default"),
         ("def f(solution_str, ground_truth): return {'acc': 1}", "wanted the key 'score'"),
     ],
@@ -177,7 +187,11 @@ def test_rounding_is_clipped(tmp_path: Path) -> None:
     ("code", "words"),
     [
         ("def g(completions): return []", "has no function 'f'; it has g"),
-        ("def f(text): return 1.0", r"takes \(text\); wanted f\(prompts, completions.* or compute_score"),
+        pytest.param(
+            "def f(text): return 1.0",
+            r"takes \(text\); wanted f\(prompts, completions.* or compute_score",
+            marks=pytest.mark.covers("reward with the wrong signature"),
+        ),
         ("def f(**kwargs): return 1.0", "wanted f"),
         ("import no_such_module_at_all", "importing .* failed .ModuleNotFoundError"),
         ("def f(:", "SyntaxError"),
@@ -191,6 +205,7 @@ def test_check_reward_refuses(tmp_path: Path, code: str, words: str) -> None:
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.covers("unknown reward")
 def test_check_reward_names(tmp_path: Path) -> None:
     for function, words in [
         ("maths", "did you mean math"),
@@ -248,6 +263,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.covers("reward eats memory", "reward floods stdout")
 def test_parent_memory_does_not_grow(tmp_path: Path) -> None:
     config = RewardConfig(function=plugin(tmp_path, HOSTILE), memory_limit_mb=128, workers=1)
     resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

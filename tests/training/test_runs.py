@@ -81,6 +81,7 @@ def test_export_reproduces_the_evaluation(uncut):
     assert again["eval/pass@2"] == pytest.approx(last["eval/pass@2"], abs=1e-7)
 
 
+@pytest.mark.covers("existing run without --resume")
 def test_existing_run_is_not_overwritten_by_accident(out, uncut):
     before = (uncut / "metrics.jsonl").read_bytes()
     done = launch(out, "uncut", ranks=1)
@@ -137,8 +138,13 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     [
         (["data.source=nowhere.jsonl"], 3, "nowhere.jsonl"),
         (["model.path=recipes/assets/no_model"], 6, "no tokenizer could be loaded from 'recipes/assets/no_model'"),
-        (["reward.function=nowhere.py:score"], 5, "nowhere.py"),
-        (["rollout.max_response_tokens=100"], 2, "but the model has"),
+        pytest.param(["reward.function=nowhere.py:score"], 5, "nowhere.py", marks=pytest.mark.covers("unknown reward")),
+        pytest.param(
+            ["rollout.max_response_tokens=100"],
+            2,
+            "but the model has",
+            marks=pytest.mark.covers("prompt and response longer than the model"),
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(out, settings, code, message):

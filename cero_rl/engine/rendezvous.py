@@ -1,0 +1,51 @@
+"""Where the ranks of a run meet. On one machine nothing of it can be reached from the network.
+
+torch's store listens on every interface, and gloo on the one of the host's name, whatever MASTER_ADDR says. Where MASTER_ADDR is this
+machine's loopback address, the store gets a socket that is bound to it, and gloo and NCCL are told to use the loopback interface.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import socket
+
+import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+
+_BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
+_LOOPBACK_INTERFACE = "lo"
+
+
+def is_loopback(address: str) -> bool:
+    """Is this the name or number of this machine alone?"""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def join(backend: str, timeout: datetime.timedelta) -> None:
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; port 0 is any free one, for a single rank.
+
+    Raises OSError or RuntimeError: the port is taken, or a rank does not come.
+    """
+    address = os.environ["MASTER_ADDR"]
+    if not is_loopback(address) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    os.environ.setdefault(_BACKEND_INTERFACE[backend], _LOOPBACK_INTERFACE)
+    rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    listening = None
+    if rank == 0:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(("127.0.0.1", port))
+            port = bound.getsockname()[1]
+            listening = bound.detach()  # the store closes it
+    os.environ["MASTER_PORT"] = str(port)
+    store = TCPStore("127.0.0.1", port, world_size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listening)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
