@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from cero_rl import redact
 from cero_rl.errors import CheckpointError, EngineError, RewardError
 
 _EXIT_CODES = {"checkpoint": CheckpointError.exit_code, "reward": RewardError.exit_code}
@@ -88,7 +89,7 @@ def explained(watchdog: Watchdog, run_dir: Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         where = run_dir / f"error_rank{os.environ.get('RANK', '0')}.txt"
         with suppress(OSError):
-            where.write_text(traceback.format_exc(), encoding="utf-8")
+            where.write_text(redact.text(traceback.format_exc()), encoding="utf-8")
         first = re.sub(r"^\[\S+:\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0])  # the place in torch's source
         raise EngineError(
             f"{watchdog.phase_name} failed ({type(error).__name__}: {first}); if another rank ended, its own line says why. Traceback in "

@@ -77,6 +77,7 @@ def test_cast_of_a_model_is_the_library_s(kind, models, convert, tmp_path):
     assert convert("verify", tmp_path / "back", "--against", models[kind]) == 4  # rounded, and the default allows no difference
 
 
+@pytest.mark.covers("pickle given to a converter")
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])  # transformers adds a token of its own to a qwen2 tokenizer: more than 21
 def test_start_model_from_a_pickled_state_dict(kind, models, convert, tmp_path, capsys):
     source = tmp_path / "source"
@@ -178,12 +179,14 @@ def index(directory: Path, entry: str) -> Path:
     return directory
 
 
+@pytest.mark.covers("symlinks or .. in an index")
 @pytest.mark.parametrize("entry", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", ".."])
 def test_index_that_leads_out_of_the_directory_is_refused(entry, tmp_path):
     with pytest.raises(CheckpointError, match="plain file name"):
         shard_files(index(tmp_path / "m", entry))
 
 
+@pytest.mark.covers("symlinks or .. in an index")
 def test_link_out_of_the_directory_is_refused_and_a_hub_cache_is_not(tmp_path):
     save_file({"w": torch.zeros(1)}, tmp_path / "secret.safetensors")
     directory = index(tmp_path / "m", "x.safetensors")
@@ -222,6 +225,7 @@ def test_a_missing_or_strange_tensor_is_named(models, convert, tmp_path, capsys)
     assert "extra is no parameter" in capsys.readouterr().err
 
 
+@pytest.mark.covers("non-empty output")
 def test_output_that_holds_something_needs_force(models, convert, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")

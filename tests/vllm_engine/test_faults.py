@@ -29,6 +29,7 @@ def run(fault: str, step: int, out: Path, settings: list[str], *more: str, code:
     return drive("fault_driver.py", fault, str(step), *config, *settings, *more, world=2, code=code)
 
 
+@pytest.mark.covers("engine dies mid-batch")
 def test_an_engine_that_dies_in_a_batch_ends_all_ranks_and_the_run_goes_on(tmp_path: Path, settings: list[str]) -> None:
     text = run("dies", 3, tmp_path, settings, code=6)
     assert text.count("error: rollout: rank 1: vllm failed while it generated (engine core is dead); resume the run") == 1
@@ -41,6 +42,7 @@ def test_an_engine_that_dies_in_a_batch_ends_all_ranks_and_the_run_goes_on(tmp_p
     assert sum(sum(e["generated"]) for e in evidence) == 128 == lines(tmp_path / "run/ledger.jsonl")[-1]["spent_rollouts"]
 
 
+@pytest.mark.covers("engine returns fewer completions")
 def test_lost_completions_are_refunded_and_sampled_later(tmp_path: Path, settings: list[str]) -> None:
     run("loses", 2, tmp_path, settings)
     evidence, ledger = lines(tmp_path / "run/evidence.jsonl"), lines(tmp_path / "run/ledger.jsonl")
@@ -51,12 +53,14 @@ def test_lost_completions_are_refunded_and_sampled_later(tmp_path: Path, setting
     assert all(e["generated"] == e["trials"] for e in evidence)
 
 
+@pytest.mark.covers("non-finite engine log-probs")
 def test_log_probs_that_are_no_numbers_end_the_run(tmp_path: Path, settings: list[str]) -> None:
     text = run("breaks", 2, tmp_path, settings, code=6)
     assert "are not finite; the weights it holds are broken" in text
     assert lines(tmp_path / "run/ledger.jsonl")[-1]["spent_rollouts"] == 32
 
 
+@pytest.mark.covers("engine hangs")
 def test_an_engine_that_hangs_ends_the_run_with_a_named_error(tmp_path: Path, settings: list[str]) -> None:
     text = run("none", 0, tmp_path, settings, "--set", "rollout.generate_timeout_seconds=0.001", code=6)
     assert "took longer than rollout.generate_timeout_seconds = 0.001 s" in text

@@ -65,6 +65,7 @@ def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: P
     assert [[c.token_ids.tolist() for c in g.completions] for g in again] == [[c.token_ids.tolist() for c in g.completions] for g in old]
 
 
+@pytest.mark.covers("rollout 100 times longer")
 def test_one_rollout_a_hundred_times_longer_than_another_is_cut_and_recorded(engine: Any) -> None:
     requests = [RolloutRequest(i, np.array([2 + i, 5, 7]), 60, stream_key=i) for i in range(10)]
     done = [c for g in sample(engine, requests, stream=6, limit=100) for c in g.completions]

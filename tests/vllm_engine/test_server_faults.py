@@ -40,6 +40,7 @@ def undisturbed(server: ServerBox) -> list[Any]:
         engine.close()
 
 
+@pytest.mark.covers("engine answers 5xx", "engine hangs")
 @pytest.mark.parametrize(
     ("fault", "keys"),
     [
@@ -62,6 +63,7 @@ def test_a_fault_that_passes_changes_no_rollout(server: ServerBox, undisturbed: 
         engine.close()
 
 
+@pytest.mark.covers("engine answers 5xx", "engine hangs")
 @pytest.mark.parametrize(
     ("fault", "keys", "said"),
     [
@@ -88,6 +90,7 @@ def test_a_fault_that_stays_ends_in_one_line(server: ServerBox, fault: Any, keys
         engine.close()
 
 
+@pytest.mark.covers("engine returns fewer completions")
 def test_a_draw_that_never_comes_leaves_its_group_short(server: ServerBox, undisturbed: list[Any]) -> None:
     engine = make_engine(server)
     try:
@@ -106,6 +109,7 @@ def call(engine: Any, label: str) -> None:
     engine._runner.run(engine._client.rpc("load_weight_files", label))
 
 
+@pytest.mark.covers("old weight version served")
 def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> None:
     start = load_model(str(server.model), "float32", "sdpa")
     with server.faulty({"kind": "swallow", "count": 1, "skip": 1, **CALLS}):  # the first call asks which weights there are
@@ -138,6 +142,7 @@ def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> 
         make_engine(server)
 
 
+@pytest.mark.covers("non-finite engine log-probs")
 def test_weights_that_are_no_numbers_are_named(server: ServerBox) -> None:
     engine = make_engine(server)
     try:
@@ -150,6 +155,7 @@ def test_weights_that_are_no_numbers_are_named(server: ServerBox) -> None:
         engine.close()
 
 
+@pytest.mark.covers("engine refuses to start")
 def test_a_wrong_key_and_a_taken_port_are_one_line(server: ServerBox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CERO_SERVER_KEY", "not-the-key-of-this-server")
     with pytest.raises(EngineError, match=r"refused \(401: the key is missing or wrong\); rollout.server.key_file must be"):

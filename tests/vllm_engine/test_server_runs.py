@@ -52,6 +52,7 @@ def run_settings(server: ServerBox, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.covers("engine answers 5xx", "engine dies mid-batch", "engine returns fewer completions")
 def test_a_run_survives_5xx_lost_draws_and_a_killed_server(server: ServerBox, tmp_path: Path) -> None:
     """The server is killed by SIGKILL in the middle of a batch and comes back with the start model, many updates behind."""
     faults = [  # of two that meet, the first is done
@@ -78,6 +79,7 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(server: ServerBox, tm
         assert m["mismatch/logp_abs_max"] <= 1e-4  # no token of the start model got through
 
 
+@pytest.mark.covers("engine dies mid-batch")
 def test_a_server_that_stays_away_ends_the_run_with_one_line(server: ServerBox, tmp_path: Path) -> None:
     server.fired.unlink(missing_ok=True)
     with server.faulty({"kind": "kill", "skip": 1, "count": 1, "version": "v1"}):
