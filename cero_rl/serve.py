@@ -137,8 +137,9 @@ def _launch(
     command += ["-m", "vllm.entrypoints.openai.api_server", "--model", config.model.path, "--served-model-name", MODEL_NAME]
     command += ["--host", place.host, "--port", str(place.port), "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     for name, value in engine_arguments(vllm_settings(config, config.model.path), on_gpu=on_gpu).items():
-        if value is not None and value is not False:
-            command += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+        option = name.replace("_", "-")
+        if value is not None:
+            command += [f"--no-{option}"] if value is False else [f"--{option}"] if value is True else [f"--{option}", str(value)]
     command += [*further, "--middleware", "cero_rl.rollout.server_guard.Guard"]  # last: nothing stands before it
     environment = {**os.environ, **ENVIRONMENT, **({} if on_gpu else CPU_ENVIRONMENT)}
     if debug:

@@ -35,7 +35,10 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
     kv_bytes = settings.kv_cache_memory_bytes
     if kv_bytes is None and not on_gpu:
         kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
+    # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded generator cannot: its engine dies.
+    whole_prompts: dict[str, Any] = {} if on_gpu else {"enable_chunked_prefill": False}
     return {
+        **whole_prompts,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_tokens,
         "max_num_seqs": min(max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES),

@@ -78,6 +78,13 @@ def test_one_rollout_a_hundred_times_longer_than_another_is_cut_and_recorded(eng
         assert c.finish_reason == "stop" or len(c.token_ids) == 100
 
 
+def test_more_prompt_tokens_than_one_pass_of_the_engine_takes(engine: Any) -> None:
+    rng = np.random.default_rng(3)
+    requests = [RolloutRequest(i, rng.integers(2, 12, 200), 3, stream_key=i) for i in range(60)]
+    groups = sample(engine, requests, stream=8, limit=4)
+    assert [len(g.completions) for g in groups] == [3] * 60
+
+
 def test_strangers_get_nothing(server: ServerBox) -> None:
     key = server.key_file.read_text().strip()
     assert server.key_file.stat().st_mode & 0o777 == 0o600
