@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "cero_rl"
 LAYERS = [
-    {"__init__", "errors", "types", "faults", "watchdog", "redact"}
+    {"__init__", "errors", "types", "faults", "watchdog", "redact", "durable"}
     | {"config", "config_base", "config_scheduler", "config_rollout", "config_run", "config_io"},
     {"scheduler", "ops", "ledger"},
     {"data", "rewards", "rollout", "learner"},

@@ -22,9 +22,10 @@ import torch
 from safetensors.numpy import save_file
 
 from cero_rl import __version__, faults
-from cero_rl.checkpoint.manifest import LATEST, MANIFEST, describe_file, files_of, fsync, write_json
+from cero_rl.checkpoint.manifest import LATEST, MANIFEST, files_of
 from cero_rl.checkpoint.retention import prune, unfinished
 from cero_rl.config_run import CheckpointConfig
+from cero_rl.durable import describe_file, fsync, write_json
 from cero_rl.engine.runtime import Group
 from cero_rl.engine.shards import ShardFiles
 from cero_rl.errors import CheckpointError

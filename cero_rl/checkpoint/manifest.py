@@ -8,47 +8,15 @@ either opens a file. Standard library only.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from cero_rl.durable import sha256
 from cero_rl.errors import CheckpointError
 
 MANIFEST = "MANIFEST.json"
 LATEST = "latest.json"
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically and durably."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
-
-
-def describe_file(path: Path) -> dict[str, Any]:
-    """A manifest's entry, of a file that is durable from here on."""
-    fsync(path)
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def files_of(directory: Path) -> list[Path]:

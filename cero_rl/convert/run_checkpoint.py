@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import Any
 import yaml
 
 from cero_rl.checkpoint import MANIFEST, verify
+from cero_rl.checkpoint.manifest import files_of
+from cero_rl.durable import describe_file, write_json
 from cero_rl.errors import CheckpointError
 
 
@@ -60,9 +60,5 @@ def start_model(root: Path) -> Path | None:
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """`manifest` with the files that are there now."""
-    files = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    (directory / MANIFEST).write_text(json.dumps({**manifest, "files": files}, indent=1, sort_keys=True))
+    files = {path.relative_to(directory).as_posix(): describe_file(path) for path in files_of(directory)}
+    write_json(directory / MANIFEST, {**manifest, "files": files})

@@ -7,9 +7,7 @@ that no two sets of weights share one. The writer holds at most one shard in mem
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import os
 import re
 import secrets
 import shutil
@@ -22,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cero_rl.durable import describe_file, fsync, sha256
 from cero_rl.errors import EngineError
 
 ROOT_VARIABLE = "CERO_SERVER_WEIGHTS_DIR"  # tells the server's workers where labels are looked up
 SHARD_BYTES = 512 * 2**20
 _LABEL = re.compile(r"v\d{1,12}-[0-9a-f]{16}")
 _MANIFEST = "manifest.json"
-_CHUNK_BYTES = 2**22
 _HASHERS = 4
 
 
@@ -46,12 +44,11 @@ def write_weights(weights: Iterable[tuple[str, Tensor]], root: Path, label: str,
         for tensors in _shards(source, shard_bytes):
             name = f"shard-{len(shards):05d}.safetensors"
             save_file(tensors, folder / name)
-            _flush(folder / name)
-            shards[name] = {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+            shards[name] = describe_file(folder / name)
         (folder / _MANIFEST).write_text(json.dumps({"label": label, "shards": shards}), encoding="utf-8")
-        _flush(folder / _MANIFEST)
+        fsync(folder / _MANIFEST)
         folder.rename(root / label)
-        _flush(root)
+        fsync(root)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise EngineError(
@@ -91,7 +88,7 @@ def check_weights(root: Path, label: str) -> list[Path]:
         wanted = manifest["shards"][path.name]
         if (size := path.stat().st_size) != wanted["bytes"]:
             raise ValueError(f"{path} is torn: {size} bytes, wanted {wanted['bytes']}")
-        if _sha256(path) != wanted["sha256"]:
+        if sha256(path) != wanted["sha256"]:
             raise ValueError(f"{path} is damaged: its sha256 is not the manifest's")
 
     with ThreadPoolExecutor(_HASHERS) as pool:
@@ -131,19 +128,3 @@ class WeightStore:
         for folder in self._root.iterdir():
             if folder.name != label and _LABEL.fullmatch(folder.name.removesuffix(".tmp")):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as data:
-        while chunk := data.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

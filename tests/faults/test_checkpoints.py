@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cero_rl.checkpoint import MANIFEST, prune, step_dirs, unfinished, verify
-from cero_rl.checkpoint.manifest import describe_file, files_of, write_json
+from cero_rl.checkpoint.manifest import files_of
 from cero_rl.checkpoint.retention import superfluous
 from cero_rl.cli import main
+from cero_rl.durable import describe_file, write_json
 from cero_rl.errors import CheckpointError
 from cero_rl.run_lock import RunLock
 
