@@ -12,6 +12,7 @@ from learner_cases import AGGREGATIONS, CPU, VOCABULARY, make_batch, plan_on_ran
 from transformers import AttentionInterface
 
 from cero_rl.config import LearnerConfig
+from cero_rl.errors import ConfigError
 from cero_rl.learner import attention
 from cero_rl.learner.attention import PACKED, choose_attention, packed_attention, packed_layout
 from cero_rl.learner.logprob import PolicyModule, head_chunk_tokens
@@ -183,11 +184,19 @@ def test_a_sequence_longer_than_the_sliding_window_is_refused(batch: RolloutBatc
     assert bool(forward(PolicyModule(wide), micro)[0].isfinite().all())
 
 
-def test_choose_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("gpu", "flash"), [(True, True), (True, False), (False, False)])
+def test_choose_attention(monkeypatch: pytest.MonkeyPatch, gpu: bool, flash: bool) -> None:
+    import transformers.utils.import_utils
+
+    monkeypatch.setattr(attention.torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(transformers.utils.import_utils, "is_flash_attn_2_available", lambda: flash)
     assert choose_attention("sdpa") == PACKED
-    assert choose_attention("flash_attention_2") == "flash_attention_2"
-    monkeypatch.setattr(attention.torch.cuda, "is_available", lambda: False)
-    assert choose_attention("auto") == PACKED
+    assert choose_attention("auto") == ("flash_attention_2" if flash else PACKED)
+    if flash:
+        assert choose_attention("flash_attention_2") == "flash_attention_2"
+    else:
+        with pytest.raises(ConfigError, match="flash-attn is not installed" if gpu else "torch sees no GPU"):
+            choose_attention("flash_attention_2")
 
 
 @pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
