@@ -12,15 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cero_rl.durable import fsync
 from cero_rl.errors import CheckpointError
-
-
-def sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def refuse_full(target: Path, *, force: bool) -> None:
@@ -50,7 +43,7 @@ def staged(target: Path, *, force: bool) -> Iterator[Path]:
         if target.exists():
             target.rename(old)
         fresh.rename(target)
-        sync_directory(target.parent)
+        fsync(target.parent)
     except BaseException:
         if old.exists() and not target.exists():
             old.rename(target)
