@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from cero_rl.config_base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config_lora import LoraConfig
 from cero_rl.config_rollout import RolloutConfig
 from cero_rl.config_run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
 from cero_rl.config_scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
@@ -153,6 +154,7 @@ class Config(Section):
     scheduler: SchedulerConfig
     budget: BudgetConfig
     learner: LearnerConfig = LearnerConfig()
+    lora: LoraConfig = LoraConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     zero: ZeroConfig = ZeroConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -82,7 +82,7 @@ class WeightSync:
         last = ["before the first parameter"]
 
         def named() -> Iterator[tuple[str, Tensor]]:
-            for name, tensor in full_weights(self._policy.named_parameters()):
+            for name, tensor in full_weights(self._policy.sampled_weights()):
                 last[0] = f"at {name}"
                 yield name, tensor
 
@@ -100,7 +100,10 @@ class WeightSync:
                 f"{what}: sampler and learner disagree, mean |log-prob difference| {mean:.3g} on a probe prompt, bound {bound:g} for "
                 f"{self._config.model.dtype}; the sampler does not hold the learner's weights (rollout.parity_bound, docs/rollout.md)"
             )
-        return {"parity/gap": mean, "parity/gap_max": largest, "parity/version": version}
+        numbers = {"parity/gap": mean, "parity/gap_max": largest, "parity/version": version}
+        if self._policy.adapter is not None and not self._config.lora.adapter_only:
+            numbers["parity/merge_loss"] = self._policy.adapter.merge_loss()
+        return numbers
 
     @torch.no_grad()
     def _gap(self, groups: Sequence[RolloutGroup]) -> tuple[float, float]:

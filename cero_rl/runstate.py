@@ -82,4 +82,6 @@ def config_identity(config: Config) -> str:
     left_out: Any = dict.fromkeys(("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True)
     where_and_how_long = ("mode", "server", "sleep", "gpu_memory_fraction", "sync_timeout_seconds", "generate_timeout_seconds")
     left_out["rollout"] = dict.fromkeys(where_and_how_long, True)
+    if not config.lora.rank:
+        left_out["lora"] = True
     return hashlib.sha256(config.model_dump_json(exclude=left_out).encode()).hexdigest()

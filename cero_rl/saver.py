@@ -5,7 +5,7 @@ The last save of a run is tried again at once. An asynchronous writer's error is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from cero_rl.runstate import config_identity
 
 
 class Saver:
-    """`step_done` at the edge of every step; a collective. Raises CheckpointError after checkpoint.max_failures failures in a row."""
+    """`step_done` at the edge of every step; a collective. Raises CheckpointError after checkpoint.max_failures failures in a row.
+
+    `identity` is what a checkpoint must have been made from for this run to go on with it: data, and what it does not hold itself.
+    """
 
     def __init__(
-        self, run_dir: Path, group: Group, ds_engine: Any, config: Config, data_fingerprint: str, say: Callable[[str], None]
+        self, run_dir: Path, group: Group, ds_engine: Any, config: Config, identity: Mapping[str, Any], say: Callable[[str], None]
     ) -> None:
-        self.identity = {"data_fingerprint": data_fingerprint, "config_sha256": config_identity(config)}
+        self.identity = {**identity, "config_sha256": config_identity(config)}
         self.failed_saves = 0  # in a row
         self._saved_step: int | None = None
         self._settings = config.checkpoint

@@ -19,6 +19,7 @@ from cero_rl.config import Config
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
+from cero_rl.engine.lora import add_adapter, require_peft
 from cero_rl.engine.models import load_model, load_model_config, load_tokenizer, refuse_other_architectures
 from cero_rl.engine.runtime import Group
 from cero_rl.errors import ConfigError, DataError, EngineError
@@ -69,6 +70,7 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     """What can be told without the weights, before anything is written: does this machine run it, is it a causal language model, do
     tokenizer and lengths fit? Raises ConfigError."""
     choose_attention(config.model.attention)
+    require_peft(config.lora)
     choose_engine(config, on_gpu=torch.cuda.is_available())
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)
@@ -99,9 +101,11 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
         return engine
     if config.rollout.engine == "vllm":
         return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
-    model = load_model(path, config.model.dtype, "sdpa").to(group.device)
+    model = load_model(path, config.model.dtype, "sdpa")
+    if config.lora.adapter_only and model_path is None:
+        add_adapter(model, config)
     engine = TransformersEngine(
-        model,
+        model.to(group.device),
         eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         decode=decode,
@@ -140,6 +144,7 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
         sleep=rollout.sleep,
         generate_timeout_seconds=rollout.generate_timeout_seconds,
         seed=config.seed,
+        lora=config.lora if config.lora.adapter_only else None,
     )
 
 

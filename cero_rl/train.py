@@ -74,11 +74,12 @@ class Trainer:
         self.reward_error_said = False
         self.restored: dict[str, Any] = {}  # this rank's rollouts that were generated ahead of the checkpoint
         self.policy = Policy(config, group, universal=options.resume is not None and is_universal(options.resume))
-        self.reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
+        self.reference = build_reference(config, group, self.policy) if config.learner.kl_coefficient > 0 else None
         self.engine = build_rollout_engine(config, tokenizer, group)
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
         self.console = Console(active=group.is_main, total_rollouts=config.budget.total_rollouts)
-        self.saver = Saver(run_dir, group, self.policy.engine, config, data.fingerprint, self.console.say)
+        identity = {"data_fingerprint": data.fingerprint, **self.policy.identity(group)}
+        self.saver = Saver(run_dir, group, self.policy.engine, config, identity, self.console.say)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -305,13 +306,14 @@ class Trainer:
         faults.point("finish.saved")
         if self.group.is_main:
             save_evidence(self.run_dir / "posterior.parquet", self.scheduler, self.data.train.prompts)
+        where = f"model in {self.run_dir}"
         if self.config.checkpoint.export:
             with self.watchdog.phase("checkpoint", "the export of all ranks' shards"):
-                export_model(self.policy, self.tokenizer, self.run_dir / "export", self.config, self.group)
+                where = export_model(self.policy, self.tokenizer, self.run_dir, self.config, self.group)
                 faults.point("export.written")
         recorder.write(self.at.step, numbers)
-        where, ledger = self.run_dir / "export" if self.config.checkpoint.export else self.run_dir, self.at.ledger
-        self.console.say(f"done: {self.at.step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts; model in {where}")
+        ledger = self.at.ledger
+        self.console.say(f"done: {self.at.step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts; {where}")
         return 0
 
     def _save(self, upcoming: Work | None, score: float | None, *, last: bool) -> None:

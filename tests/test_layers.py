@@ -11,8 +11,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "cero_rl"
 LAYERS = [
     {"__init__", "errors", "types", "faults", "watchdog", "redact", "durable"}
-    | {"config", "config_base", "config_scheduler", "config_rollout", "config_run", "config_io"},
-    {"scheduler", "ops", "ledger"},
+    | {"config", "config_base", "config_scheduler", "config_lora", "config_rollout", "config_run", "config_io"},
+    {"scheduler", "ops", "ledger", "lora_format"},
     {"data", "rewards", "rollout", "learner"},
     {"engine", "adapters"},
     {"train", "evaluate", "checkpoint", "metrics", "report", "doctor", "convert"},  # and every module of one file that is not listed

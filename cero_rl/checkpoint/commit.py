@@ -27,7 +27,7 @@ from cero_rl.checkpoint.retention import prune, unfinished
 from cero_rl.config_run import CheckpointConfig
 from cero_rl.durable import describe_file, fsync, write_json
 from cero_rl.engine.runtime import Group
-from cero_rl.engine.shards import ShardFiles
+from cero_rl.engine.shards import ShardFiles, save_shards
 from cero_rl.errors import CheckpointError
 
 ZERO_TAG = "zero"
@@ -109,7 +109,7 @@ class Checkpoints:
 
         self._attempt(step, "prepare", prepare)
         self._shards.copies = copies
-        self._attempt(step, "gather", lambda: self._engine.save_checkpoint(str(directory), tag=ZERO_TAG, save_latest=False))
+        self._attempt(step, "gather", lambda: save_shards(self._engine, directory, ZERO_TAG))
         noted = self._shards.take()
 
         def write() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from cero_rl.checkpoint.commit import ZERO_TAG, RunState, attempt
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
 from cero_rl.engine.runtime import Group
-from cero_rl.engine.shards import read_shard
+from cero_rl.engine.shards import load_shards, read_shard
 from cero_rl.errors import CheckpointError
 
 
@@ -66,9 +66,7 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
         if universal:  # DeepSpeed opens these files itself, and would run what they hold
             for path in sorted((directory / ZERO_TAG).rglob("*.pt")):
                 read_shard(path)
-        loaded, _ = ds_engine.load_checkpoint(str(directory), tag=ZERO_TAG)
-        if loaded is None:
-            raise RuntimeError("DeepSpeed found nothing to load")
+        load_shards(ds_engine, directory, ZERO_TAG)
         if not (path := directory / f"rank{group.rank}.safetensors").exists():
             return  # a universal checkpoint for more ranks than it has random states for
         own.update(load_file(path))

@@ -83,7 +83,7 @@ def sync(model: str, engine_name: str) -> dict[str, Any]:
         """The sampler, given noise in place of the weights it is told to load."""
 
         def load_weights(self, weights: Any, version: int) -> None:
-            noise = ((name, torch.randn(w.shape, generator=generator).to(w) * 0.1) for name, w in full_weights(policy.named_parameters()))
+            noise = ((name, torch.randn(w.shape, generator=generator).to(w) * 0.1) for name, w in full_weights(policy.sampled_weights()))
             for _ in weights:  # a collective that must be worked through
                 pass
             engine.load_weights(noise, version)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from cero_rl.config import Config
 from cero_rl.engine.deepspeed_config import policy_config, reference_config
+from cero_rl.engine.lora import Adapter, add_adapter
 from cero_rl.engine.runtime import Group
+from cero_rl.engine.sync import Source
 from cero_rl.errors import ConfigError, EngineError
 from cero_rl.learner.attention import choose_attention
 from cero_rl.learner.logprob import PolicyModule
@@ -119,9 +121,10 @@ class Policy:
         causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
         if config.model.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.adapter: Adapter | None = add_adapter(causal_lm, config) if config.lora.rank else None
         self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
         with _quiet_deepspeed():
-            parameters: Any = list(self._module.parameters())  # DeepSpeed's annotation says Module
+            parameters: Any = [p for p in self._module.parameters() if p.requires_grad]  # DeepSpeed's annotation says Module
             settings = policy_config(config, group.world_size, universal=universal)
             engine, *_ = deepspeed.initialize(model=self._module, model_parameters=parameters, config=settings)
         self.engine: Any = engine
@@ -146,14 +149,41 @@ class Policy:
         self.engine.train(mode)
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(name as in the Hugging Face model, parameter); shared parameters once, in a fixed order."""
-        return list(self.causal_lm.named_parameters())
+        """(name, trained parameter); shared parameters once, in a fixed order."""
+        return [(name, p) for name, p in self.causal_lm.named_parameters() if p.requires_grad]
+
+    def weights(self) -> list[Source]:
+        """All weights of the Hugging Face model, under its names, with a LoRA adapter merged in."""
+        return self.adapter.merged() if self.adapter else [Source.of(*named) for named in self.causal_lm.named_parameters()]
+
+    def identity(self, group: Group) -> dict[str, Any]:
+        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen base, and how the adapter is to be read."""
+        if self.adapter is None:
+            return {}
+        return {"base_weights": self.adapter.base_checksum(group), "adapter": self.adapter.file_config(self._config.model.path)}
+
+    def sampled_weights(self) -> list[Source]:
+        """What the sampler is given after each update."""
+        return self.adapter.weights() if self.adapter and self._config.lora.adapter_only else self.weights()
 
 
-def build_reference(config: Config, group: Group) -> Any:
-    """A frozen copy of the start model under the same sharding."""
+class _Base:
+    """The frozen base of a policy with a LoRA adapter, called as an engine is."""
+
+    def __init__(self, engine: Any, adapter: Adapter) -> None:
+        self._engine, self._adapter = engine, adapter
+
+    def __call__(self, *inputs: Any) -> Any:
+        with self._adapter.off():
+            return self._engine(*inputs)
+
+
+def build_reference(config: Config, group: Group, policy: Policy) -> Any:
+    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the same sharding."""
     import deepspeed
 
+    if policy.adapter is not None:
+        return _Base(policy.engine, policy.adapter)
     causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
     causal_lm.requires_grad_(False)
     module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()

@@ -53,6 +53,22 @@ def _copy(state: Any) -> Any:
     return _pytree.tree_map(copied, state)
 
 
+def _has_frozen(ds_engine: Any) -> bool:
+    return not all(parameter.requires_grad for parameter in ds_engine.module.parameters())
+
+
+def save_shards(ds_engine: Any, directory: Path, tag: str) -> None:
+    """Have DeepSpeed note its state in `engine.checkpoint_engine`, frozen parameters left out. A collective."""
+    ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=_has_frozen(ds_engine))
+
+
+def load_shards(ds_engine: Any, directory: Path, tag: str) -> None:
+    """The counterpart; frozen parameters stay as they are. A collective. Raises RuntimeError where there is nothing to load."""
+    loaded, _ = ds_engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not _has_frozen(ds_engine))
+    if loaded is None:
+        raise RuntimeError("DeepSpeed found nothing to load")
+
+
 class ShardFiles(CheckpointEngine):
     """Takes the place of `engine.checkpoint_engine`."""
 

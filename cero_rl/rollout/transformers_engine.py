@@ -20,7 +20,8 @@ from cero_rl.types import Completion, RolloutGroup
 
 
 class TransformersEngine:
-    """See RolloutEngine. `model` is this rank's own full copy, in evaluation mode on `device`."""
+    """See RolloutEngine. `model` is this rank's own full copy; `load_weights` brings those of its parameters that require gradients: all,
+    or a LoRA adapter's."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class TransformersEngine:
         max_batch_tokens: int,
         seed: int,
     ) -> None:
+        self._loaded = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._model = model.eval().requires_grad_(False)
         self._eos = torch.tensor(sorted(set(eos_token_ids)), device=model.device)
         self._pad = pad_token_id
@@ -44,7 +46,7 @@ class TransformersEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        own = dict(self._model.named_parameters())
+        own = dict(self._loaded)
         unknown = None
         for name, tensor in weights:  # to the end in any case: the other ranks gather with this one
             if name not in own:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cero_rl.config_lora import LoraConfig
+
 _MOST_SEQUENCES = 512
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 has room for; a smaller adapter fits into a larger one
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
     "VLLM_NO_USAGE_STATS": "1",
@@ -28,6 +31,7 @@ class VllmSettings:
     sleep: bool
     generate_timeout_seconds: float
     seed: int
+    lora: LoraConfig | None = None  # weights come as its adapter; None: whole
 
 
 def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
@@ -37,8 +41,12 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
         kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
     # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded generator cannot: its engine dies.
     whole_prompts: dict[str, Any] = {} if on_gpu else {"enable_chunked_prefill": False}
+    lora: dict[str, Any] = {}
+    if settings.lora is not None:
+        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= settings.lora.rank)}
     return {
         **whole_prompts,
+        **lora,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_tokens,
         "max_num_seqs": min(max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES),

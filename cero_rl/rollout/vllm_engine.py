@@ -12,13 +12,17 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cero_rl.config_lora import LoraConfig
 from cero_rl.errors import EngineError
+from cero_rl.lora_format import adapter_config, stored_name, write_adapter
 from cero_rl.rollout.choose import INSTALL_HINT
 from cero_rl.rollout.deadline import deadline
 from cero_rl.rollout.draws import FINISHED, draw_seed, make_completion
@@ -28,6 +32,7 @@ from cero_rl.rollout.vllm_cpu import private_segments
 from cero_rl.types import RolloutGroup
 
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT}  # the engine's core in this process: weights reach it as tensors
+ADAPTER = "policy-adapter"  # as vLLM knows it
 _TOUCHED = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")  # vLLM sets these for children of its own; ours must not inherit them
 
 
@@ -54,6 +59,8 @@ class VllmEngine:
         self._gather = gather
         self._on_gpu = torch.cuda.is_available()
         self._asleep = False
+        self._model_path = model_path
+        self._adapter: Any = None  # vLLM's name for what load_weights brought, if that is an adapter
         self.version = 0
         shared = private_segments() if settings.tensor_parallel > 1 and not self._on_gpu else nullcontext()
         with _vllm_environment(self._on_gpu), shared:
@@ -84,15 +91,11 @@ class VllmEngine:
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See RolloutEngine. A failure is final: vLLM cannot use an engine whose reload broke off."""
         source = iter(weights)
-        # vLLM keeps a tensor until its layer is complete, longer than a gathered parameter lives: hence the copies.
-        copies = ((name, tensor.detach().clone()) for name, tensor in source)
         try:
             if self._asleep:
                 torch.cuda.empty_cache()  # what the learner's allocator kept and does not use
                 self._llm.wake_up(tags=["weights"])
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
-            if not self._on_gpu:
-                self._llm.collective_rpc("finish_reload")
+            self._reload(source) if self._settings.lora is None else self._load_adapter(source, self._settings.lora)
             if self._asleep:
                 self._llm.wake_up(tags=["kv_cache"])
                 self._asleep = False
@@ -105,10 +108,26 @@ class VllmEngine:
             raise EngineError("vllm did not reset its prefix cache; resume the run")
         self.version = version
 
+    def _reload(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        # vLLM keeps a tensor until its layer is complete, longer than a gathered parameter lives: hence the copies.
+        copies = ((name, tensor.detach().clone()) for name, tensor in weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
+        if not self._on_gpu:
+            self._llm.collective_rpc("finish_reload")
+
+    def _load_adapter(self, weights: Iterable[tuple[str, Tensor]], lora: LoraConfig) -> None:
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+        tensors = {stored_name(name): tensor.detach().to("cpu", copy=True) for name, tensor in weights}
+        with TemporaryDirectory(prefix="cero-adapter-") as folder:  # vLLM takes adapters from files alone, and keeps what it read
+            write_adapter(Path(folder), tensors, adapter_config(lora, tensors, self._model_path))
+            self._llm.llm_engine.add_lora(LoRARequest(ADAPTER, 1, folder, load_inplace=True))
+            self._adapter = LoRARequest(ADAPTER, 1, folder)
+
     def sleep(self) -> None:
         """Give the GPU memory of weights and key-value cache to the learner; `load_weights` wakes the engine. No-op on CPUs."""
         if self._settings.sleep and self._on_gpu and not self._asleep:
-            self._llm.sleep(level=2)
+            self._llm.sleep(level=2 if self._settings.lora is None else 1)  # 1 keeps the base weights, which no sync brings, in host memory
             self._asleep = True
 
     # --- sampling -----------------------------------------------------------------------------------------------------
@@ -143,10 +162,13 @@ class VllmEngine:
         with deadline(seconds, f"generation of {sum(p.n for p in params)} rollouts", key="rollout.generate_timeout_seconds"):
             first_id = self._llm.request_counter.counter  # requests are numbered from here; one that was aborted has no output
             try:
-                outputs = {int(o.request_id) - first_id: o.outputs for o in self._llm.generate(prompts, params, use_tqdm=False)}
+                outputs = {int(o.request_id) - first_id: o.outputs for o in self._sample(prompts, params)}
             except Exception as error:
                 raise EngineError(f"vllm failed while it generated ({_first_line(error)}); resume the run") from error
         return [self._group(request, outputs.get(index, [])) for index, request in zip(mine, requests)]
+
+    def _sample(self, prompts: Any, params: Any) -> Any:
+        return self._llm.generate(prompts, params, lora_request=self._adapter, use_tqdm=False)
 
     def _group(self, request: RolloutRequest, answers: Sequence[Any]) -> RolloutGroup:
         """Completions that were aborted are left out: the caller counts what it got and refunds the rest."""

@@ -54,7 +54,7 @@ def main() -> int:
     config = settings(overrides)
     group = runtime.start(timeout_seconds=120)
     policy = Policy(config, group)
-    reference = build_reference(config, group) if config.learner.kl_coefficient > 0 else None
+    reference = build_reference(config, group, policy) if config.learner.kl_coefficient > 0 else None
     groups, rewards = make_groups()
     mine = np.flatnonzero(deal_groups(np.array(SIZES, dtype=np.float64), group.world_size) == group.rank)
     batch = pack_rollouts([groups[i] for i in mine], [rewards[i] for i in mine])
@@ -72,7 +72,7 @@ def main() -> int:
     def learn(label: str, advantages: torch.Tensor) -> None:
         collected = SimpleNamespace(batch=batch, advantages=advantages, live=stats.live)
         result = optimize(policy, reference, collected, config, group, 0)  # pyright: ignore[reportArgumentType]
-        weights = full_state_dict(policy.named_parameters(), keep=True)
+        weights = full_state_dict(policy.weights(), keep=True)
         saved.update({f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()})
         saved[f"{label}/applied"] = np.array(result.applied)
         saved[f"{label}/micro_batches"] = np.array(result.metrics["micro_batches"])
