@@ -28,7 +28,7 @@ from cero_rl.config_rollout import is_loopback
 from cero_rl.errors import ConfigError, EngineError
 from cero_rl.rollout.choose import INSTALL_HINT
 from cero_rl.rollout.server_key import VARIABLE, make_key
-from cero_rl.rollout.vllm_arguments import CPU_ENVIRONMENT, ENVIRONMENT, engine_arguments
+from cero_rl.rollout.vllm_arguments import ADAPTER, CPU_ENVIRONMENT, ENVIRONMENT, engine_arguments
 
 _EPILOG = """examples:
   cero-rl serve --config recipes/qwen3_8b.yaml                        on the address of rollout.server.urls
@@ -135,6 +135,8 @@ def _launch(
     on_gpu = torch.cuda.is_available()
     command = [sys.executable, "-W", "ignore::DeprecationWarning"]  # vLLM deprecates its own entry point
     command += ["-m", "vllm.entrypoints.openai.api_server", "--model", config.model.path, "--served-model-name", MODEL_NAME]
+    if config.lora.adapter_only:  # vLLM takes the name of an adapter with its first weights alone; those of the run take their place
+        command += ["--lora-modules", f"{ADAPTER}={_start_adapter(weights_dir / 'start-adapter', config)}"]
     command += ["--host", place.host, "--port", str(place.port), "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"]
     for name, value in engine_arguments(vllm_settings(config, config.model.path), on_gpu=on_gpu).items():
         option = name.replace("_", "-")
@@ -147,6 +149,20 @@ def _launch(
     environment.pop(VARIABLE, None)
     # weights are announced through an endpoint that vLLM has in this mode alone; the guard closes the others
     return command, {**environment, "VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": key, ROOT_VARIABLE: str(weights_dir)}
+
+
+def _start_adapter(folder: Path, config: Config) -> Path:
+    """Write an adapter of the run's names and shapes that changes nothing, all zeros; returns `folder`. Raises ConfigError."""
+    import torch
+
+    from cero_rl.engine.models import adapter_without_weights
+    from cero_rl.lora_format import stored_name, write_adapter
+
+    adapter, dtype = adapter_without_weights(config), getattr(torch, config.model.dtype)
+    zeros = {stored_name(s.name): torch.zeros(s.parameters[0].shape, dtype=dtype) for s in adapter.weights()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_adapter(folder, zeros, adapter.file_config(config.model.path))
+    return folder
 
 
 @dataclass

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import torch
 
 from cero_rl.config import Config
+from cero_rl.config_lora import LoraConfig
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.load import load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
-from cero_rl.engine.lora import add_adapter, require_peft
-from cero_rl.engine.models import load_model, load_model_config, load_tokenizer, refuse_other_architectures
+from cero_rl.engine.lora import add_adapter
+from cero_rl.engine.models import adapter_without_weights, load_model, load_model_config, load_tokenizer, refuse_other_architectures
 from cero_rl.engine.runtime import Group
 from cero_rl.errors import ConfigError, DataError, EngineError
 from cero_rl.in_step import InStep
@@ -70,10 +71,11 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     """What can be told without the weights, before anything is written: does this machine run it, is it a causal language model, do
     tokenizer and lengths fit? Raises ConfigError."""
     choose_attention(config.model.attention)
-    require_peft(config.lora)
     choose_engine(config, on_gpu=torch.cuda.is_available())
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)
+    if config.lora.rank and path == config.model.path:
+        adapter_without_weights(config)
     longest = model.max_position_embeddings
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if wanted > longest:
@@ -89,8 +91,10 @@ def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
 
 
 def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> InStep:
-    """This rank's sampler, with the start model's weights (or those of `model_path`). A collective."""
+    """This rank's sampler, with the start model's weights (or those of `model_path`, whole ones). A collective."""
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
+    if model_path is not None:
+        config = config.model_copy(update={"lora": LoraConfig()})
     path = model_path or config.model.path
     decode = partial(tokenizer.decode, skip_special_tokens=True)
     if config.rollout.mode == "server":
@@ -102,7 +106,7 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     if config.rollout.engine == "vllm":
         return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
     model = load_model(path, config.model.dtype, "sdpa")
-    if config.lora.adapter_only and model_path is None:
+    if config.lora.adapter_only:
         add_adapter(model, config)
     engine = TransformersEngine(
         model.to(group.device),
@@ -165,7 +169,9 @@ def _build_server(config: Config, tokenizer: Any, group: Group, path: str, decod
     rollout, model, settings = config.rollout, load_model_config(path), vllm_settings(config, path)
     if len(rollout.server.urls) > group.world_size:
         raise ConfigError(f"rollout.server.urls: {len(rollout.server.urls)} servers for {group.world_size} ranks; name at most one a rank")
-    expected = Expected(settings.dtype, model.vocab_size, model.hidden_size, model.num_hidden_layers, settings.max_model_tokens)
+    expected = Expected(
+        settings.dtype, model.vocab_size, model.hidden_size, model.num_hidden_layers, settings.max_model_tokens, settings.lora
+    )
     engine, failure = None, None
     try:
         engine = ServerEngine(

@@ -79,6 +79,8 @@ class Trainer:
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
         self.console = Console(active=group.is_main, total_rollouts=config.budget.total_rollouts)
         identity = {"data_fingerprint": data.fingerprint, **self.policy.identity(group)}
+        if self.policy.adapter is not None:
+            self.console.say(f"  {self.policy.adapter.describe()}")
         self.saver = Saver(run_dir, group, self.policy.engine, config, identity, self.console.say)
 
     # --- the loop ----------------------------------------------------------------------------------------------------

@@ -23,11 +23,6 @@ from cero_rl.errors import ConfigError
 from cero_rl.lora_format import ADAPTER_NAME, adapter_config, is_adapter_parameter, merged_weight
 
 
-def require_peft(lora: LoraConfig) -> None:
-    if lora.rank and importlib.util.find_spec("peft") is None:
-        raise ConfigError(f"lora.rank: got {lora.rank}, but peft is not installed; pip install 'cero_rl[lora]', or set lora.rank: 0")
-
-
 class Adapter:
     """The matrices in a model, and the frozen weights beside them."""
 
@@ -43,6 +38,12 @@ class Adapter:
     def weights(self) -> list[Source]:
         """The matrices themselves, under their names in the model."""
         return [Source.of(name, parameter) for name, parameter in self._named]
+
+    def describe(self) -> str:
+        """One line for the user."""
+        trained, frozen = (sum(Source.of(*named).numel for named in part) for part in (self._named, self._frozen))
+        share, modules = trained / (trained + frozen), sorted({name.split(".")[-2] for name in self._layers})
+        return f"LoRA            rank {self._lora.rank} in {', '.join(modules)}: {trained:,} parameters are trained ({share:.2%})"
 
     def file_config(self, base: str) -> dict[str, Any]:
         """peft's adapter_config.json; `base` is the start model's path or id."""
@@ -107,7 +108,8 @@ def add_adapter(causal_lm: Any, config: Config) -> Adapter:
 
     Raises ConfigError for names that the model does not have, or that are no plain linear layers of its decoder.
     """
-    require_peft(config.lora)
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"lora.rank: got {config.lora.rank}, but peft is not installed; pip install 'cero_rl[lora]', or set lora.rank: 0")
     import peft
     from peft.tuners.lora import Linear
 

@@ -86,6 +86,15 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
     return model
 
 
+def adapter_without_weights(config: Config) -> Adapter:
+    """The adapter of config.lora in a model that has shapes and no data. Raises ConfigError where config.lora does not fit the model."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        causal_lm = AutoModelForCausalLM.from_config(load_model_config(config.model.path), trust_remote_code=False)
+        return add_adapter(causal_lm, config)
+
+
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 BUCKET_BYTES = 512 * 2**20
 
 
+def _full_numel(parameter: nn.Parameter) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 @dataclass(frozen=True)
 class Source:
     """A full tensor to come: `make` it while its `parameters` are gathered."""
@@ -28,8 +32,12 @@ class Source:
         return cls(name, (parameter,), lambda: parameter.data)
 
     @property
+    def numel(self) -> int:
+        return sum(map(_full_numel, self.parameters))
+
+    @property
     def full_bytes(self) -> int:
-        return sum(int(getattr(p, "ds_numel", p.numel())) * p.element_size() for p in self.parameters)
+        return sum(_full_numel(p) * p.element_size() for p in self.parameters)
 
 
 def buckets(sources: Iterable[Source], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[Source]]:

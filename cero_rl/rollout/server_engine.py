@@ -18,12 +18,14 @@ from typing import Any
 
 from torch import Tensor
 
+from cero_rl.config_lora import LoraConfig
 from cero_rl.config_rollout import ServerConfig
 from cero_rl.errors import EngineError
 from cero_rl.rollout.draws import FINISHED, draw_seed, make_completion
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.server_guard import LOAD, STATE
 from cero_rl.rollout.server_http import Answer, ServerClient, Trouble
+from cero_rl.rollout.vllm_arguments import ADAPTER, lora_room
 from cero_rl.rollout.weight_files import WeightStore, new_label
 from cero_rl.types import Completion, RolloutGroup
 
@@ -42,6 +44,7 @@ class Expected:
     hidden_size: int
     layers: int
     longest_tokens: int  # prompt and response of one sequence
+    lora: LoraConfig | None = None  # weights come as its adapter; None: whole
 
 
 class ServerEngine:
@@ -88,7 +91,7 @@ class ServerEngine:
         if self._store is not None:
             label = new_label(version)
             try:
-                self._store.write(weights, label)
+                self._store.write(weights, label, self._expected.lora)
             except EngineError as error:
                 failure = str(error)
         else:
@@ -130,7 +133,7 @@ class ServerEngine:
         state, want = await self._client.rpc(STATE), self._expected
         wanted = {
             "dtype": want.dtype, "logprobs_mode": "processed_logprobs", "vocab_size": want.vocab_size, "hidden_size": want.hidden_size,
-            "layers": want.layers,
+            "layers": want.layers, "lora_rank": lora_room(want.lora),
         }  # fmt: skip
         for name, value in wanted.items():
             if state.get(name) != value:
@@ -234,7 +237,8 @@ class ServerEngine:
         for _ in range(1 + _REFILLS):
             for first, count in _runs(draw for draw in range(request.rollouts) if draw not in taken):
                 body = {
-                    "model": MODEL_NAME, "prompt": request.prompt_tokens.tolist(), "n": count, "max_tokens": limit,
+                    "model": ADAPTER if self._expected.lora else MODEL_NAME, "prompt": request.prompt_tokens.tolist(),
+                    "n": count, "max_tokens": limit,
                     "seed": draw_seed(self._seed, stream, request.stream_key, request.first_draw + first),
                     "temperature": temperature, "stop_token_ids": self._eos, "ignore_eos": True,  # as in the engine of a rank
                     "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True, "cache_salt": self._label,

@@ -14,6 +14,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
+ADAPTER = "policy-adapter"  # what vLLM calls the adapter, of which it has one
 CPU_ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # else the first call compiles for seconds
 
 
@@ -34,6 +35,11 @@ class VllmSettings:
     lora: LoraConfig | None = None  # weights come as its adapter; None: whole
 
 
+def lora_room(lora: LoraConfig | None) -> int:
+    """The rank that vLLM is built for; 0: for no adapter."""
+    return next(rank for rank in _LORA_RANKS if rank >= lora.rank) if lora is not None else 0
+
+
 def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
     """Keyword arguments of vllm.LLM; with dashes they are the server's options."""
     kv_bytes = settings.kv_cache_memory_bytes
@@ -41,9 +47,8 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
         kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
     # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded generator cannot: its engine dies.
     whole_prompts: dict[str, Any] = {} if on_gpu else {"enable_chunked_prefill": False}
-    lora: dict[str, Any] = {}
-    if settings.lora is not None:
-        lora = {"enable_lora": True, "max_loras": 1, "max_lora_rank": next(r for r in _LORA_RANKS if r >= settings.lora.rank)}
+    rank = lora_room(settings.lora)
+    lora: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}
     return {
         **whole_prompts,
         **lora,

@@ -27,12 +27,11 @@ from cero_rl.rollout.choose import INSTALL_HINT
 from cero_rl.rollout.deadline import deadline
 from cero_rl.rollout.draws import FINISHED, draw_seed, make_completion
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.rollout.vllm_arguments import CPU_ENVIRONMENT, ENVIRONMENT, VllmSettings, engine_arguments
+from cero_rl.rollout.vllm_arguments import ADAPTER, CPU_ENVIRONMENT, ENVIRONMENT, VllmSettings, engine_arguments
 from cero_rl.rollout.vllm_cpu import private_segments
 from cero_rl.types import RolloutGroup
 
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **ENVIRONMENT}  # the engine's core in this process: weights reach it as tensors
-ADAPTER = "policy-adapter"  # as vLLM knows it
 _TOUCHED = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS")  # vLLM sets these for children of its own; ours must not inherit them
 
 

@@ -13,13 +13,17 @@ from typing import Any
 
 import torch
 
+from cero_rl.rollout.vllm_arguments import ADAPTER
 from cero_rl.rollout.weight_files import ROOT_VARIABLE, check_weights, read_weights
 
 
 class WorkerExtension:
-    model_runner: Any  # of the worker this class is mixed into, as are the next two
+    model_runner: Any  # of the worker this class is mixed into, as is all to the next comment
     model_config: Any
+    lora_config: Any
     reload_weights: Any
+    add_lora: Any
+    list_loras: Any
     cero_label = ""  # of the weights that load_weight_files brought
 
     def finish_reload(self) -> int:
@@ -36,12 +40,18 @@ class WorkerExtension:
 
     def load_weight_files(self, label: str) -> dict[str, Any]:
         """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or damaged file is refused untouched."""
+        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
         if label != self.cero_label:
-            shards = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
+            files = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
             self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
-            self.reload_weights(weights_iterator=read_weights(shards))
-            if not torch.cuda.is_available():
-                self.finish_reload()
+            if files.is_adapter:
+                (number,) = self.list_loras()  # that of the start adapter, whose place this one takes
+                self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
+            else:
+                self.reload_weights(weights_iterator=read_weights(files.shards))
+                if not torch.cuda.is_available():
+                    self.finish_reload()
             self.cero_label = label
         return self.weights_state()
 
@@ -55,5 +65,6 @@ class WorkerExtension:
             "max_model_tokens": int(config.max_model_len),
             "vocab_size": int(config.get_vocab_size()),
             "hidden_size": int(config.get_hidden_size()),
+            "lora_rank": int(self.lora_config.max_lora_rank) if self.lora_config else 0,
             "layers": int(config.hf_text_config.num_hidden_layers),
         }

@@ -1,7 +1,7 @@
 """Weights handed to a rollout server through files: one directory a version, written whole or not at all, checked before it is read.
 
-Layout: ROOT/LABEL/shard-00000.safetensors ... and manifest.json with size and sha256 of each. A label is made anew for every push, so
-that no two sets of weights share one. The writer holds at most one shard in memory.
+Layout: ROOT/LABEL/shard-00000.safetensors ... (or the two files of a LoRA adapter) and manifest.json with size and sha256 of each. A
+label is made anew for every push, so that no two sets of weights share one. The writer holds at most one shard in memory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cero_rl.config_lora import LoraConfig
 from cero_rl.durable import describe_file, fsync, sha256
 from cero_rl.errors import EngineError
+from cero_rl.lora_format import CONFIG_FILE, WEIGHTS_FILE, adapter_config, stored_name, write_adapter
 
 ROOT_VARIABLE = "CERO_SERVER_WEIGHTS_DIR"  # tells the server's workers where labels are looked up
 SHARD_BYTES = 512 * 2**20
@@ -34,18 +36,28 @@ def new_label(version: int) -> str:
     return f"v{version}-{secrets.token_hex(8)}"
 
 
-def write_weights(weights: Iterable[tuple[str, Tensor]], root: Path, label: str, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write all weights as ROOT/LABEL. Consumes the iterator to its end, even on failure. Raises EngineError."""
+def write_weights(
+    weights: Iterable[tuple[str, Tensor]], root: Path, label: str, *, lora: LoraConfig | None = None, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write all weights as ROOT/LABEL, with `lora` those of an adapter. Consumes the iterator to its end, even on failure.
+
+    Raises EngineError.
+    """
     source = iter(weights)
     folder = root / f"{label}.tmp"
     try:
         folder.mkdir(parents=True)
-        shards: dict[str, dict[str, Any]] = {}
-        for tensors in _shards(source, shard_bytes):
-            name = f"shard-{len(shards):05d}.safetensors"
-            save_file(tensors, folder / name)
-            shards[name] = describe_file(folder / name)
-        (folder / _MANIFEST).write_text(json.dumps({"label": label, "shards": shards}), encoding="utf-8")
+        if lora is None:
+            names = []
+            for tensors in _shards(source, shard_bytes):
+                names.append(f"shard-{len(names):05d}.safetensors")
+                save_file(tensors, folder / names[-1])
+        else:
+            adapter = {stored_name(name): tensor.detach().to("cpu", copy=True) for name, tensor in source}
+            write_adapter(folder, adapter, adapter_config(lora, adapter, "policy"))
+            names = [WEIGHTS_FILE, CONFIG_FILE]
+        files = {name: describe_file(folder / name) for name in names}
+        (folder / _MANIFEST).write_text(json.dumps({"label": label, "adapter": lora is not None, "files": files}), encoding="utf-8")
         fsync(folder / _MANIFEST)
         folder.rename(root / label)
         fsync(root)
@@ -74,18 +86,27 @@ def _shards(source: Iterable[tuple[str, Tensor]], limit_bytes: int) -> Iterator[
         yield shard
 
 
-def check_weights(root: Path, label: str) -> list[Path]:
-    """The shards of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming what is not."""
+@dataclass(frozen=True)
+class WeightFiles:
+    """A version on the disk: whole weights in shards, or the directory of an adapter."""
+
+    folder: Path
+    shards: tuple[Path, ...]
+    is_adapter: bool
+
+
+def check_weights(root: Path, label: str) -> WeightFiles:
+    """The files of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming what is not."""
     if not _LABEL.fullmatch(label):
         raise ValueError(f"{label!r} is no label of weights")
     folder = root / label
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     if manifest["label"] != label:
         raise ValueError(f"{folder} is a copy of {manifest['label']}")
-    paths = [folder / Path(name).name for name in manifest["shards"]]
+    paths = [folder / Path(name).name for name in manifest["files"]]
 
     def check(path: Path) -> None:
-        wanted = manifest["shards"][path.name]
+        wanted = manifest["files"][path.name]
         if (size := path.stat().st_size) != wanted["bytes"]:
             raise ValueError(f"{path} is torn: {size} bytes, wanted {wanted['bytes']}")
         if sha256(path) != wanted["sha256"]:
@@ -93,7 +114,8 @@ def check_weights(root: Path, label: str) -> list[Path]:
 
     with ThreadPoolExecutor(_HASHERS) as pool:
         list(pool.map(check, paths))
-    return paths
+    is_adapter = bool(manifest["adapter"])
+    return WeightFiles(folder, () if is_adapter else tuple(paths), is_adapter)
 
 
 def read_weights(paths: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -118,8 +140,8 @@ class WeightStore:
             raise EngineError(f"rollout.server.weights_dir: {root} cannot be used ({error.strerror}); name another place") from None
         self.keep_only(None)  # what a run that was killed has left
 
-    def write(self, weights: Iterable[tuple[str, Tensor]], label: str) -> None:
-        write_weights(weights, self._root, label)
+    def write(self, weights: Iterable[tuple[str, Tensor]], label: str, lora: LoraConfig | None = None) -> None:
+        write_weights(weights, self._root, label, lora=lora)
 
     def close(self) -> None:
         self._lock.close()

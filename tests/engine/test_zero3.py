@@ -13,6 +13,7 @@ import pytest
 import torch
 from zero3_driver import ROOT, make_groups, settings
 
+from cero_rl.engine.lora import add_adapter
 from cero_rl.learner.losses import kl_estimate
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,10 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
     config = settings(overrides)
     learner = config.learner
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, betas=config.optimizer.betas, weight_decay=0.0)
+    if config.lora.rank:
+        add_adapter(model, config)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.optimizer.learning_rate, betas=config.optimizer.betas, weight_decay=0.0)
     rollouts = []
     for group, rewards in zip(*make_groups()):
         known = [(c, float(r)) for c, r in zip(group.completions, rewards) if not np.isnan(r)]
@@ -70,8 +74,8 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
             if learner.kl_coefficient:
                 loss = loss + learner.kl_coefficient * kl_estimate(now, before, learner.kl_estimator)
             (loss.mean() / len(rollouts)).backward()
-        gradients.append({name: p.grad.numpy().copy() for name, p in model.named_parameters()})
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.max_grad_norm)
+        gradients.append({name: p.grad.numpy().copy() for name, p in trained.items()})
+        torch.nn.utils.clip_grad_norm_(trained.values(), config.optimizer.max_grad_norm)
         optimizer.step()
     return gradients
 
@@ -98,9 +102,35 @@ def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
         # the first pass differs by rounding alone; Adam's first step turns roundings of tiny gradients into steps of full size
         assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (1e-5 if index == 0 else 1e-2)
     for name, value in ranks[0].items():  # every rank holds the same weights, gradients and numbers, bit for bit
+        if name.startswith("logp/"):  # of each rank's own tokens
+            continue
         np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
     if case == "micro_batches":
         assert ranks[0]["clean/micro_batches"] > 2
+
+
+KL = ["learner.updates_per_batch=2", "learner.kl_coefficient=0.1", "optimizer.learning_rate=1e-2"]
+
+
+def test_lora_trains_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
+    adapted = [*KL, "lora.rank=4", "lora.targets=[q_proj, v_proj, down_proj]"]
+    wanted, ranks = plain_gradients(adapted), run_ranks(tmp_path, "lora", 2, adapted)
+    assert all(".lora_" in name for name in wanted[0])
+    for index, gradient in enumerate(wanted):
+        assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (1e-5 if index == 0 else 1e-2)
+    assert {name.split("/", 2)[2] for name in ranks[0] if name.startswith("gradient/0/")} == set(wanted[0])
+    start = {name: p.numpy() for name, p in _start_weights()}
+    merged = {name.split("/", 2)[2]: value for name, value in ranks[0].items() if name.startswith("clean/weights/")}
+    assert merged.keys() == start.keys()
+    changed = {name for name in start if not np.array_equal(start[name], merged[name])}
+    assert changed == {name for name in start if name.endswith(("q_proj.weight", "v_proj.weight", "down_proj.weight"))}
+    own_copy = run_ranks(tmp_path, "full", 2, KL)
+    for rank, other in zip(ranks, own_copy):
+        np.testing.assert_array_equal(rank["logp/reference"], other["logp/reference"])
+        assert np.abs(rank["logp/policy"] - rank["logp/reference"]).max() > 1e-3
+    for name, value in ranks[0].items():
+        if not name.startswith("logp/"):  # of each rank's own tokens
+            np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
 
 
 @pytest.mark.covers("NaN gradient with finite loss")

@@ -44,9 +44,9 @@ def main() -> int:
     from deepspeed.utils import safe_get_full_grad
 
     from cero_rl.engine import runtime
-    from cero_rl.engine.models import Policy, build_reference
+    from cero_rl.engine.models import Policy, build_reference, forward_micro
     from cero_rl.engine.sync import full_state_dict
-    from cero_rl.learner.packing import pack_rollouts
+    from cero_rl.learner.packing import build_step_plan, pack_rollouts
     from cero_rl.rollout.deal import deal_groups
     from cero_rl.update import optimize
 
@@ -78,12 +78,29 @@ def main() -> int:
         saved[f"{label}/micro_batches"] = np.array(result.metrics["micro_batches"])
         saved[f"{label}/loss"] = np.array(result.metrics["loss"])
 
+    def logps(engine: object) -> list[np.ndarray]:
+        """Of every response token of this rank, in the order of the step's plan."""
+        found = []
+        plan = build_step_plan(
+            batch, stats.adv, stats.live, config=config.learner, max_response_tokens=16, all_sum=group.all_sum, all_max=group.all_max,
+            head_chunk_tokens=512, device=group.device,
+        )  # fmt: skip
+        policy.train(False)
+        with torch.no_grad():
+            for micro in plan.micro_batches:
+                logp = forward_micro(engine, micro, with_entropy=False)[0]
+                found.append(logp[micro.loss_mask].numpy())
+        policy.train(True)
+        return found
+
     if case == "poisoned":  # one bad number on the last rank, then the same batch without it
         bad = stats.adv.clone()
         if group.rank == group.world_size - 1:
             bad[stats.adv.abs().argmax()] = torch.nan
         learn("poisoned", bad)
     learn("clean", stats.adv)
+    if reference is not None:  # after the update, when policy and reference differ
+        saved["logp/reference"], saved["logp/policy"] = np.concatenate(logps(reference)), np.concatenate(logps(policy.engine))
     for index, gradient in enumerate(gradients):
         saved.update({f"gradient/{index}/{name}": value for name, value in gradient.items()})
     np.savez(out / f"{case}-{group.rank}.npz", **saved)

@@ -59,7 +59,7 @@ def test_a_key_that_others_read_or_that_is_none_is_refused(tmp_path: Path, monke
 def test_weights_come_back_whole_in_bounded_shards(tmp_path: Path) -> None:
     label = new_label(3)
     write_weights(tensors(), tmp_path, label, shard_bytes=900)
-    paths = check_weights(tmp_path, label)
+    paths = check_weights(tmp_path, label).shards
     assert len(paths) == 3  # two tensors of 400 bytes each
     back = dict(read_weights(paths))
     assert back.keys() == {name for name, _ in tensors()}

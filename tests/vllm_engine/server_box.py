@@ -23,7 +23,8 @@ POSITIONS = 256
 class ServerBox:
     """Port, key and weights of a server in `folder`; restarted once if it dies."""
 
-    def __init__(self, folder: Path, model: Path, restarts: int = 1) -> None:
+    def __init__(self, folder: Path, model: Path, restarts: int = 1, further: tuple[str, ...] = ()) -> None:
+        self.further = further  # settings of server and run
         self.folder, self.model, self.port = folder, model, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.key_file, self.weights_dir, self.faults, self.fired = (folder / n for n in ("key", "weights", "faults.json", "fired"))
@@ -42,7 +43,7 @@ class ServerBox:
         return [
             f"model.path={self.model}", "seed=7", "rollout.mode=server", "rollout.engine=vllm", f"rollout.server.urls=[{self.url}]",
             f"rollout.server.key_file={self.key_file}", f"rollout.server.weights_dir={self.weights_dir}",
-            f"rollout.kv_cache_memory_bytes={2**26}", "rollout.max_batch_tokens=4096",
+            f"rollout.kv_cache_memory_bytes={2**26}", "rollout.max_batch_tokens=4096", *self.further,
         ]  # fmt: skip
 
     def arguments(self) -> list[str]:

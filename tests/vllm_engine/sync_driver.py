@@ -61,6 +61,7 @@ def main() -> int:
         push("stale_cache")
         llm.reset_prefix_cache = reset
         push("after_stale_cache")
+    if config.rollout.engine == "vllm" and not config.lora.adapter_only:
         call = llm.collective_rpc
         llm.collective_rpc = lambda method, **kw: None if method == "finish_reload" else call(method, **kw)
         push("stale_head")

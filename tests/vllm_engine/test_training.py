@@ -37,6 +37,23 @@ def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tie
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("tied", "settings"), [(True, []), (False, ["lora.sync=merged"])], ids=["adapter", "merged"])
+def test_a_lora_adapter_arrives_after_each_of_five_updates(tmp_path: Path, tied: bool, settings: list[str]) -> None:
+    model, prompts = make_model(tmp_path / "model", tied=tied), make_prompts(tmp_path / "prompts.jsonl")
+    settings = [f"model.path={model}", f"data.source={prompts}", "lora.rank=4", "rollout.engine=vllm", *LONG, *settings]
+    done = train(tmp_path, "run", [*settings, "reward.function=tests/vllm_engine/rewards.py:odd_length"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, *steps, last = lines(tmp_path / "run/metrics.jsonl")
+    assert [m["parity/version"] for m in steps] == [1, 2, 3, 4, 5]
+    print("parity/gap_max", [m["parity/gap_max"] for m in steps], "mismatch max", [m["mismatch/logp_abs_max"] for m in steps])
+    for m in steps:
+        assert m["grad_norm"] > 0
+        assert m["parity/gap_max"] <= 1e-4
+        assert m["mismatch/logp_abs_max"] <= 1e-4
+        assert m.get("parity/merge_loss") == (0.0 if "lora.sync=merged" in settings else None)
+    assert last["budget/spent_rollouts"] == 160
+
+
 def test_accounting_is_that_of_the_transformers_engine(tmp_path: Path) -> None:
     """Rewards that look at the prompt alone give both engines the same evidence, so every allocation and every count must be the same."""
     settings = [
