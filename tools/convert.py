@@ -20,12 +20,11 @@ from typing import NoReturn
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a conversion needs no GPU
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-from cero_rl.convert import hf, megatron, megatron_layout, reshard, run_checkpoint, start, verify
+from cero_rl.convert import hf, lora, megatron, megatron_layout, reshard, run_checkpoint, start, verify
 from cero_rl.convert.inspect_directory import KINDS, describe, kind_of, require
-from cero_rl.convert.lora import merge, read_adapter
 from cero_rl.convert.output import refuse_full, staged
 from cero_rl.convert.weights import DTYPES, Weights, cast
-from cero_rl.convert.zero import open_zero
+from cero_rl.convert.zero import ZeroCheckpoint, open_zero
 from cero_rl.errors import CeroError, CheckpointError
 
 Arguments = argparse.Namespace
@@ -63,24 +62,46 @@ def _write_hf(options: Arguments, weights: Weights, model: Path, card: str) -> N
         hf.write_model(out, hf.fit(weights, model, str(options.source)), model, card, options.max_shard_size, _say)
 
 
-def _zero_to_hf(options: Arguments) -> None:
+def _open_checkpoint(options: Arguments, *, bare: bool) -> tuple[run_checkpoint.Located, ZeroCheckpoint]:
     require(options.source, "zero")
-    located = run_checkpoint.locate(options.source, bare=options.bare)
-    zero = open_zero(located.zero)
-    model = options.model or (run_checkpoint.start_model(located.root) if located.root else None)
+    located = run_checkpoint.locate(options.source, bare=bare)
+    return located, open_zero(located.zero)
+
+
+def _zero_to_hf(options: Arguments) -> None:
+    located, zero = _open_checkpoint(options, bare=options.bare)
+    adapter = lora.adapter_of(zero, located) if zero.is_adapter else None
+    model = options.model or run_checkpoint.start_model(located)
     if model is None:
         raise CheckpointError(f"{options.source}: its start model was not found; name one with config.json and tokenizer: --model DIR")
     dtype = DTYPES[options.dtype] if options.dtype else zero.model_dtype
-    steps = zero.header["global_steps"]
-    text = f"{steps} optimizer steps from `{model.name}`; converted from a ZeRO stage {zero.stage} checkpoint."
-    _write_hf(options, cast(zero.weights(), dtype), model, hf.card(options.out.name, text))
+    text = f"{zero.header['global_steps']} optimizer steps from `{model.name}`; converted from a ZeRO stage {zero.stage} checkpoint."
+    if adapter is None:
+        weights = zero.weights()
+    else:
+        base = cast(_open_fitted(model), zero.model_dtype)
+        lora.require_base(base, model, located)
+        # In the dtype of the run its export is wanted, which adds the matrices as they were sampled with; in another one, the masters.
+        weights = lora.merge(base, adapter.cast(dtype) if dtype == zero.model_dtype else adapter, exact=True)
+        text += f" A LoRA adapter is merged in ({len(adapter.pairs)} modules)."
+    _write_hf(options, cast(weights, dtype), model, hf.card(options.out.name, text))
+
+
+def _zero_to_adapter(options: Arguments) -> None:
+    located, zero = _open_checkpoint(options, bare=True)  # refused below without a manifest, for which --bare would be no remedy
+    if not zero.is_adapter:
+        raise CheckpointError(f"{options.source}: holds all weights of the model and no LoRA adapter; use zero-to-hf")
+    adapter = lora.adapter_of(zero, located)
+    base = adapter.config.get("base_model_name_or_path")
+    text = f"{zero.header['global_steps']} optimizer steps from `{base}`; converted from a ZeRO stage {zero.stage} checkpoint."
+    with staged(options.out, force=options.force) as out:
+        fitting = adapter.cast(DTYPES[options.dtype] if options.dtype else zero.model_dtype)
+        lora.write_peft(out, fitting, hf.card(options.out.name, text, library="peft"))
 
 
 def _resharded(options: Arguments, ranks: int | None) -> None:
     """Universal where `ranks` is None."""
-    require(options.source, "zero")
-    located = run_checkpoint.locate(options.source, bare=options.bare)
-    zero = open_zero(located.zero)
+    located, zero = _open_checkpoint(options, bare=options.bare)
     with staged(options.out, force=options.force) as out:
         target = out if located.root is None else out / located.zero.relative_to(located.root)
         target.mkdir(parents=True, exist_ok=True)
@@ -150,9 +171,9 @@ def _megatron_import(options: Arguments) -> None:
 def _merge_lora(options: Arguments) -> None:
     require(options.source, "adapter")
     require(options.base, "huggingface")
-    adapter, pairs = read_adapter(options.source)
-    weights = merge(_open_fitted(options.base), adapter, pairs)
-    text = f"`{options.base.name}` with the LoRA adapter `{options.source.name}` merged in ({len(pairs)} modules)."
+    adapter = lora.read_adapter(options.source)
+    weights = lora.merge(_open_fitted(options.base), adapter, exact=options.dtype is not None)
+    text = f"`{options.base.name}` with the LoRA adapter `{options.source.name}` merged in ({len(adapter.pairs)} modules)."
     _write_hf(options, _as(weights, options.dtype), options.base, hf.card(options.out.name, text))
 
 
@@ -161,7 +182,7 @@ def _inspect(options: Arguments) -> None:
     if options.json:
         _say(json.dumps(facts))
         return
-    _say(f"{options.source}: {KINDS[facts['kind']]}")
+    _say(f"{options.source}: {KINDS[facts['kind']]}{' of a LoRA adapter' if 'lora_rank' in facts else ''}")
     for key, value in facts.items():
         if key not in ("directory", "kind"):
             _say(f"  {key:<20} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"  {key:<20} {value}")
@@ -200,9 +221,12 @@ def _parser() -> argparse.ArgumentParser:
 
     bare = "convert a DeepSpeed directory that no manifest vouches for"
     one = command("zero-to-hf", "a run's ZeRO checkpoint to a Hugging Face model", _zero_to_hf, "CHECKPOINT")
-    one.add_argument("--model", type=Path, metavar="DIR", help="config, tokenizer and generation config (default: the run's start model)")
+    about = "config, tokenizer and, for a LoRA run, base weights (default: the run's start model)"
+    one.add_argument("--model", type=Path, metavar="DIR", help=about)
     one.add_argument("--bare", action="store_true", help=bare)
     shards(one)
+    dtype(one, "default: that of the trained model")
+    one = command("zero-to-adapter", "a LoRA run's ZeRO checkpoint to a peft adapter", _zero_to_adapter, "CHECKPOINT")
     dtype(one, "default: that of the trained model")
     about = "to DeepSpeed's universal layout, for any number of ranks"
     one = command("zero-to-universal", about, lambda o: _resharded(o, None), "CHECKPOINT")

@@ -91,6 +91,6 @@ def write_model(target: Path, weights: Weights, model: Path, card: str, max_shar
     return size
 
 
-def card(title: str, text: str) -> str:
+def card(title: str, text: str, *, library: str = "transformers") -> str:
     """A model card in a few lines."""
-    return f"---\nlibrary_name: transformers\ntags: [cero_rl]\n---\n# {title}\n\n{text}\n"
+    return f"---\nlibrary_name: {library}\ntags: [cero_rl]\n---\n# {title}\n\n{text}\n"

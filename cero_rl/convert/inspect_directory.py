@@ -10,13 +10,14 @@ from typing import Any
 
 from cero_rl.checkpoint import MANIFEST
 from cero_rl.convert.dcp import DcpReader
-from cero_rl.convert.lora import ADAPTER_CONFIG, read_adapter
+from cero_rl.convert.lora import read_adapter
 from cero_rl.convert.megatron import CONFIG, iteration_directory
 from cero_rl.convert.run_checkpoint import zero_directory
 from cero_rl.convert.safetensors_io import open_safetensors, shard_files
 from cero_rl.convert.weights import Spec
-from cero_rl.convert.zero import open_zero
+from cero_rl.convert.zero import ZeroCheckpoint, open_zero
 from cero_rl.errors import CheckpointError
+from cero_rl.lora_format import CONFIG_FILE, adapted, stored_name
 
 KINDS = {
     "zero": "DeepSpeed ZeRO checkpoint",
@@ -28,7 +29,8 @@ KINDS = {
     "unknown": "nothing that is known here",
 }
 _USE = {
-    "zero": "zero-to-hf, zero-to-universal or reshard", "universal": "your trainer with load_universal", "adapter": "merge-lora",
+    "zero": "zero-to-hf, zero-to-adapter, zero-to-universal or reshard",
+    "universal": "your trainer with load_universal", "adapter": "merge-lora",
     "megatron": "megatron-import", "huggingface": "hf-to-start, cast or megatron-export", "run": "one of its checkpoints/step_*",
     "unknown": "a checkpoint directory",
 }  # fmt: skip
@@ -41,7 +43,7 @@ def kind_of(directory: Path) -> str:
     zero = zero_directory(directory)
     if zero is not None:
         return "universal" if (zero / "zero/optimizer_state.pt").is_file() else "zero"
-    if (directory / ADAPTER_CONFIG).is_file():
+    if (directory / CONFIG_FILE).is_file():
         return "adapter"
     if (directory / CONFIG).is_file() or (directory / "latest_checkpointed_iteration.txt").is_file():
         return "megatron"
@@ -71,6 +73,17 @@ def _sizes(specs: Mapping[str, Spec]) -> dict[str, Any]:
     return {"tensors": len(specs), "parameters": sum(s.numel for s in specs.values()), "dtypes": dict(dtypes)}
 
 
+def _lora(zero: ZeroCheckpoint) -> dict[str, Any]:
+    """Of a LoRA run's checkpoint, from its tensors: a bare directory has no manifest that tells."""
+    if not zero.is_adapter:
+        return {}
+    specs = {stored_name(name): spec for name, spec in zero.weights().specs.items()}
+    found = {pair[0]: specs[name].shape[0] for name in specs if (pair := adapted(name))}
+    ranks, targets = sorted(set(found.values())), sorted({name.split(".")[-2] for name in found})
+    trained = sum(spec.numel for spec in specs.values())
+    return {"lora_rank": ranks[0] if len(ranks) == 1 else ranks, "lora_targets": targets, "trained_parameters": trained}
+
+
 def describe(directory: Path) -> dict[str, Any]:
     """Facts as JSON values: kind, bytes, and what the kind has: step, world size, parameters, dtypes, architecture."""
     kind = kind_of(directory)
@@ -79,6 +92,9 @@ def describe(directory: Path) -> dict[str, Any]:
     if (directory / MANIFEST).is_file():
         manifest = json.loads((directory / MANIFEST).read_text())
         facts |= {"step": manifest.get("step"), "manifest": True, "cero_rl": manifest.get("cero_rl")}
+        if adapter := manifest.get("adapter"):
+            facts |= {"lora_rank": adapter.get("r"), "lora_targets": adapter.get("target_modules")}
+            facts["lora_base"] = adapter.get("base_model_name_or_path")
     if kind == "zero":
         place = zero_directory(directory)
         assert place is not None
@@ -87,15 +103,16 @@ def describe(directory: Path) -> dict[str, Any]:
             "stage": zero.stage, "world_size": zero.world_size, "optimizer_steps": zero.header.get("global_steps"),
             "model_dtype": str(zero.model_dtype).removeprefix("torch."), "tied": dict(zero.shared),
             "deepspeed": zero.header.get("ds_version"),
-            **_sizes(zero.weights().specs),
+            **_sizes(zero.weights().specs), **_lora(zero),
         }  # fmt: skip
     elif kind == "universal":
         place = zero_directory(directory)
         assert place is not None
         facts["tensors"] = sum((p / "fp32.pt").is_file() for p in (place / "zero").iterdir() if p.is_dir())
     elif kind == "adapter":
-        tensors, pairs = read_adapter(directory)
-        facts |= {"modules": len(pairs), "ranks": sorted({p.rank for p in pairs.values()}), **_sizes(tensors.specs)}
+        adapter = read_adapter(directory)
+        ranks = sorted({pair.rank for pair in adapter.pairs.values()})
+        facts |= {"modules": len(adapter.pairs), "ranks": ranks, **_sizes(adapter.tensors.specs)}
     elif kind == "megatron":
         place = iteration_directory(directory)
         reader = DcpReader(place)

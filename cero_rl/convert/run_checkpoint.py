@@ -46,16 +46,16 @@ def locate(directory: Path, *, bare: bool) -> Located:
     return Located(zero, None, None)
 
 
-def start_model(root: Path) -> Path | None:
-    """The model directory that the run of this checkpoint started from, as its resolved configuration names it."""
-    resolved = root.parent.parent / "config.resolved.yaml"
-    if not resolved.is_file():
+def start_model(located: Located) -> Path | None:
+    """The model directory that the run of this checkpoint started from, as its resolved configuration names it, or a LoRA's manifest."""
+    if located.root is None or located.manifest is None:
         return None
+    resolved = located.root.parent.parent / "config.resolved.yaml"
     try:
-        path = Path(yaml.safe_load(resolved.read_text(encoding="utf-8"))["model"]["path"])
+        named = yaml.safe_load(resolved.read_text(encoding="utf-8"))["model"]["path"]
     except (OSError, KeyError, TypeError, yaml.YAMLError):
-        return None
-    return path if path.is_dir() else None
+        named = (located.manifest.get("adapter") or {}).get("base_model_name_or_path")
+    return Path(named) if isinstance(named, str) and Path(named).is_dir() else None
 
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 The .pt files are unpickled by torch's restricted loader under fake tensors: it gives shapes and byte offsets, no data. Three DeepSpeed
 classes appear in them; inert stand-ins take their places. The elements are then read by offset, piece by piece. Tested against the
 files of DeepSpeed 0.19.8. Raises CheckpointError for what it does not know: tensor or pipeline parallelism, experts, frozen
-parameters, several parameter groups, loss scaling.
+parameters, several parameter groups, loss scaling. A checkpoint of a LoRA run holds no frozen parameter and is read as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cero_rl.convert.weights import Spec, Weights, read_elements
 from cero_rl.errors import CheckpointError
+from cero_rl.lora_format import is_adapter_parameter
 
 PREFIX = "causal_lm."  # of our PolicyModule
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
@@ -73,8 +74,9 @@ class Fragment:
 class ZeroCheckpoint:
     """A DeepSpeed directory, read as far as needed to find every element.
 
-    shapes: stored parameters in the optimizer's order. shared: tied name -> stored name. fragments[state][name]: fp32 masters and Adam's
-    moments (no state at stage 0). module: full tensors at stages 0 to 2. header: rank 0's model states without tensors.
+    shapes: stored parameters in the optimizer's order. shared: tied name -> stored name, which is not there where it is frozen.
+    fragments[state][name]: fp32 masters and Adam's moments (no state at stage 0). module: full tensors at stages 0 to 2. header: rank
+    0's model states without tensors.
     """
 
     directory: Path
@@ -88,6 +90,11 @@ class ZeroCheckpoint:
     header: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     step: float | None
+
+    @property
+    def is_adapter(self) -> bool:
+        """Is it of a LoRA run, whose checkpoints hold the adapter alone?"""
+        return any(is_adapter_parameter(name) for name in self.shapes)
 
     def state(self, kind: str) -> Weights:
         """One of STATES as full float32 tensors under DeepSpeed's names."""
@@ -194,6 +201,9 @@ def _open(directory: Path) -> ZeroCheckpoint:
         stage = 3
     else:
         shapes = module_sizes
+        if not states and any(is_adapter_parameter(name) for name in shapes):
+            # Stage 0 lists no shared parameters: the second name of a frozen tied one is left in the module.
+            shapes = {name: shape for name, shape in shapes.items() if is_adapter_parameter(name)}
         fragments = _stage12_fragments(shapes, optims, states) if states else {}
         stage = int(states[0]["zero_stage"]) if states else 0
     module = {} if stage3 else {n: fragment_of(models[0], header["module"][n].view(-1), 0, math.prod(shapes[n])) for n in shapes}

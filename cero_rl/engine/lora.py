@@ -20,7 +20,7 @@ from cero_rl.config_lora import LoraConfig
 from cero_rl.engine.runtime import Group
 from cero_rl.engine.sync import Source
 from cero_rl.errors import ConfigError
-from cero_rl.lora_format import ADAPTER_NAME, adapter_config, is_adapter_parameter, merged_weight
+from cero_rl.lora_format import ADAPTER_NAME, adapter_config, base_checksum, bit_sum, is_adapter_parameter, merged_weight
 
 
 class Adapter:
@@ -97,10 +97,9 @@ class Adapter:
                 shard = shard[: max(min(parameter.ds_numel - group.rank * shard.numel(), shard.numel()), 0)]  # pyright: ignore
             else:
                 shard = parameter.data.flatten() if group.is_main else parameter.data.new_empty(0)
-            bits = shard.view(torch.int16 if shard.element_size() == 2 else torch.int32)
-            total += int(bits.sum(dtype=torch.int64))
+            total += bit_sum(shard)
         total = (total + 2**63) % 2**64 - 2**63
-        return f"{int(group.sum_counts(np.array([total], dtype=np.int64))[0]) % 2**64:016x}"
+        return base_checksum(int(group.sum_counts(np.array([total], dtype=np.int64))[0]))
 
 
 def add_adapter(causal_lm: Any, config: Config) -> Adapter:
