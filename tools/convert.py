@@ -182,7 +182,7 @@ def _inspect(options: Arguments) -> None:
     if options.json:
         _say(json.dumps(facts))
         return
-    _say(f"{options.source}: {KINDS[facts['kind']]}{' of a LoRA adapter' if 'lora_rank' in facts else ''}")
+    _say(f"{options.source}: {KINDS[facts['kind']]}{' of a LoRA adapter' if 'lora_ranks' in facts else ''}")
     for key, value in facts.items():
         if key not in ("directory", "kind"):
             _say(f"  {key:<20} {value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"  {key:<20} {value}")

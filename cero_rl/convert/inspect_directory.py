@@ -74,14 +74,12 @@ def _sizes(specs: Mapping[str, Spec]) -> dict[str, Any]:
 
 
 def _lora(zero: ZeroCheckpoint) -> dict[str, Any]:
-    """Of a LoRA run's checkpoint, from its tensors: a bare directory has no manifest that tells."""
+    """What a LoRA run's checkpoint holds, from its tensors: a bare directory has no manifest that tells."""
     if not zero.is_adapter:
         return {}
     specs = {stored_name(name): spec for name, spec in zero.weights().specs.items()}
     found = {pair[0]: specs[name].shape[0] for name in specs if (pair := adapted(name))}
-    ranks, targets = sorted(set(found.values())), sorted({name.split(".")[-2] for name in found})
-    trained = sum(spec.numel for spec in specs.values())
-    return {"lora_rank": ranks[0] if len(ranks) == 1 else ranks, "lora_targets": targets, "trained_parameters": trained}
+    return {"lora_ranks": sorted(set(found.values())), "lora_targets": sorted({name.split(".")[-2] for name in found})}
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -93,7 +91,6 @@ def describe(directory: Path) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text())
         facts |= {"step": manifest.get("step"), "manifest": True, "cero_rl": manifest.get("cero_rl")}
         if adapter := manifest.get("adapter"):
-            facts |= {"lora_rank": adapter.get("r"), "lora_targets": adapter.get("target_modules")}
             facts["lora_base"] = adapter.get("base_model_name_or_path")
     if kind == "zero":
         place = zero_directory(directory)

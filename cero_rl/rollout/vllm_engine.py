@@ -161,13 +161,11 @@ class VllmEngine:
         with deadline(seconds, f"generation of {sum(p.n for p in params)} rollouts", key="rollout.generate_timeout_seconds"):
             first_id = self._llm.request_counter.counter  # requests are numbered from here; one that was aborted has no output
             try:
-                outputs = {int(o.request_id) - first_id: o.outputs for o in self._sample(prompts, params)}
+                answers = self._llm.generate(prompts, params, lora_request=self._adapter, use_tqdm=False)
+                outputs = {int(o.request_id) - first_id: o.outputs for o in answers}
             except Exception as error:
                 raise EngineError(f"vllm failed while it generated ({_first_line(error)}); resume the run") from error
         return [self._group(request, outputs.get(index, [])) for index, request in zip(mine, requests)]
-
-    def _sample(self, prompts: Any, params: Any) -> Any:
-        return self._llm.generate(prompts, params, lora_request=self._adapter, use_tqdm=False)
 
     def _group(self, request: RolloutRequest, answers: Sequence[Any]) -> RolloutGroup:
         """Completions that were aborted are left out: the caller counts what it got and refunds the rest."""

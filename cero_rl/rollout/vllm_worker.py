@@ -40,12 +40,12 @@ class WorkerExtension:
 
     def load_weight_files(self, label: str) -> dict[str, Any]:
         """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or damaged file is refused untouched."""
-        from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
-
         if label != self.cero_label:
             files = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
             self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
             if files.is_adapter:
+                from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
                 (number,) = self.list_loras()  # that of the start adapter, whose place this one takes
                 self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
             else:
