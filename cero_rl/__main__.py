@@ -2,8 +2,8 @@
 
 from typing import NoReturn
 
-from cero_rl.cli import main
-from cero_rl.process import run_and_exit
+from cero_rl.commands.main import main
+from cero_rl.job.process import run_and_exit
 
 
 def entry() -> NoReturn:

@@ -57,7 +57,7 @@ def make_zero(model: Path, directory: Path, ranks: int) -> None:
     from cero_rl.convert.safetensors_io import open_safetensors, shard_files
     from cero_rl.convert.weights import cast
     from cero_rl.convert.zero import STATES, ZeroCheckpoint
-    from cero_rl.engine.loss_scale import no_loss_scaling
+    from cero_rl.zero.loss_scale import no_loss_scaling
 
     held = cast(open_safetensors(*shard_files(model)), torch.float32)
 
@@ -128,7 +128,7 @@ def child(arguments: list[str]) -> None:
         AutoModelForCausalLM.from_config(config)
     torch.matmul(torch.ones(64, 64), torch.ones(64, 64))
     if arguments[0] == "reshard":
-        from cero_rl.engine.loss_scale import no_loss_scaling
+        from cero_rl.zero.loss_scale import no_loss_scaling
 
         no_loss_scaling()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of the imports or of the parent, is forgotten

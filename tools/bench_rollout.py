@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from cero_rl.config_io import load_config
-from cero_rl.engine import runtime
-from cero_rl.engine.models import load_model
-from cero_rl.process import run_and_exit
+from cero_rl.config import load_config
+from cero_rl.distributed.group import Group
+from cero_rl.job.process import run_and_exit
+from cero_rl.models.load import load_model
+from cero_rl.rollout.engines.transformers import TransformersEngine
+from cero_rl.rollout.engines.vllm import VllmEngine, VllmSettings
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
-from cero_rl.rollout.transformers_engine import TransformersEngine
-from cero_rl.rollout.vllm_engine import VllmEngine, VllmSettings
+from cero_rl.zero import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "docs/bench/rollout.jsonl"
@@ -44,7 +45,7 @@ def make_requests(groups: int, rollouts: int, prompt_tokens: int, vocabulary: in
     ]
 
 
-def build(options: argparse.Namespace, group: runtime.Group) -> dict[str, RolloutEngine]:
+def build(options: argparse.Namespace, group: Group) -> dict[str, RolloutEngine]:
     decode = lambda ids: ""
     batch = options.rollouts * options.groups * 2 * (options.prompt_tokens + options.response_tokens)
     settings = VllmSettings(
@@ -64,7 +65,7 @@ def build(options: argparse.Namespace, group: runtime.Group) -> dict[str, Rollou
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     import torch
 
-    group = runtime.start()
+    group = launch.start()
     engines = build(options, group)
     vocabulary = load_model(options.model, options.dtype, "sdpa").config.vocab_size
     requests = make_requests(options.groups, options.rollouts, options.prompt_tokens, vocabulary)
@@ -112,7 +113,7 @@ def main() -> int:
             print(json.dumps(row))
     rates = {row["engine"]: row["tokens_per_second"] for row in rows}
     print(f"vllm / transformers: {rates['vllm'] / rates['transformers']:.2f}")
-    runtime.stop()
+    launch.stop()
     return 0
 
 

@@ -109,7 +109,7 @@ def _resharded(options: Arguments, ranks: int | None) -> None:
             reshard.write_universal(zero, target, _say)
             changes: dict[str, object] = {"universal": True}
         else:
-            from cero_rl.engine.loss_scale import no_loss_scaling
+            from cero_rl.zero.loss_scale import no_loss_scaling
 
             reshard.write_resharded(zero, ranks, target, no_loss_scaling, _say)
             changes = {"world_size": ranks, "resharded_from": zero.world_size}

@@ -28,7 +28,8 @@ from safetensors.numpy import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from cero_rl import __version__, faults  # noqa: E402
+from cero_rl import __version__  # noqa: E402
+from cero_rl.job import faults  # noqa: E402
 
 SETTINGS = [
     "scheduler.rounds=6", "budget.total_rollouts=384", "data.limit=120", "data.heldout_limit=8", "optimizer.warmup_steps=1",

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cero_rl.config import PRESETS, Config, Section
+from cero_rl.config.learner import PRESETS
+from cero_rl.config.root import Config, Section
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 HEAD = """\
 # Configuration
 
-Written by `make docs` from `cero_rl/config.py`; do not edit by hand.
+Written by `make docs` from `cero_rl/config/root.py`; do not edit by hand.
 
 A run is one YAML file plus any number of `--set section.key=value`. Unknown keys are errors, and the message names the
 nearest known key. `python -m cero_rl validate --config FILE` checks a file without starting anything. The resolved
@@ -90,7 +91,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if PAGE.exists() and PAGE.read_text(encoding="utf-8") == render():
             return 0
-        print("docs/configuration.md is not what cero_rl/config.py says; run make docs", file=sys.stderr)
+        print("docs/configuration.md is not what cero_rl/config/root.py says; run make docs", file=sys.stderr)
         return 1
     PAGE.write_text(render(), encoding="utf-8")
     print(f"wrote {PAGE.name}")

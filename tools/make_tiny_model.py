@@ -29,8 +29,8 @@ from digits import ALPHABET, FAMILIES, LOTTERY, MAX_ANSWER_CHARS, MAX_PROMPT_CHA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from cero_rl.rollout.engines.transformers import TransformersEngine
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.rollout.transformers_engine import TransformersEngine
 
 SHARES = {"solved": 0.55, "impossible": 0.15, "luck": 0.10, "learnable": 0.20}
 PAD, EOS = 0, 1

@@ -19,10 +19,10 @@ import torch
 
 from cero_rl.data.prompts import Messages, fingerprint, make_prompt
 from cero_rl.errors import CheckpointError
-from cero_rl.ledger import Ledger
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
 STATE_FILE = "cero_scheduler.npz"

@@ -21,14 +21,15 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from cero_rl import __version__, faults
+from cero_rl import __version__
 from cero_rl.checkpoint.manifest import LATEST, MANIFEST, files_of
 from cero_rl.checkpoint.retention import prune, unfinished
-from cero_rl.config_run import CheckpointConfig
-from cero_rl.durable import describe_file, fsync, write_json
-from cero_rl.engine.runtime import Group
-from cero_rl.engine.shards import ShardFiles, save_shards
+from cero_rl.config.run import CheckpointConfig
+from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
+from cero_rl.files.durable import describe_file, fsync, write_json
+from cero_rl.job import faults
+from cero_rl.zero.shards import ShardFiles, save_shards
 
 ZERO_TAG = "zero"
 

@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cero_rl.durable import sha256
 from cero_rl.errors import CheckpointError
+from cero_rl.files.durable import sha256
 
 MANIFEST = "MANIFEST.json"
 LATEST = "latest.json"

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from cero_rl.checkpoint.commit import ZERO_TAG, RunState, attempt
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
-from cero_rl.engine.runtime import Group
-from cero_rl.engine.shards import load_shards, read_shard
+from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
+from cero_rl.zero.shards import load_shards, read_shard
 
 
 def find_valid(run_dir: Path, group: Group, report: Callable[[str], None]) -> Path | None:

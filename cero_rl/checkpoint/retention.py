@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from cero_rl import faults
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs
 from cero_rl.errors import CheckpointError
+from cero_rl.job import faults
 
 
 def superfluous(

@@ -17,7 +17,7 @@ from cero_rl.convert.safetensors_io import open_safetensors, shard_files
 from cero_rl.convert.weights import Spec
 from cero_rl.convert.zero import ZeroCheckpoint, open_zero
 from cero_rl.errors import CheckpointError
-from cero_rl.lora_format import CONFIG_FILE, adapted, stored_name
+from cero_rl.files.lora_adapter import CONFIG_FILE, adapted, stored_name
 
 KINDS = {
     "zero": "DeepSpeed ZeRO checkpoint",

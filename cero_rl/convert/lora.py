@@ -17,7 +17,7 @@ from cero_rl.convert.safetensors_io import open_safetensors, read_json, write_fi
 from cero_rl.convert.weights import Spec, Weights, cast
 from cero_rl.convert.zero import ZeroCheckpoint
 from cero_rl.errors import CheckpointError
-from cero_rl.lora_format import (
+from cero_rl.files.lora_adapter import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     adapted,

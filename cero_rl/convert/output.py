@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cero_rl.durable import fsync
 from cero_rl.errors import CheckpointError
+from cero_rl.files.durable import fsync
 
 
 def refuse_full(target: Path, *, force: bool) -> None:

@@ -11,8 +11,8 @@ import yaml
 
 from cero_rl.checkpoint import MANIFEST, verify
 from cero_rl.checkpoint.manifest import files_of
-from cero_rl.durable import describe_file, write_json
 from cero_rl.errors import CheckpointError
+from cero_rl.files.durable import describe_file, write_json
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cero_rl.convert.weights import Spec, Weights, read_elements
 from cero_rl.errors import CheckpointError
-from cero_rl.lora_format import is_adapter_parameter
+from cero_rl.files.lora_adapter import is_adapter_parameter
 
 PREFIX = "causal_lm."  # of our PolicyModule
 STATES = ("fp32", "exp_avg", "exp_avg_sq")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.config import DataConfig
+from cero_rl.config.data import DataConfig
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import DataError
 

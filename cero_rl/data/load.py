@@ -14,7 +14,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from cero_rl.config import DataConfig
+from cero_rl.config.data import DataConfig
 from cero_rl.data.prompts import Prompt, question_hash
 from cero_rl.data.rows import read_prompts
 from cero_rl.data.sources import kind_of, read_hub, read_jsonl, read_parquet, read_procedural

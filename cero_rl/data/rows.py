@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cero_rl.config import DataConfig
+from cero_rl.config.data import DataConfig
 from cero_rl.data.prompts import Prompt, make_prompt
 from cero_rl.data.sources import Row
 from cero_rl.errors import DataError

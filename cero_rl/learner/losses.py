@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.mismatch import histogram, importance_weights
 from cero_rl.types import MicroBatch
 

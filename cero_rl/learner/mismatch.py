@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 
 _MAX_LOG = 20.0  # exp() stays finite
 HISTOGRAM_BINS = 513

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.ops import token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 

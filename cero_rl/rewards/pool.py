@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from cero_rl import redact
-from cero_rl.config import RewardConfig
+from cero_rl.config.data import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult

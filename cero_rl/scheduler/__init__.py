@@ -4,10 +4,8 @@ Every rank runs the same scheduler on the same all-reduced counts and so compute
 2610.09679.
 """
 
-from cero_rl.scheduler.base import Scheduler, SchedulerName, make_scheduler
-from cero_rl.scheduler.baselines import UniformScheduler
+from cero_rl.scheduler.budgeted import BudgetSpec, Observed, Samples, StateDict
 from cero_rl.scheduler.cero import CeroScheduler
-from cero_rl.scheduler.core import BudgetSpec, Observed, Samples, StateDict
 from cero_rl.scheduler.export import export_posterior, import_posterior
 from cero_rl.scheduler.offline import greedy_integer, water_filling
 from cero_rl.scheduler.options import CeroOptions, PlanName
@@ -15,6 +13,9 @@ from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import indices_of
 from cero_rl.scheduler.posterior import BetaPosterior, Prior
 from cero_rl.scheduler.prior import fit_beta_prior, prior_from_pass_rate
+from cero_rl.scheduler.protocol import Scheduler
+from cero_rl.scheduler.registry import SchedulerName, make_scheduler
+from cero_rl.scheduler.uniform import UniformScheduler
 from cero_rl.scheduler.utility import (
     EXPONENTIAL,
     HYPERBOLIC,
@@ -27,7 +28,7 @@ from cero_rl.scheduler.utility import (
     utility_of,
     utility_slope,
     utility_value,
-)  # fmt: skip
+)
 from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, hit_utility, live_probability
 
 __all__ = [

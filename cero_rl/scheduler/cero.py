@@ -17,7 +17,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar, StateDict, read_array, read_scalar
+from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar, StateDict, read_array, read_scalar
 from cero_rl.scheduler.options import PlanName
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import change_pool

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.posterior import Floats
-from cero_rl.scheduler.spec import Ids
+from cero_rl.scheduler.sizes import Ids
 
 _SAMPLE = 16384
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.posterior import Floats
-from cero_rl.scheduler.spec import Ids, StateDict, read_array
+from cero_rl.scheduler.sizes import Ids, StateDict
+from cero_rl.scheduler.state import read_array
 
 
 class LearningProgress:

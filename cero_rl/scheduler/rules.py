@@ -12,7 +12,7 @@ import numpy as np
 from cero_rl.scheduler.offline import water_filling
 from cero_rl.scheduler.plan import ranked_plan
 from cero_rl.scheduler.posterior import Floats
-from cero_rl.scheduler.spec import Ids
+from cero_rl.scheduler.sizes import Ids
 from cero_rl.scheduler.utility import Utility
 
 

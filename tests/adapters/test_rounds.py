@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cero_rl.adapters.rounds import AdvantageRule, deal_slots, load_state, open_round, pool_fingerprint, save_state, score_round
 from cero_rl.errors import CheckpointError
-from cero_rl.ledger import Ledger
 from cero_rl.scheduler import CeroScheduler
+from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
 

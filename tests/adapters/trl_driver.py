@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from cero_rl.adapters.trl import CeroGRPOTrainer
-from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec
+from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "recipes" / "assets"

@@ -31,7 +31,7 @@ def convert() -> Convert:
 
 @pytest.fixture(scope="session")
 def training():
-    return _module("training_launch", ROOT / "tests/training/launch.py")
+    return _module("training_launch", ROOT / "tests/train/launch.py")
 
 
 @pytest.fixture(scope="session")

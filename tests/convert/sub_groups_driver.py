@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-import cero_rl.engine.models as models
-from cero_rl.config import Config
-from cero_rl.config_io import load_config
-from cero_rl.engine import runtime
-from cero_rl.process import run_and_exit
+import cero_rl.zero.policy as models
+from cero_rl.config import Config, load_config
+from cero_rl.job.process import run_and_exit
+from cero_rl.zero import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 ordinary = models.policy_config
@@ -32,7 +31,7 @@ def main() -> int:
     config = load_config(
         ROOT / "recipes/quickstart_cpu.yaml", [f"model.path={ROOT / 'recipes/assets/tiny_digits'}", "model.dtype=bfloat16"]
     )
-    group = runtime.start()
+    group = launch.start()
     models.policy_config = small_sub_groups
     policy = models.Policy(config, group)
     tokens = torch.arange(2, 18)
@@ -42,7 +41,7 @@ def main() -> int:
     assert policy.step(1e-3).applied
     assert len(policy.engine.optimizer.fp32_partitioned_groups_flat) > 2
     policy.engine.save_checkpoint(out, tag="zero", save_latest=False)
-    runtime.stop()
+    launch.stop()
     return 0
 
 

@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from cero_rl.config_io import load_config
-from cero_rl.engine import runtime
-from cero_rl.process import run_and_exit
+from cero_rl.config import load_config
+from cero_rl.job.process import run_and_exit
+from cero_rl.zero import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     checkpoint, stage, out = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
     config = load_config(ROOT / "recipes/quickstart_cpu.yaml", [f"zero.stage={stage}", f"model.path={ROOT / 'recipes/assets/tiny_digits'}"])
-    group = runtime.start()
+    group = launch.start()
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    from cero_rl.engine.deepspeed_config import policy_config
-    from cero_rl.engine.models import load_model
-    from cero_rl.learner.logprob import PolicyModule
+    from cero_rl.models.load import load_model
+    from cero_rl.models.logprob import PolicyModule
+    from cero_rl.zero.deepspeed_config import policy_config
 
     module = PolicyModule(load_model(config.model.path, "float32", "sdpa"))
     engine, *_ = deepspeed.initialize(
@@ -43,7 +43,7 @@ def main() -> int:
         }
     if group.is_main:
         Path(out).write_text(json.dumps({"steps": engine.global_steps, "lr": engine.optimizer.param_groups[0]["lr"], "hashes": found}))
-    runtime.stop()
+    launch.stop()
     return 0
 
 

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from cero_rl.config import DataConfig
+from cero_rl.config.data import DataConfig
 from cero_rl.data.encode import encode_prompts
 from cero_rl.data.prompts import Prompt, make_prompt
 from cero_rl.errors import DataError

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cero_rl.config import DataConfig
+from cero_rl.config.data import DataConfig
 from cero_rl.data.load import count_prompts, load_prompts
 from cero_rl.data.prompts import fingerprint, make_prompt, question_hash
 from cero_rl.errors import DataError
@@ -148,7 +148,7 @@ def test_broken_files(tmp_path: Path) -> None:
 
 def test_hub_without_network_is_one_line() -> None:
     code = (
-        "from cero_rl.config import DataConfig; from cero_rl.data.load import load_prompts, count_prompts\n"
+        "from cero_rl.config.data import DataConfig; from cero_rl.data.load import load_prompts, count_prompts\n"
         "data = DataConfig(source='nobody/no_such_set'); assert count_prompts(data) is None\n"
         "try: load_prompts(data, 0)\nexcept ValueError as e: print(type(e).__name__, e)"
     )
@@ -163,7 +163,7 @@ def test_hub_without_network_is_one_line() -> None:
 def test_counting_imports_neither_torch_nor_datasets(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", sums(10))
     code = (
-        "import sys; from cero_rl.config import DataConfig; from cero_rl.data.load import count_prompts\n"
+        "import sys; from cero_rl.config.data import DataConfig; from cero_rl.data.load import count_prompts\n"
         "from cero_rl.rewards.pool import RewardPool; import cero_rl.data.encode\n"
         f"print(count_prompts(DataConfig(source={source!r})), "
         f"count_prompts(DataConfig(source='reasoning_gym:gcd', procedural_size=50)),"

@@ -16,16 +16,16 @@ import torch
 import yaml
 
 from cero_rl.checkpoint.manifest import read_manifest
-from cero_rl.config_io import load_config
-from cero_rl.engine.models import load_model, load_model_config, load_tokenizer, refuse_other_architectures
+from cero_rl.config import load_config
 from cero_rl.errors import CeroError, CheckpointError, ConfigError, EngineError
-from cero_rl.session import check_model
+from cero_rl.models.load import load_model, load_model_config, load_tokenizer, refuse_other_architectures
+from cero_rl.train.preflight import check_model
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
 MODEL = ROOT / "recipes/assets/tiny_digits"
 # Runs one command line, then says whether torch had to be loaded for the answer.
-COMMAND = "import sys; from cero_rl.cli import main, train_main; code = {call}; print('torch' in sys.modules); sys.exit(code)"
+COMMAND = "import sys; from cero_rl.commands.main import main; from cero_rl.commands.train import train_main; code = {call}; print('torch' in sys.modules); sys.exit(code)"
 
 
 def run(call: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from cero_rl.checkpoint import MANIFEST, prune, step_dirs, unfinished, verify
 from cero_rl.checkpoint.manifest import files_of
 from cero_rl.checkpoint.retention import superfluous
-from cero_rl.cli import main
-from cero_rl.durable import describe_file, write_json
+from cero_rl.commands.main import main
 from cero_rl.errors import CheckpointError
-from cero_rl.run_lock import RunLock
+from cero_rl.files.durable import describe_file, write_json
+from cero_rl.job.lock import RunLock
 
 
 def make(run: Path, step: int, score: float | None = None) -> Path:
@@ -117,7 +117,7 @@ class Hostile:
 
 
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path):
-    from cero_rl.engine.shards import read_shard
+    from cero_rl.zero.shards import read_shard
 
     good = {"optimizer_state_dict": {"flat": torch.arange(4.0), "shapes": [torch.Size([2, 2])]}, "ds_version": "0"}
     torch.save(good, tmp_path / "good.pt")

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from cero_rl import faults
-from cero_rl.config_io import load_config
+from cero_rl.checkpoint.rollout_store import pack_groups, unpack_groups
+from cero_rl.config import load_config
 from cero_rl.errors import ConfigError, EngineError
-from cero_rl.metrics import Recorder
+from cero_rl.job import faults
+from cero_rl.job.watchdog import Watchdog, explained
+from cero_rl.metrics.recorder import Recorder
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.rollout_store import pack_groups, unpack_groups
 from cero_rl.types import Completion, RolloutGroup
-from cero_rl.watchdog import Watchdog, explained
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,7 +82,7 @@ def test_a_mistyped_fault_is_refused(text: str, said: str):
 STALL = """
 import sys, time
 from pathlib import Path
-from cero_rl.watchdog import Watchdog
+from cero_rl.job.watchdog import Watchdog
 def stuck():
     time.sleep(60)
 with Watchdog(1.0, Path(sys.argv[1])) as watchdog:

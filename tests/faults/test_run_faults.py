@@ -194,7 +194,7 @@ def test_leftovers_and_damage_are_passed_over(out: Path, uncut: Path):
 
 @pytest.mark.covers("two jobs on one run directory")
 def test_a_second_job_on_the_directory_is_sent_away(out: Path, uncut: Path):
-    from cero_rl.run_lock import RunLock, is_locked
+    from cero_rl.job.lock import RunLock, is_locked
 
     lock = RunLock(uncut)
     assert is_locked(uncut)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cero_rl.config import LearnerConfig
-from cero_rl.learner.attention import choose_attention
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.packing import build_step_plan, pack_rollouts
+from cero_rl.models.attention import choose_attention
 from cero_rl.types import Completion, MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ import torch
 from learner_cases import AGGREGATIONS, CPU, VOCABULARY, make_batch, plan_on_ranks, source_index, tiny_model
 from transformers import AttentionInterface
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.errors import ConfigError
-from cero_rl.learner import attention
-from cero_rl.learner.attention import PACKED, choose_attention, packed_attention, packed_layout
-from cero_rl.learner.logprob import PolicyModule, head_chunk_tokens
 from cero_rl.learner.losses import policy_loss
 from cero_rl.learner.packing import _dummy
+from cero_rl.models import attention
+from cero_rl.models.attention import PACKED, choose_attention, packed_attention, packed_layout
+from cero_rl.models.logprob import PolicyModule, head_chunk_tokens
 from cero_rl.types import MicroBatch, RolloutBatch, StepPlan
 
 MODELS = ("Qwen3", "Qwen2", "Llama")

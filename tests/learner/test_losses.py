@@ -10,7 +10,7 @@ import pytest
 import torch
 from learner_cases import AGGREGATIONS, MAX_RESPONSE_TOKENS, advantages, make_batch, plan_on_ranks, source_index
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.losses import METRIC_NAMES, kl_estimate, policy_loss, reduce_metrics
 from cero_rl.types import MicroBatch, RolloutBatch
 

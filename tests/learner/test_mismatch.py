@@ -10,7 +10,7 @@ import pytest
 import torch
 from learner_cases import advantages, make_batch, plan_on_ranks
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, histogram, importance_weights, ratio_quantiles, sequence_sums
 

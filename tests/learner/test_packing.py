@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_cases import AGGREGATIONS, MAX_RESPONSE_TOKENS, advantages, make_batch, make_group, plan_on_ranks, source_index
 
-from cero_rl.config import LearnerConfig
+from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.packing import pack_rollouts, split_by_tokens
 from cero_rl.types import RolloutBatch
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cero_rl.config import RewardConfig
+from cero_rl.config.data import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
 from cero_rl.rewards.pool import RewardPool, check_reward
@@ -238,7 +238,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     function = plugin(tmp_path, HOSTILE)
     code = f"""
 import os, signal, threading
-from cero_rl.config import RewardConfig
+from cero_rl.config.data import RewardConfig
 from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.pool import RewardPool
 with RewardPool(RewardConfig(function={function!r}, workers=2, timeout_seconds=60)) as pool:
@@ -285,7 +285,7 @@ def test_big_messages_pass(tmp_path: Path) -> None:
 
 
 def test_reasoning_gym_real_set() -> None:
-    from cero_rl.config import DataConfig
+    from cero_rl.config.data import DataConfig
     from cero_rl.data.load import load_prompts
 
     items = []

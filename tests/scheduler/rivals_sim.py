@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler import Observed, Scheduler, make_scheduler
-from cero_rl.scheduler.base import SCHEDULER_NAMES, OptionValue
+from cero_rl.scheduler.registry import SCHEDULER_NAMES, OptionValue
 from cero_rl.scheduler.rivals import RIVALS
 
 Wave = tuple[list[int], list[int]]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rivals_sim import SIZED, Table, build, play_all, play_round
 
 from cero_rl.scheduler import Observed
-from cero_rl.scheduler.base import SCHEDULER_NAMES
+from cero_rl.scheduler.registry import SCHEDULER_NAMES
 
 RATES = np.linspace(0.0, 1.0, 12)
 

@@ -261,7 +261,7 @@ def test_gain_is_paired() -> None:
 
 
 def test_suites_hold_every_scheduler_and_one_budget() -> None:
-    from cero_rl.scheduler.base import SCHEDULER_NAMES
+    from cero_rl.scheduler.registry import SCHEDULER_NAMES
 
     suites = make_suites()
     assert {entry.scheduler for entry in suites["rivals"].cases[0].entries} == set(SCHEDULER_NAMES)

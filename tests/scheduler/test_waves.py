@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cero_rl.scheduler import BudgetSpec, CeroScheduler, Observed
-from cero_rl.scheduler.core import BudgetedScheduler
+from cero_rl.scheduler.budgeted import BudgetedScheduler
 
 
 class TwoWaves(BudgetedScheduler):

@@ -12,10 +12,10 @@ FILES = sorted([*(ROOT / "cero_rl").rglob("*.py"), *(ROOT / "tools").rglob("*.py
 
 # (file, rule) -> how many places, and why they may stand there.
 ALLOWED = {
-    ("cero_rl/config_io.py", "yaml"): (1, "its loader is SafeLoader with more refusals"),
+    ("cero_rl/config/io.py", "yaml"): (1, "its loader is SafeLoader with more refusals"),
     ("cero_rl/rewards/plugin.py", "import by path"): (2, "the user's own reward file, named by the user, in a worker process alone"),
-    ("cero_rl/rollout/server_http.py", "no timeout"): (1, "a client whose every call names connect, read, write and total timeouts"),
-    ("cero_rl/serve.py", "all interfaces"): (2, "how a server that the user opens to all is reached from its own machine"),
+    ("cero_rl/rollout/engines/server_http.py", "no timeout"): (1, "a client whose every call names connect, read, write and total timeouts"),
+    ("cero_rl/commands/serve.py", "all interfaces"): (2, "how a server that the user opens to all is reached from its own machine"),
     ("tools/kernel_report.py", "import by path"): (2, "this project's own setup.py"),
 }
 
@@ -77,7 +77,7 @@ def test_our_code_keeps_the_rules_and_no_exception_is_left_over() -> None:
 
 def test_the_scan_sees_the_project() -> None:
     assert len(FILES) > 100
-    assert {"cero_rl/engine/shards.py", "tools/kill_sweep.py", "recipes/train_cero.py"} <= {p.relative_to(ROOT).as_posix() for p in FILES}
+    assert {"cero_rl/zero/shards.py", "tools/kill_sweep.py", "recipes/train_cero.py"} <= {p.relative_to(ROOT).as_posix() for p in FILES}
 
 
 def test_what_the_user_names_is_run_in_no_process_but_the_workers() -> None:

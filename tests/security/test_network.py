@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cero_rl.engine.rendezvous import is_loopback
+from cero_rl.distributed.rendezvous import is_loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 import datetime, os, sys
 import torch, torch.distributed as dist
-from cero_rl.engine.rendezvous import join
-from cero_rl.engine.runtime import prepare_environment
+from cero_rl.distributed.rendezvous import join
+from cero_rl.zero.launch import prepare_environment
 prepare_environment()
 join("gloo", datetime.timedelta(seconds=60))
 total = torch.ones(1)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cero_rl import redact
-from cero_rl.config_io import build_config, dump_config, load_config
+from cero_rl.config.io import build_config, dump_config, load_config
 from cero_rl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_secrets_in_a_configuration_are_refused_and_not_repeated(
     ],
 )
 def test_no_error_of_the_command_repeats_a_secret(tmp_path: Path, arguments: list[str], debug: list[str]) -> None:
-    code = "import sys; from cero_rl.cli import main; sys.exit(main(['validate', *sys.argv[1:]]))"
+    code = "import sys; from cero_rl.commands.main import main; sys.exit(main(['validate', *sys.argv[1:]]))"
     config = [] if "--config" in arguments else ["--config", str(RECIPE)]
     env = {**os.environ, **VARIABLES, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, *config, *arguments, *debug], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from cero_rl.data.sources import kind_of
-from cero_rl.engine.models import load_model, load_model_config, load_tokenizer
-from cero_rl.engine.shards import read_shard
 from cero_rl.errors import CheckpointError, DataError, EngineError
+from cero_rl.models.load import load_model, load_model_config, load_tokenizer
+from cero_rl.zero.shards import read_shard
 
 MODEL = Path(__file__).resolve().parents[2] / "recipes/assets/tiny_digits"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cero_rl.restarts import (
+from cero_rl.job.restarts import (
     FILE,
     MAX_RESTARTS_WITHOUT_PROGRESS,
     Attempt,

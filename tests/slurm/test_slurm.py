@@ -190,7 +190,7 @@ def test_what_slurm_refuses_is_one_line(slurm: Slurm, out: Path, flags: tuple[st
 
 
 def test_srun_gives_every_rank_its_place(slurm: Slurm) -> None:
-    code = "import os; from cero_rl.slurm_env import adopt; adopt(os.environ); "
+    code = "import os; from cero_rl.job.slurm_env import adopt; adopt(os.environ); "
     code += "print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')))"
     env = {**environment(), "MASTER_ADDR": slurm.hosts[0].address, "MASTER_PORT": "15000"}
     done = slurm.run("srun", "-N2", "-n4", "--ntasks-per-node=2", sys.executable, "-c", code, env=env, cwd=ROOT)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cero_rl.cli import main
-from cero_rl.slurm import TEMPLATE, seconds_of
+from cero_rl.commands.main import main
+from cero_rl.commands.slurm import TEMPLATE, seconds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RENDER = ["slurm", "render", "--config", "recipes/quickstart_cpu.yaml"]
@@ -176,6 +176,6 @@ def test_time_in_seconds():
 
 
 def test_rendering_needs_no_torch():
-    code = "import sys; from cero_rl.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    code = "import sys; from cero_rl.commands.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *RENDER, *SHAPE, "--dry-run"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

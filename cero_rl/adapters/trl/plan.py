@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cero_rl.scheduler import Scheduler
-from cero_rl.scheduler.core import BudgetedScheduler
+from cero_rl.scheduler.budgeted import BudgetedScheduler
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,9 @@ from cero_rl.adapters.rounds import (
     score_round,
 )
 from cero_rl.adapters.trl.plan import plan_run
-from cero_rl.ledger import Ledger
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import Scheduler, SchedulerName, make_scheduler
+from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
 _TRL_EPS = 1e-4  # what TRL adds to the standard deviation

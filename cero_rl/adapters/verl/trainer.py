@@ -38,10 +38,10 @@ from cero_rl.adapters.rounds import (
     score_round,
 )
 from cero_rl.adapters.verl.settings import CeroSettings
-from cero_rl.ledger import Ledger
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
 _PREFIX = "cero_"

@@ -3,14 +3,7 @@
 Source of each: its class's docstring, with what departs from the paper.
 """
 
-from cero_rl.scheduler.rivals.batch_rules import (
-    GvmOptions,
-    GvmScheduler,
-    HitUtilityScheduler,
-    KnapsackScheduler,
-    VipOptions,
-    VipScheduler,
-)
+from cero_rl.scheduler.rivals.batch_rules import GvmOptions, GvmScheduler, HitUtilityScheduler, KnapsackScheduler, VipOptions, VipScheduler
 from cero_rl.scheduler.rivals.common import BatchOptions, NoOptions, RivalScheduler, Shared
 from cero_rl.scheduler.rivals.controls import FixedPriceScheduler, RandomMatchedScheduler
 from cero_rl.scheduler.rivals.elimination import (

@@ -14,9 +14,9 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from cero_rl.scheduler.baselines import PromptOrder
-from cero_rl.scheduler.core import BudgetSpec, Floats, Ids, StateDict
+from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict
 from cero_rl.scheduler.rivals.common import BatchOptions, RivalScheduler, Shared, exact_greedy, require
+from cero_rl.scheduler.uniform import PromptOrder
 
 BatchT = TypeVar("BatchT", bound=BatchOptions)
 

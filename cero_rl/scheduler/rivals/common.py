@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.baselines import even_share
-from cero_rl.scheduler.core import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar
+from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar
 from cero_rl.scheduler.posterior import Prior
+from cero_rl.scheduler.uniform import even_share
 from cero_rl.types import Allocation
 
 _TIES, _DRAWS = 0x71E5, 0xD4A3  # tags that keep the streams of one seed apart

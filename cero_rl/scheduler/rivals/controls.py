@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cero_rl.scheduler.baselines import even_share
+from cero_rl.scheduler.budgeted import Ids
 from cero_rl.scheduler.cero import CeroScheduler, ranked_plan
-from cero_rl.scheduler.core import Ids
+from cero_rl.scheduler.uniform import even_share
 
 _DRAWS = 0x5A0F  # keeps this stream apart from the others of the same seed
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import Ids, Samples
+from cero_rl.scheduler.budgeted import Ids, Samples
 from cero_rl.scheduler.rivals.common import best, require
 from cero_rl.scheduler.rivals.ragged import group_of, group_sum, right, running_count
 from cero_rl.scheduler.rivals.waves import NOTHING, Plan, Waves, WaveScheduler

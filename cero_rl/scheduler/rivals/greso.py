@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cero_rl.scheduler.baselines import NOBODY, PromptOrder, whole_groups
-from cero_rl.scheduler.core import BudgetSpec, Floats, Ids, StateDict, read_array, read_scalar
+from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict, read_array, read_scalar
 from cero_rl.scheduler.rivals.common import RivalScheduler, Shared, require
+from cero_rl.scheduler.uniform import NOBODY, PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
 _STEP, _LOWEST, _HIGHEST, _EXPLORE = 0.01, 0.05, 0.95, 0.01

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import BudgetedScheduler, Floats, Ids, Observed, Samples, StateDict, read_scalar
+from cero_rl.scheduler.budgeted import BudgetedScheduler, Floats, Ids, Observed, Samples, StateDict, read_scalar
 from cero_rl.scheduler.rivals.common import require
 from cero_rl.scheduler.rivals.ragged import group_of
 from cero_rl.types import Allocation

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.baselines import NOBODY
-from cero_rl.scheduler.core import Samples
+from cero_rl.scheduler.budgeted import Samples
 from cero_rl.scheduler.rivals.batch_rules import hit_gains
 from cero_rl.scheduler.rivals.common import exact_greedy, require
 from cero_rl.scheduler.rivals.elimination import more_for
 from cero_rl.scheduler.rivals.ragged import group_of, live_groups
 from cero_rl.scheduler.rivals.waves import NOTHING, Plan, Waves, WaveScheduler
+from cero_rl.scheduler.uniform import NOBODY
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import Floats, Ids, Samples
+from cero_rl.scheduler.budgeted import Floats, Ids, Samples
 
 Bools = npt.NDArray[np.bool_]
 

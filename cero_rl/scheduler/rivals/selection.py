@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.baselines import PromptOrder, whole_groups
-from cero_rl.scheduler.core import BudgetSpec, Floats, Ids, StateDict, read_array
+from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict, read_array
 from cero_rl.scheduler.offline import water_filling
 from cero_rl.scheduler.rivals.common import NoOptions, RivalScheduler, Shared, best, exact_greedy, require
+from cero_rl.scheduler.uniform import PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
 

@@ -13,10 +13,10 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.baselines import NOBODY, PromptOrder, whole_groups
-from cero_rl.scheduler.core import BudgetSpec, Floats, Ids, Observed, Samples, StateDict, read_scalar
+from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, Observed, Samples, StateDict, read_scalar
 from cero_rl.scheduler.rivals.common import RivalScheduler, Shared, clip_units, require
 from cero_rl.scheduler.rivals.ragged import live_groups
+from cero_rl.scheduler.uniform import NOBODY, PromptOrder, whole_groups
 
 WaveT = TypeVar("WaveT")
 Plan = tuple[Ids, Ids]

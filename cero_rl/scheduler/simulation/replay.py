@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import Floats, Ids
+from cero_rl.scheduler.budgeted import Floats, Ids
 
 _MEMORY = 0.9  # weight of a neighbouring round; two-sided
 _PRIOR = 2.0  # pseudo-rollouts at the pool's mean rate

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.base import Scheduler
-from cero_rl.scheduler.core import BudgetedScheduler, Floats, Ids, Observed, Samples
+from cero_rl.scheduler.budgeted import BudgetedScheduler, Floats, Ids, Observed, Samples
 from cero_rl.scheduler.offline import water_filling
+from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.scheduler.rivals import KeepScheduler, OracleScheduler
 from cero_rl.scheduler.simulation.worlds import KINDS, World
 

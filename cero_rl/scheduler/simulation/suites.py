@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from cero_rl.scheduler.base import OptionValue, Scheduler, SchedulerName, make_scheduler
+from cero_rl.scheduler.protocol import Scheduler
+from cero_rl.scheduler.registry import OptionValue, SchedulerName, make_scheduler
 from cero_rl.scheduler.rivals import KeepName
 from cero_rl.scheduler.simulation.replay import Recorded
 from cero_rl.scheduler.simulation.worlds import PoolSpec

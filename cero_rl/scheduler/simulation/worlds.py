@@ -25,7 +25,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.core import Floats, Ids
+from cero_rl.scheduler.budgeted import Floats, Ids
 
 KINDS = ("solved", "impossible", "luck", "learnable")
 Dynamics = Literal["static", "drift", "learning"]

@@ -1,0 +1,87 @@
+"""Everything a run counts, and how it travels through a checkpoint: one place that knows what has to be kept.
+
+Free of the number of ranks: counts are summed over ranks before they get here, so any number of ranks writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cero_rl.checkpoint.commit import RunState
+from cero_rl.config import Config
+from cero_rl.errors import CheckpointError
+from cero_rl.rollout.lengths import LengthTracker
+from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler.ledger import Ledger
+
+_SCHEDULER = "scheduler."
+_COUNTERS = ("step", "updates", "bad_updates", "groups_done")
+_ARRAYS = ("successes", "squares", "trials")
+
+
+@dataclass
+class Progress:
+    """Where a run stands, weights and scheduler left out. The frontier is what was trained, not what was generated ahead."""
+
+    ledger: Ledger
+    lengths: LengthTracker
+    successes: npt.NDArray[np.float64]  # [P] evidence of the round under way, not yet in the posterior
+    squares: npt.NDArray[np.float64]  # [P]
+    trials: npt.NDArray[np.int64]  # [P]
+    groups_done: int = 0  # of the pending allocation
+    step: int = 0
+    updates: int = 0
+    bad_updates: int = 0  # optimizer steps in a row that were skipped for a bad gradient
+    eval_before: dict[str, float | int] = field(default_factory=dict)
+
+    @classmethod
+    def fresh(cls, config: Config, num_prompts: int) -> Progress:
+        lengths = LengthTracker(num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2)
+        zeros = np.zeros(num_prompts)
+        return cls(Ledger(config.budget.total_rollouts), lengths, zeros, zeros.copy(), np.zeros(num_prompts, dtype=np.int64))
+
+    def close_round(self) -> None:
+        self.successes[:] = self.squares[:] = 0
+        self.trials[:] = 0
+        self.groups_done = 0
+
+    def state(self, scheduler: Scheduler, own: dict[str, Any]) -> RunState:
+        """What a checkpoint keeps; `own` are this rank's arrays."""
+        scalars: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
+        scalars |= {"ledger": self.ledger.state(), "eval_before": self.eval_before}
+        arrays = {f"round.{name}": getattr(self, name) for name in _ARRAYS}
+        arrays |= {"lengths.tokens": self.lengths.tokens, "lengths.samples": self.lengths.samples}
+        for name, value in scheduler.state_dict().items():
+            (arrays if isinstance(value, np.ndarray) else scalars)[_SCHEDULER + name] = value
+        return RunState(scalars, arrays, own)
+
+    def restore(self, state: RunState, scheduler: Scheduler) -> None:
+        """Take over a checkpoint's state. Raises CheckpointError if it is not this scheduler's."""
+        scalars, arrays = state.scalars, state.arrays
+        saved = {k[len(_SCHEDULER) :]: v for k, v in {**scalars, **arrays}.items() if k.startswith(_SCHEDULER)}
+        try:
+            scheduler.load_state_dict(saved)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
+        for name in _COUNTERS:
+            setattr(self, name, scalars[name])
+        for name in _ARRAYS:
+            setattr(self, name, arrays[f"round.{name}"])
+        self.lengths.tokens, self.lengths.samples = arrays["lengths.tokens"], arrays["lengths.samples"]
+        self.eval_before = scalars["eval_before"]
+        self.ledger = Ledger(**scalars["ledger"])
+
+
+def config_identity(config: Config) -> str:
+    """sha256 over the parts of the configuration that decide what the run computes."""
+    left_out: Any = dict.fromkeys(("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True)
+    where_and_how_long = ("mode", "server", "sleep", "gpu_memory_fraction", "sync_timeout_seconds", "generate_timeout_seconds")
+    left_out["rollout"] = dict.fromkeys(where_and_how_long, True)
+    if not config.lora.rank:
+        left_out["lora"] = True
+    return hashlib.sha256(config.model_dump_json(exclude=left_out).encode()).hexdigest()

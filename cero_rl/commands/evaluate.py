@@ -1,0 +1,59 @@
+"""`cero-rl evaluate`: held-out accuracy of a model directory, with a configuration's prompts, draws and rewards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from cero_rl.commands.common import add_config
+from cero_rl.config import load_config
+from cero_rl.errors import DataError
+from cero_rl.job.versions import refuse_unfit
+
+HELP = "held-out accuracy of a model, e.g. of a run's export/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        help="model directory or hub id; default: the configuration's start model",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Held-out accuracy of a model directory, with the prompts, draws and rewards of a configuration."""
+    config = load_config(arguments.config, arguments.overrides)
+    refuse_unfit()
+    from cero_rl.data.pool import load_data
+    from cero_rl.models.load import load_tokenizer
+    from cero_rl.rewards.pool import RewardPool, check_reward
+    from cero_rl.rollout.engines.build import build_rollout_engine
+    from cero_rl.train.evaluate import evaluate
+    from cero_rl.train.preflight import check_model
+    from cero_rl.zero import launch
+
+    check_reward(config.reward)
+    group = launch.start()
+    try:
+        path = arguments.model or config.model.path
+        tokenizer = load_tokenizer(path)
+        check_model(config, path, tokenizer)
+        heldout = load_data(config, tokenizer).heldout
+        if not len(heldout):
+            raise DataError("data: there are no held-out prompts; set data.heldout_source or data.heldout_fraction")
+        engine = build_rollout_engine(config, tokenizer, group, path)
+        count = min(len(heldout), config.evaluation.limit or len(heldout))
+        samples = config.evaluation.final_samples_per_prompt or config.evaluation.samples_per_prompt
+        with RewardPool(config.reward) as rewards:
+            result = evaluate(
+                engine, heldout.prompts[:count], heldout.tokens[:count], rewards, group, samples_per_prompt=samples,
+                pass_k=config.evaluation.pass_k, temperature=config.evaluation.temperature,
+                success_threshold=config.reward.success_threshold,
+            )  # fmt: skip
+        if group.is_main:
+            print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
+        return 0
+    finally:
+        launch.stop()

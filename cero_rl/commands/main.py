@@ -1,0 +1,53 @@
+"""`cero-rl` and `python -m cero_rl`: one file a command, each with HELP, `add_arguments` and `run`.
+
+Arguments and the configuration are checked before torch is imported, so a mistyped key is answered
+in well under two seconds. Training has an entry point of its own, recipes/train_cero.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Protocol
+
+from cero_rl import __version__
+from cero_rl.commands import checkpoints, doctor, evaluate, serve, simulate, slurm, validate
+from cero_rl.commands.common import Parser, guard
+
+
+class Command(Protocol):
+    """What main asks of a command's module; its name is the module's."""
+
+    __name__: str
+
+    @property
+    def HELP(self) -> str: ...
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+COMMANDS: tuple[Command, ...] = (
+    validate,
+    evaluate,
+    simulate,
+    checkpoints,
+    slurm,
+    serve,
+    doctor,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    what = "Rollout allocation for RL with verifiable rewards: check, evaluate, inspect."
+    parser = Parser(prog="cero-rl", description=what, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        name = command.__name__.rpartition(".")[2]
+        own = commands.add_parser(name, allow_abbrev=False, help=command.HELP)
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    arguments = parser.parse_args(argv)
+    return guard(lambda: arguments.run(arguments), debug=arguments.debug)

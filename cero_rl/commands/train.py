@@ -1,0 +1,90 @@
+"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first, models last."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+
+from cero_rl import __version__
+from cero_rl.commands.common import Parser, add_config, guard
+from cero_rl.commands.validate import print_sizes, report_validation
+from cero_rl.config import load_config
+from cero_rl.config.sizes import check_pool
+from cero_rl.job.slurm_env import adopt
+from cero_rl.job.stopping import find_walltime
+from cero_rl.job.versions import refuse_unfit
+from cero_rl.train.scheduler import scheduler_for_pool
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train_cero.py",
+        description="Train with verifiable rewards under one rollout budget. Start it with the deepspeed launcher: "
+        "deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
+        allow_abbrev=False,
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--resume", metavar="auto|DIR",
+        help="go on from the newest valid checkpoint of this run (auto; it starts if there was none yet), or from a given one",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="delete the run directory of an earlier run of this name first")
+    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no model, print the sizes, and end")
+    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N")
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher passes it
+    return parser
+
+
+def train_main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+
+    def action() -> int:
+        adopt(os.environ)  # where srun started this rank
+        return _train(arguments)
+
+    return guard(action, debug=arguments.debug)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    walltime = find_walltime(config.checkpoint.walltime_seconds, config.checkpoint.walltime_margin_seconds, os.environ, time.time())
+    from cero_rl.job import faults
+    from cero_rl.rewards.pool import check_reward
+
+    faults.check()
+    if os.environ.get("RANK", "0") == "0":
+        check_reward(config.reward)
+    refuse_unfit()
+    if arguments.dry_run:
+        return report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
+    from cero_rl.data.pool import load_data
+    from cero_rl.job.watchdog import Watchdog, explained
+    from cero_rl.models.load import load_tokenizer
+    from cero_rl.train.loop import Options, Trainer
+    from cero_rl.train.preflight import check_model
+    from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
+    from cero_rl.zero import launch
+
+    group = launch.start(config.watchdog.stall_seconds)
+    tokenizer = load_tokenizer(config.model.path)
+    check_model(config, config.model.path, tokenizer)
+    data = load_data(config, tokenizer)
+    check_pool(config, len(data.train))
+    scheduler = scheduler_for_pool(config, data.train.prompts)
+    run_dir = run_directory(config)
+    resume = open_run_dir(run_dir, config, len(data.train), Start(arguments.resume, arguments.overwrite), group)
+    if group.is_main:
+        print(f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}")
+        print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
+        print_sizes(config, len(data.train))
+        print(f"  {'run directory':<15} {run_dir}", flush=True)
+    with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
+        options = Options(resume, arguments.stop_at_step, walltime)
+        trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_dir, watchdog)
+        status = trainer.run()
+    if group.is_main:
+        close_attempt(run_dir, status)
+    launch.stop()  # not on the way out of an error: the other ranks may be stuck
+    return status

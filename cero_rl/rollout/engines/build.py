@@ -1,0 +1,130 @@
+"""Everything a run needs, built once in the right order: cheap checks first, models last.
+
+In: a Config and the process group. Out: `Session`, which the training loop and the evaluation command share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cero_rl.config import Config
+from cero_rl.config.lora import LoraConfig
+from cero_rl.distributed.group import Group
+from cero_rl.errors import ConfigError, EngineError
+from cero_rl.models.load import load_model, load_model_config
+from cero_rl.models.lora import add_adapter
+from cero_rl.rollout.engines.choose import choose_engine
+from cero_rl.rollout.engines.server_key import read_key
+from cero_rl.rollout.engines.transformers import TransformersEngine
+from cero_rl.rollout.engines.vllm_arguments import VllmSettings
+from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
+from cero_rl.rollout.shared_engine import InStep
+
+
+def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
+    eos = generation.eos_token_id
+    return sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])})
+
+
+def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> InStep:
+    """This rank's sampler, with the start model's weights (or those of `model_path`, whole ones). A collective."""
+    config = choose_engine(config, on_gpu=group.device.type == "cuda")
+    if model_path is not None:
+        config = config.model_copy(update={"lora": LoraConfig()})
+    path = model_path or config.model.path
+    decode = partial(tokenizer.decode, skip_special_tokens=True)
+    if config.rollout.mode == "server":
+        engine = InStep(_build_server(config, tokenizer, group, path, decode), group)
+        if model_path is not None:  # nobody else will give the server these weights
+            weights = load_model(path, config.model.dtype, "sdpa").named_parameters() if group.is_main else ()
+            engine.load_weights(((name, parameter.data) for name, parameter in weights), 0)
+        return engine
+    if config.rollout.engine == "vllm":
+        return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
+    model = load_model(path, config.model.dtype, "sdpa")
+    if config.lora.adapter_only:
+        add_adapter(model, config)
+    engine = TransformersEngine(
+        model.to(group.device),
+        eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        decode=decode,
+        max_response_tokens=config.rollout.max_response_tokens,
+        max_batch_tokens=config.rollout.max_batch_tokens,
+        seed=config.seed,
+    )
+    return InStep(engine, group)
+
+
+def _generation_config(path: str) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # a checkpoint without generation_config.json
+        return GenerationConfig.from_model_config(load_model_config(path))
+
+
+def vllm_settings(config: Config, path: str) -> VllmSettings:
+    """The sizes of an engine that samples with the model at `path`, in a rank or in a server."""
+    rollout, model = config.rollout, load_model_config(path)
+    if model.num_attention_heads % rollout.tensor_parallel:
+        raise ConfigError(
+            f"rollout.tensor_parallel: {rollout.tensor_parallel} does not divide the model's {model.num_attention_heads} attention heads"
+        )
+    longest = max(config.data.max_prompt_tokens + rollout.max_response_tokens, PROBE_PROMPT_TOKENS + PROBE_TOKENS)
+    return VllmSettings(
+        dtype=config.model.dtype,
+        max_model_tokens=min(longest, model.max_position_embeddings),
+        max_response_tokens=rollout.max_response_tokens,
+        max_batch_tokens=rollout.max_batch_tokens,
+        gpu_memory_fraction=rollout.gpu_memory_fraction,
+        kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
+        tensor_parallel=rollout.tensor_parallel,
+        sleep=rollout.sleep,
+        generate_timeout_seconds=rollout.generate_timeout_seconds,
+        seed=config.seed,
+        lora=config.lora if config.lora.adapter_only else None,
+    )
+
+
+def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from cero_rl.rollout.engines.vllm import VllmEngine
+
+    size = config.rollout.tensor_parallel
+    if group.world_size % size:
+        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
+    settings = vllm_settings(config, path)
+    eos = _eos_token_ids(_generation_config(path), tokenizer)
+    return VllmEngine(path, settings, eos_token_ids=eos, decode=decode, rank=group.rank, gather=group.gather_json)
+
+
+def _build_server(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+    from cero_rl.rollout.engines.server import Expected, ServerEngine
+
+    rollout, model, settings = config.rollout, load_model_config(path), vllm_settings(config, path)
+    if len(rollout.server.urls) > group.world_size:
+        raise ConfigError(f"rollout.server.urls: {len(rollout.server.urls)} servers for {group.world_size} ranks; name at most one a rank")
+    expected = Expected(
+        settings.dtype, model.vocab_size, model.hidden_size, model.num_hidden_layers, settings.max_model_tokens, settings.lora
+    )
+    engine, failure = None, None
+    try:
+        engine = ServerEngine(
+            rollout.server, expected,
+            key=read_key(Path(rollout.server.key_file)), eos_token_ids=_eos_token_ids(_generation_config(path), tokenizer), decode=decode,
+            max_response_tokens=rollout.max_response_tokens, generate_timeout_seconds=rollout.generate_timeout_seconds,
+            sync_timeout_seconds=rollout.sync_timeout_seconds, seed=config.seed, rank=group.rank, gather=group.gather_json,
+        )  # fmt: skip
+    except (ConfigError, EngineError) as error:  # a key that one node alone lacks must end all
+        failure = str(error)
+    group.agree(failure, "rollout.mode: server")
+    assert engine is not None
+    return engine
+
+
+
+

@@ -1,0 +1,70 @@
+"""What runs inside vLLM's worker: mixed into its worker class by name, reached through collective_rpc. Knows nothing of the engine.
+
+vLLM 0.32 copies weights into the existing parameters, so a tied lm_head sees them; but on a CPU every linear layer multiplies with a
+packed copy made when it was loaded, and a tied head, for which no weight of its own arrives, keeps the old copy. Its log-probabilities
+are then those of the old head, without a word. `finish_reload` packs it again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cero_rl.rollout.engines.vllm_arguments import ADAPTER
+from cero_rl.rollout.engines.weight_files import ROOT_VARIABLE, check_weights, read_weights
+
+
+class WorkerExtension:
+    model_runner: Any  # of the worker this class is mixed into, as is all to the next comment
+    model_config: Any
+    lora_config: Any
+    reload_weights: Any
+    add_lora: Any
+    list_loras: Any
+    cero_label = ""  # of the weights that load_weight_files brought
+
+    def finish_reload(self) -> int:
+        """Pack again what reload_weights left stale; call after it, on CPUs. Returns how many heads were packed."""
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # pyright: ignore[reportMissingImports]
+
+        heads = [m for m in self.model_runner.get_model().modules() if isinstance(m, ParallelLMHead)]
+        with torch.no_grad():
+            for head in heads:
+                head.quant_method.process_weights_after_loading(head)
+        return len(heads)
+
+    # --- in a server: weights come as files, and every answer must be traceable to them ------------------------------------
+
+    def load_weight_files(self, label: str) -> dict[str, Any]:
+        """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or damaged file is refused untouched."""
+        if label != self.cero_label:
+            files = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
+            self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
+            if files.is_adapter:
+                from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
+
+                (number,) = self.list_loras()  # that of the start adapter, whose place this one takes
+                self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
+            else:
+                self.reload_weights(weights_iterator=read_weights(files.shards))
+                if not torch.cuda.is_available():
+                    self.finish_reload()
+            self.cero_label = label
+        return self.weights_state()
+
+    def weights_state(self) -> dict[str, Any]:
+        """Which weights are here, and what a client must know to trust the answers."""
+        config = self.model_config
+        return {
+            "label": self.cero_label,
+            "dtype": str(config.dtype).removeprefix("torch."),
+            "logprobs_mode": str(config.logprobs_mode),
+            "max_model_tokens": int(config.max_model_len),
+            "vocab_size": int(config.get_vocab_size()),
+            "hidden_size": int(config.get_hidden_size()),
+            "lora_rank": int(self.lora_config.max_lora_rank) if self.lora_config else 0,
+            "layers": int(config.hf_text_config.num_hidden_layers),
+        }

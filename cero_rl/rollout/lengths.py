@@ -1,0 +1,27 @@
+"""How long answers are: expected response tokens of a prompt, learned as the run goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cero_rl.scheduler.sizes import Evidence
+
+
+class LengthTracker:
+    """Expected response tokens of a prompt: its own mean so far, the pool's mean before that. The same on every rank."""
+
+    def __init__(self, num_prompts: int, first_guess_tokens: float) -> None:
+        self.tokens = np.zeros(num_prompts, dtype=np.int64)
+        self.samples = np.zeros(num_prompts, dtype=np.int64)
+        self._first_guess = first_guess_tokens
+
+    def expected(self, prompt_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        known = self.samples.sum()
+        typical = self.tokens.sum() / known if known else self._first_guess
+        tokens, samples = self.tokens[prompt_ids], self.samples[prompt_ids]
+        return np.where(samples > 0, tokens / np.maximum(samples, 1), typical)
+
+    def update(self, evidence: Evidence) -> None:
+        np.add.at(self.tokens, evidence.prompt_ids, evidence.response_tokens)
+        np.add.at(self.samples, evidence.prompt_ids, evidence.generated)

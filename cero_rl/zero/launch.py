@@ -1,0 +1,63 @@
+"""Joining the process group under the `deepspeed` launcher (or plain python), and leaving it."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from cero_rl.distributed.group import Group
+from cero_rl.distributed.rendezvous import join
+from cero_rl.errors import EngineError
+
+
+def prepare_environment() -> None:
+    """Set what DeepSpeed reads at import; call before anything imports deepspeed."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517")  # alone: any free one
+
+
+def start(timeout_seconds: float = 1800.0) -> Group:
+    """Join the process group (NCCL on GPUs, gloo on CPUs) through DeepSpeed and return it."""
+    prepare_environment()
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        # The shared-memory collective is compiled at start (tens of seconds) and gives the same sums.
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if on_gpu:
+        if local_rank >= torch.cuda.device_count():
+            raise EngineError(f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible); lower --num_accelerators")
+        torch.cuda.set_device(local_rank)
+    backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(seconds=timeout_seconds)
+    try:
+        join(backend, timeout)
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # takes the group that is there
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise EngineError(
+            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} ({_first_line(error)}); another job may use the port "
+            "(--master_port, or MASTER_PORT), or a rank is missing"
+        ) from error
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    return Group(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

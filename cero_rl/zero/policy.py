@@ -1,0 +1,132 @@
+"""Loading models and tokenizers, and wrapping them in DeepSpeed engines.
+
+In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen reference. Raises EngineError
+with the path and the remedy; nothing here runs code that comes with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from cero_rl.config import Config
+from cero_rl.distributed.group import Group
+from cero_rl.models.attention import choose_attention
+from cero_rl.models.load import load_model
+from cero_rl.models.logprob import PolicyModule
+from cero_rl.models.lora import Adapter, add_adapter
+from cero_rl.models.weights import Source
+from cero_rl.zero.deepspeed_config import policy_config, reference_config
+
+
+@contextmanager
+def _quiet_deepspeed() -> Iterator[None]:
+    logger = logging.getLogger("DeepSpeed")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """applied: False when a gradient was not finite on any rank, and all ranks skipped together."""
+
+    applied: bool
+    grad_norm: float
+
+
+class Policy:
+    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate function."""
+
+    def __init__(self, config: Config, group: Group, *, universal: bool = False) -> None:
+        """`universal`: load_checkpoint will be given a universal checkpoint."""
+        import deepspeed
+
+        self._config = config
+        causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+        if config.model.gradient_checkpointing:
+            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.adapter: Adapter | None = add_adapter(causal_lm, config) if config.lora.rank else None
+        self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
+        with _quiet_deepspeed():
+            parameters: Any = [p for p in self._module.parameters() if p.requires_grad]  # DeepSpeed's annotation says Module
+            settings = policy_config(config, group.world_size, universal=universal)
+            engine, *_ = deepspeed.initialize(model=self._module, model_parameters=parameters, config=settings)
+        self.engine: Any = engine
+        self.causal_lm = causal_lm
+
+    def logps(self, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        """(log-probs f32[T], entropy f32[T]) of one packed micro-batch."""
+        return forward_micro(self.engine, micro, with_entropy=with_entropy)
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> StepOutcome:
+        for parameters in self.engine.optimizer.param_groups:
+            parameters["lr"] = learning_rate
+        with _quiet_deepspeed():
+            self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return StepOutcome(applied=bool(self.engine.was_step_applied()), grad_norm=float(norm) if norm is not None else 0.0)
+
+    def train(self, mode: bool) -> None:
+        self.engine.train(mode)
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(name, trained parameter); shared parameters once, in a fixed order."""
+        return [(name, p) for name, p in self.causal_lm.named_parameters() if p.requires_grad]
+
+    def weights(self) -> list[Source]:
+        """All weights of the Hugging Face model, under its names, with a LoRA adapter merged in."""
+        return self.adapter.merged() if self.adapter else [Source.of(*named) for named in self.causal_lm.named_parameters()]
+
+    def identity(self, group: Group) -> dict[str, Any]:
+        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen base, and how the adapter is to be read."""
+        if self.adapter is None:
+            return {}
+        return {"base_weights": self.adapter.base_checksum(group), "adapter": self.adapter.file_config(self._config.model.path)}
+
+    def sampled_weights(self) -> list[Source]:
+        """What the sampler is given after each update."""
+        return self.adapter.weights() if self.adapter and self._config.lora.adapter_only else self.weights()
+
+
+class _Base:
+    """The frozen base of a policy with a LoRA adapter, called as an engine is."""
+
+    def __init__(self, engine: Any, adapter: Adapter) -> None:
+        self._engine, self._adapter = engine, adapter
+
+    def __call__(self, *inputs: Any) -> Any:
+        with self._adapter.off():
+            return self._engine(*inputs)
+
+
+def build_reference(config: Config, group: Group, policy: Policy) -> Any:
+    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the same sharding."""
+    import deepspeed
+
+    if policy.adapter is not None:
+        return _Base(policy.engine, policy.adapter)
+    causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+    causal_lm.requires_grad_(False)
+    module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
+    with _quiet_deepspeed():
+        engine, *_ = deepspeed.initialize(model=module, config=reference_config(config, group.world_size))
+    engine.eval()
+    return engine
+
+
+def forward_micro(engine: Any, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    return engine(
+        micro.tokens, micro.positions, micro.cu_seqlens, micro.loss_mask, micro.max_seqlen_tokens, micro.head_chunks, with_entropy
+    )

@@ -1,0 +1,128 @@
+"""The configuration's scheduler section becomes the scheduler it names, with every option, or one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from cero_rl.config import Config, load_config
+from cero_rl.config import scheduler as config_scheduler
+from cero_rl.data.prompts import Prompt, make_prompt
+from cero_rl.errors import CheckpointError, ConfigError, DataError
+from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.registry import SCHEDULER_NAMES
+from cero_rl.train.scheduler import build_scheduler, cero_of, pass_rates, save_evidence, scheduler_for_pool
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
+SIZED = ("scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=16")  # for allocators that size their groups
+
+
+def config(*overrides: str) -> Config:
+    return load_config(RECIPE, ["scheduler.rounds=4", "budget.total_rollouts=512", *overrides])
+
+
+def pool(count: int = 64) -> list[Prompt]:
+    rows = [{"family": "ab"[i % 2], "pass_rate": None if i % 4 == 0 else (i % 4) / 4} for i in range(count)]
+    return [make_prompt(f"question {i}", "1", "test", row) for i, row in enumerate(rows)]
+
+
+def play(scheduler: Scheduler, prompts: int) -> int:
+    spent = 0
+    while (allocation := scheduler.next_round()) is not None:
+        trials = np.zeros(prompts, dtype=np.int64)
+        trials[allocation.prompt_ids] = allocation.rollouts
+        scheduler.update(trials // 2, trials)
+        spent += allocation.total_rollouts
+    return spent
+
+
+def test_the_configuration_offers_every_allocator_but_the_one_that_must_know_the_truth() -> None:
+    assert set(get_args(config_scheduler.SchedulerName)) == set(SCHEDULER_NAMES) - {"oracle"}
+
+
+def test_wave_schedulers_are_those_that_ask_for_more() -> None:
+    asks = set()
+    for name in get_args(config_scheduler.SchedulerName):
+        scheduler = build_scheduler(config(f"scheduler.name={name}", *SIZED), 64)
+        assert isinstance(scheduler, BudgetedScheduler)
+        if type(scheduler)._choose_more is not BudgetedScheduler._choose_more:
+            asks.add(name)
+    assert asks == set(config_scheduler.WAVE_SCHEDULERS)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "attribute", "value"),
+    [
+        (["scheduler.plan=resolve"], "plan", "resolve"),
+        (["scheduler.cap_shares=4"], "cap_shares", 4.0),
+        (["scheduler.explore_units=1", "scheduler.rollouts_per_unit=4", "scheduler.max_units_per_prompt=2"], "explore_units", 1),
+        (["scheduler.proximal=0.1", "scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=4"], "proximal", 0.1),
+        (["scheduler.refit_prior_every=3"], "refit_prior_every", 3),
+        (["scheduler.value=hit"], "value_name", "hit"),
+        (["scheduler.token_costs=true"], "token_costs", True),
+    ],
+)
+def test_options_reach_cero(overrides: list[str], attribute: str, value: object) -> None:
+    cero = cero_of(build_scheduler(config(*overrides), 64))
+    assert getattr(cero, attribute) == value
+
+
+def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget() -> None:
+    thompson = build_scheduler(config("scheduler.name=thompson", "scheduler.forgetting=0.98", "scheduler.keep_rule=pods"), 64)
+    assert play(thompson, 64) == 512
+    vip = build_scheduler(config("scheduler.name=vip", "scheduler.options={objective: rloo}", *SIZED), 64)
+    assert play(vip, 64) == 512
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scheduler.options={objective: rloo}"], "takes its options as keys of this section"),
+        (["scheduler.name=vip", "scheduler.options={objektive: rloo}", *SIZED], "has no option 'objektive'"),
+        (["scheduler.name=vigor"], "max_units_per_prompt"),
+        (["scheduler.name=vigor", "learner.rollouts_per_step=64", *SIZED], "several waves"),
+        (["scheduler.plan=thompson", "scheduler.value=hit"], "needs value = 'variance'"),
+        (["scheduler.value=progress"], "labels_column"),
+        (["scheduler.name=uniform", "budget.total_tokens=1000"], "counts rollouts only"),
+        (["scheduler.streaming=true"], "rounds that rollouts_per_step cuts"),
+        (["scheduler.name=ceros"], "scheduler.name"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_scheduler(config(*overrides), 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_measured_pass_rates_become_a_prior_per_prompt() -> None:
+    scheduler = scheduler_for_pool(config("scheduler.pass_rate_column=pass_rate", "scheduler.pass_rate_strength=8"), pool())
+    wanted = [(1 + 8 * r) / 10 if i % 4 else 0.5 for i, r in enumerate(i % 4 / 4 for i in range(64))]
+    assert scheduler.posterior_mean.tolist() == pytest.approx(wanted)
+    with pytest.raises(DataError, match=r"no column 'rate' .* family, pass_rate"):
+        scheduler_for_pool(config("scheduler.pass_rate_column=rate"), pool())
+    with pytest.raises(DataError, match="wanted a number in"):
+        pass_rates([make_prompt("q", "1", "test", {"pass_rate": 1.5})], "pass_rate")
+
+
+def test_families_come_from_a_column() -> None:
+    scheduler = scheduler_for_pool(config("scheduler.value=progress", "scheduler.labels_column=family"), pool())
+    assert play(scheduler, 64) == 512
+
+
+def test_a_run_begins_with_the_evidence_of_an_earlier_one(tmp_path: Path) -> None:
+    prompts, path = pool(), tmp_path / "posterior.parquet"
+    first = scheduler_for_pool(config(), prompts)
+    play(first, 64)
+    save_evidence(path, first, prompts)
+    moved = prompts[32:] + pool(80)[64:]
+    second = scheduler_for_pool(config(f"scheduler.warm_start={path}"), moved)
+    assert second.posterior_mean[:32].tolist() == pytest.approx(first.posterior_mean[32:].tolist())
+    assert second.value[32:].tolist() == pytest.approx([1 / 6] * 16)
+    with pytest.raises(CheckpointError, match="knows none of the"):
+        scheduler_for_pool(config(f"scheduler.warm_start={path}"), pool(200)[136:])
+    with pytest.raises(CheckpointError, match=r"posterior\.parquet of an earlier run"):
+        scheduler_for_pool(config(f"scheduler.warm_start={tmp_path / 'no.parquet'}"), prompts)
