@@ -56,7 +56,8 @@ train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with AR
 test: $(VENV)/.stamp-dev ## install and run the test suite
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
 
-check: $(VENV)/.stamp-dev ## lint and type check
+check: $(VENV)/.stamp-dev ## formatter, lint and types
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 

@@ -1,7 +1,9 @@
-"""Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and `_C_cuda` (where nvcc is found).
+"""Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and `_C_cuda`
+(where nvcc is found).
 
-CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that fails (default); never; or fail
-without it. TORCH_CUDA_ARCH_LIST is honoured; the default is "8.0;9.0+PTX". Metadata is in pyproject.toml.
+CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that fails
+(default); never; or fail without it. TORCH_CUDA_ARCH_LIST is honoured; the default is
+"8.0;9.0+PTX". Metadata is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ except ImportError:
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 COMMON = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", *DEFINES]
 NVCC = ["-O3", "-std=c++17", "-fmad=false", "--threads=2", "-DUSE_CUDA", *DEFINES]
-HEADERS = ["csrc/group_math.h", "csrc/kernels.cuh"]  # without them an edit of a header would rebuild nothing
+HEADERS = [
+    "csrc/group_math.h",
+    "csrc/kernels.cuh",
+]  # without them an edit of a header would rebuild nothing
 WANTED = os.environ.get("CERO_CUDA", "auto")
 
 
@@ -39,7 +44,9 @@ def find_cuda_home() -> str | None:
     if nvcc is None:
         return None
     candidates = [Path(nvcc).resolve().parent.parent, Path("/usr/local/cuda")]
-    return next((str(home) for home in candidates if (home / "include" / "cuda_runtime.h").exists()), None)
+    return next(
+        (str(home) for home in candidates if (home / "include" / "cuda_runtime.h").exists()), None
+    )
 
 
 def cuda_extension(home: str) -> Extension:
@@ -53,7 +60,9 @@ def cuda_extension(home: str) -> Extension:
         extra_compile_args={"cxx": COMMON, "nvcc": NVCC},
         py_limited_api=True,
     )
-    if torch.version.cuda is None:  # a CPU torch has no such libraries: the result proves the build and cannot be loaded
+    if (
+        torch.version.cuda is None
+    ):  # a CPU torch has no such libraries: the result proves the build and cannot be loaded
         cuda.libraries = [name for name in cuda.libraries if name not in ("c10_cuda", "torch_cuda")]
     cuda.optional = WANTED == "auto"
     return cuda
@@ -61,20 +70,28 @@ def cuda_extension(home: str) -> Extension:
 
 def extensions() -> list[Extension]:
     cpu = cpp_extension.CppExtension(
-        "cero_rl.ops._C", ["csrc/ops_cpu.cpp"], depends=HEADERS, extra_compile_args={"cxx": COMMON}, py_limited_api=True
+        "cero_rl.ops._C",
+        ["csrc/ops_cpu.cpp"],
+        depends=HEADERS,
+        extra_compile_args={"cxx": COMMON},
+        py_limited_api=True,
     )
     if WANTED not in ("auto", "0", "1"):
         sys.exit(f"CERO_CUDA: got {WANTED!r}, wanted auto, 0 or 1")
     home = find_cuda_home() if WANTED != "0" else None
     if home is None and WANTED == "1":
-        sys.exit("CERO_CUDA=1 but no CUDA toolkit was found; set CUDA_HOME to the folder that has bin/nvcc")
+        sys.exit(
+            "CERO_CUDA=1 but no CUDA toolkit was found; set CUDA_HOME to the folder that "
+            "has bin/nvcc"
+        )
     return [cpu] if home is None else [cpu, cuda_extension(home)]
 
 
 class Build(cpp_extension.BuildExtension):
     """A toolkit that does not fit must not break an install that can do without it.
 
-    setuptools forgives an `optional` extension that fails to compile, but torch compares CUDA versions before it compiles.
+    setuptools forgives an `optional` extension that fails to compile, but torch compares CUDA
+    versions before it compiles.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -87,10 +104,16 @@ class Build(cpp_extension.BuildExtension):
             kept = [extension for extension in self.extensions if not extension.optional]
             if len(kept) == len(self.extensions):
                 raise
-            self.warn(f"the CUDA library is not built ({error}); CPU tensors work, CUDA tensors will not")
+            self.warn(
+                f"the CUDA library is not built ({error}); CPU tensors work, CUDA tensors will not"
+            )
             self.extensions = kept
             super().build_extensions()
 
 
 if __name__ == "__main__":  # build tools run it as such; tools/kernel_report.py reads the flags
-    setup(ext_modules=extensions(), cmdclass={"build_ext": Build}, options={"bdist_wheel": {"py_limited_api": "cp311"}})
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    )

@@ -1,13 +1,15 @@
 """Errors that end a run with one clear line, and the documented exit code of each.
 
-Every message says: which field or file, what was found, what was wanted, and the remedy. A traceback is printed only under --debug.
+Every message says: which field or file, what was found, what was wanted, and the remedy. A
+traceback is printed only under --debug.
 """
 
 from __future__ import annotations
 
 
 class CeroError(ValueError):
-    """Base of all errors a user can cause or must hear about; `exit_code` is the process's exit status."""
+    """Base of all errors a user can cause or must hear about; `exit_code` is the process's exit
+    status."""
 
     exit_code = 1
 
@@ -42,4 +44,6 @@ class NoProgressError(CeroError):
 
 EXIT_REQUEUE = 75  # saved; the cluster may start the job again
 EXIT_INTERRUPT = 130  # Ctrl-C; saved
-EXIT_NO_PROGRESS = NoProgressError.exit_code  # restarted again and again without a new committed step; do not start it again
+EXIT_NO_PROGRESS = (
+    NoProgressError.exit_code
+)  # restarted again and again without a new committed step; do not start it again

@@ -1,4 +1,5 @@
-"""Entry point of training: `deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml [--set key=value]`."""
+"""Entry point of training: `deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml [--set
+key=value]`."""
 
 from cero_rl.commands.train import train_main
 from cero_rl.job.process import run_and_exit

@@ -1,10 +1,11 @@
-"""A TRL 1.16 GRPO script, and the lines that put it under a CERO budget. Runs on one CPU core in a few minutes.
+"""A TRL 1.16 GRPO script, and the lines that put it under a CERO budget. Runs on one CPU core in a
+few minutes.
 
     make trl-example                                            CERO
     make trl-example ARGS="--scheduler uniform"                 GRPO's own allocation, same budget
 
-The pool is unfiltered: most prompts are solved, impossible or a lottery, and one in five can teach the model something. The last
-table says where the rollouts went.
+The pool is unfiltered: most prompts are solved, impossible or a lottery, and one in five can teach
+the model something. The last table says where the rollouts went.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 def exact(completions: list[str], answer: list[str], **columns: object) -> list[float]:
     """A reward function with TRL's signature."""
-    return [float(completion.strip() == wanted) for completion, wanted in zip(completions, answer, strict=True)]
+    return [
+        float(completion.strip() == wanted)
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]
 
 
 def config(options: argparse.Namespace) -> GRPOConfig:
@@ -71,10 +75,16 @@ class Report(TrainerCallback):
         self.spent.append(row)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "reward" in logs and (state.global_step % self.every == 0 or state.global_step == 1):
+        if (
+            logs
+            and "reward" in logs
+            and (state.global_step % self.every == 0 or state.global_step == 1)
+        ):
             print(
-                f"round {state.global_step:3d}/{state.max_steps}  reward {logs['reward']:.3f}  effective groups "
-                f"{logs['cero/effective_group_rate']:.2f}  budget {logs['budget/spent_rollouts']:.0f}/{logs['budget/total_rollouts']:.0f}"
+                f"round {state.global_step:3d}/{state.max_steps}  reward "
+                f"{logs['reward']:.3f}  effective groups "
+                f"{logs['cero/effective_group_rate']:.2f}  budget "
+                f"{logs['budget/spent_rollouts']:.0f}/{logs['budget/total_rollouts']:.0f}"
                 f"  {logs['step_time']:.1f} s",
                 flush=True,
             )
@@ -86,11 +96,15 @@ def heldout_accuracy(trainer: CeroGRPOTrainer, rows: Dataset, samples: int = 2) 
     tokenizer: Any = trainer.processing_class
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     model.eval()
-    batch = tokenizer(rows["prompt"][:], padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    batch = tokenizer(rows["prompt"][:], padding=True, padding_side="left", return_tensors="pt").to(
+        model.device
+    )
     right = 0.0
     for _ in range(samples):
         out = model.generate(**batch, max_new_tokens=12, do_sample=True, top_k=0)
-        texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(
+            out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
         right += sum(exact(texts, rows["answer"][:]))
     return right / (samples * len(rows))
 
@@ -106,15 +120,22 @@ def main() -> None:
 
     disable_progress_bar()
     disable_progress_bars()
-    pool = load_dataset("json", data_files=str(ASSETS / "digits_unfiltered.jsonl"), split=f"train[:{options.prompts}]")
-    heldout = load_dataset("json", data_files=str(ASSETS / "digits_heldout.jsonl"), split="train[:600]")
+    pool = load_dataset(
+        "json",
+        data_files=str(ASSETS / "digits_unfiltered.jsonl"),
+        split=f"train[:{options.prompts}]",
+    )
+    heldout = load_dataset(
+        "json", data_files=str(ASSETS / "digits_heldout.jsonl"), split="train[:600]"
+    )
     args = config(options)
 
-    # --- what CERO adds; without it this is GRPOTrainer(...). A small pool that is seen often: prompts wear out slowly
-    # (saturation below 1), so that what is known about them decides. ---
-    scheduler = scheduler_for(args, pool, rounds=options.rounds, name=options.scheduler, saturation=0.3, step_scale=2.0)
+    # --- what CERO adds; without it this is GRPOTrainer(...). A small pool that is seen often:
+    # prompts wear out slowly (saturation below 1), so that what is known about them decides. ---
+    scheduler = scheduler_for(
+        args, pool, rounds=options.rounds, name=options.scheduler, saturation=0.3, step_scale=2.0
+    )
     trainer = CeroGRPOTrainer(str(ASSETS / "tiny_digits"), exact, args, pool, scheduler=scheduler)
-    # -----------------------------------------------------------------------
 
     report = Report(pool["kind"][:], every=10)
     report.trainer = trainer
@@ -128,12 +149,24 @@ def main() -> None:
     third = max(len(report.spent) // 3, 1)
     print("\nshare of rollouts   " + "".join(f"{kind:>12}" for kind in report.spent[0]))
     counts = {kind: report.kinds.count(kind) for kind in report.spent[0]}
-    for label, rounds in (("first third", report.spent[:third]), ("last third", report.spent[-third:])):
+    for label, rounds in (
+        ("first third", report.spent[:third]),
+        ("last third", report.spent[-third:]),
+    ):
         total = sum(sum(row.values()) for row in rounds)
-        print(f"{label:<20}" + "".join(f"{sum(row[kind] for row in rounds) / total:12.2f}" for kind in counts))
-    print(f"{'share of the pool':<20}" + "".join(f"{count / len(pool):12.2f}" for count in counts.values()))
+        print(
+            f"{label:<20}"
+            + "".join(f"{sum(row[kind] for row in rounds) / total:12.2f}" for kind in counts)
+        )
+    print(
+        f"{'share of the pool':<20}"
+        + "".join(f"{count / len(pool):12.2f}" for count in counts.values())
+    )
     ledger = trainer.ledger
-    print(f"\nheld-out accuracy {before:.3f} -> {after:.3f}; spent {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts")
+    print(
+        f"\nheld-out accuracy {before:.3f} -> {after:.3f}; spent {ledger.spent_rollouts} of "
+        f"{ledger.total_rollouts} rollouts"
+    )
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import settings
 from matrix import ROWS
 
-# A deadline is a timing assertion: on a busy machine it fails tests that hold. CI repeats the same examples at every run; by hand
-# new ones are drawn.
+# A deadline is a timing assertion: on a busy machine it fails tests that hold. CI repeats the same
+# examples at every run; by hand new ones are drawn.
 settings.register_profile("cero_rl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("cero_rl")
 
@@ -17,14 +17,20 @@ ENDED = pytest.StashKey[dict[str, list[str]]]()  # outcome of each test, by the 
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", action="store_true", help="run only the tests that cover a row of tests/matrix.py, and print all rows")
+    parser.addoption(
+        "--matrix",
+        action="store_true",
+        help="run only the tests that cover a row of tests/matrix.py, and print all rows",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     known = {row for rows in ROWS.values() for row in rows}
     for item in items:
         unknown = set(covered_rows(item)) - known
-        assert not unknown, f"{item.nodeid} covers {sorted(unknown)}, which tests/matrix.py does not list"
+        assert not unknown, (
+            f"{item.nodeid} covers {sorted(unknown)}, which tests/matrix.py does not list"
+        )
     if config.getoption("--matrix"):
         config.hook.pytest_deselected(items=[item for item in items if not covered_rows(item)])
         items[:] = [item for item in items if covered_rows(item)]
@@ -35,7 +41,9 @@ def covered_rows(item: pytest.Item) -> list[str]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.when == "call" or report.outcome != "passed":
         for row in covered_rows(item):
@@ -53,7 +61,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.section(f"matrix: {name}")
         for row in rows:
             outcomes = ended.get(row, [])
-            counts = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in ("passed", "failed", "skipped") if kind in outcomes)
+            counts = ", ".join(
+                f"{outcomes.count(kind)} {kind}"
+                for kind in ("passed", "failed", "skipped")
+                if kind in outcomes
+            )
             proven += "passed" in outcomes and "failed" not in outcomes
             if whole:
                 terminalreporter.write_line(f"{row:<46} {counts or 'no test'}")

@@ -1,4 +1,5 @@
-"""House rules on the files themselves: size, no machine of ours named anywhere, docs that are current."""
+"""House rules on the files themselves: size, no machine of ours named anywhere, docs that are
+current."""
 
 from __future__ import annotations
 
@@ -23,7 +24,22 @@ SKIP_DIRS = {
     ".ruff_cache",
     ".hypothesis",
 }
-TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".txt", ".cfg", ".sh", ".cu", ".cuh", ".cpp", ".h", ".json", ""}
+TEXT = {
+    ".py",
+    ".md",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".txt",
+    ".cfg",
+    ".sh",
+    ".cu",
+    ".cuh",
+    ".cpp",
+    ".h",
+    ".json",
+    "",
+}
 # Written in pieces, so that this file does not find itself.
 HOSTS = [
     "pypi" + r"\.org",
@@ -36,7 +52,8 @@ PLACES = ["/" + r"work/(main|shared)\b", "/" + r"tmp/probe\b", "/" + r"home/\w+"
 
 
 def our_files() -> list[Path]:
-    """Tracked files and new ones that git does not ignore; without git, everything outside build and run directories."""
+    """Tracked files and new ones that git does not ignore; without git, everything outside build
+    and run directories."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -47,8 +64,14 @@ def our_files() -> list[Path]:
     if listed.returncode == 0 and listed.stdout:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
     else:
-        paths = [path for path in ROOT.rglob("*") if not SKIP_DIRS & set(path.relative_to(ROOT).parts)]
-    return [path for path in paths if path.is_file() and path.suffix in TEXT and "assets" not in path.parts]
+        paths = [
+            path for path in ROOT.rglob("*") if not SKIP_DIRS & set(path.relative_to(ROOT).parts)
+        ]
+    return [
+        path
+        for path in paths
+        if path.is_file() and path.suffix in TEXT and "assets" not in path.parts
+    ]
 
 
 FILES = our_files()
@@ -69,7 +92,9 @@ def test_no_machine_is_named(pattern: str) -> None:
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in FILES
-        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        for number, line in enumerate(
+            path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
+        )
         if re.search(pattern, line)
     ]
     assert not found, found
@@ -79,7 +104,9 @@ def test_checkout_path_is_nowhere() -> None:
     if len(ROOT.parts) < 3:
         pytest.skip("the checkout path is too short to search for")
     found = [
-        str(path.relative_to(ROOT)) for path in FILES if str(ROOT) in path.read_text(encoding="utf-8", errors="replace")
+        str(path.relative_to(ROOT))
+        for path in FILES
+        if str(ROOT) in path.read_text(encoding="utf-8", errors="replace")
     ]
     assert not found, found
 
@@ -137,5 +164,9 @@ def test_lock_pins_every_direct_dependency() -> None:
         "wanted name==version, no local version"
     )
     normal = {re.sub(r"[-_.]+", "-", pin.split("==")[0]).lower() for pin in pins}
-    missing = [d for d in wanted if re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", d)[0]).lower() not in normal]
+    missing = [
+        d
+        for d in wanted
+        if re.sub(r"[-_.]+", "-", re.split(r"[<>=\[]", d)[0]).lower() not in normal
+    ]
     assert not missing, missing

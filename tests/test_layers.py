@@ -128,8 +128,8 @@ def imports(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{name}.{alias.name}" for alias in node.names) if name == "cero_rl" else (
-                name,
+            yield from (
+                (f"{name}.{alias.name}" for alias in node.names) if name == "cero_rl" else (name,)
             )
 
 
@@ -138,7 +138,9 @@ IMPORTS = {path: list(imports(path)) for path in FILES}
 
 
 def third_party(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in IMPORTS[path]} - set(sys.stdlib_module_names) - {"cero_rl"}
+    return (
+        {name.split(".")[0] for name in IMPORTS[path]} - set(sys.stdlib_module_names) - {"cero_rl"}
+    )
 
 
 def rooms_imported(path: Path) -> set[str]:

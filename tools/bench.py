@@ -1,7 +1,9 @@
-"""Timings of the scheduler, the start-up and a training step: one JSON line a row, appended to docs/bench/.
+"""Timings of the scheduler, the start-up and a training step: one JSON line a row, appended to
+docs/bench/.
 
-    scheduler   next_round + update at 1e4, 1e5, 1e6 prompts, bytes a prompt; against scipy and a Python loop
-    startup     seconds from the start of the 2-rank job to its first line, and the shares of a training step
+    scheduler   next_round + update at 1e4, 1e5, 1e6 prompts, bytes a prompt; against scipy and a
+    Python loop startup     seconds from the start of the 2-rank job to its first line, and the
+    shares of a training step
 
 The advantage operator has a benchmark of its own: bench_advantage.py.
 """
@@ -32,9 +34,20 @@ def bench_startup() -> Iterator[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        settings = ["scheduler.rounds=20", "budget.total_rollouts=10240", "data.limit=null", "checkpoint.every_steps=0"]
+        settings = [
+            "scheduler.rounds=20",
+            "budget.total_rollouts=10240",
+            "data.limit=null",
+            "checkpoint.every_steps=0",
+        ]
         started, first = time.monotonic(), None
-        process = subprocess.Popen(command(out, "bench", settings=settings), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(out, "bench", settings=settings),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert process.stdout is not None
         for line in process.stdout:
             if first is None and line.startswith("held-out before training"):
@@ -48,13 +61,19 @@ def bench_startup() -> Iterator[dict[str, Any]]:
 
     total = mean("step_time")
     yield {
-        "bench": "step", "ranks": 2, "rollouts_per_step": 512, "startup_seconds": round(first or float("nan"), 1),
-        "step_seconds": round(total, 3), "rollout_share": round(mean("timing_s/rollout") / total, 3),
-        "learner_share": round(mean("timing_s/learner") / total, 3), "sync_share": round(mean("timing_s/sync") / total, 3),
-        "scheduler_share": round(mean("timing_s/scheduler") / total, 5), "advantage_share": round(mean("timing_s/advantage") / total, 5),
+        "bench": "step",
+        "ranks": 2,
+        "rollouts_per_step": 512,
+        "startup_seconds": round(first or float("nan"), 1),
+        "step_seconds": round(total, 3),
+        "rollout_share": round(mean("timing_s/rollout") / total, 3),
+        "learner_share": round(mean("timing_s/learner") / total, 3),
+        "sync_share": round(mean("timing_s/sync") / total, 3),
+        "scheduler_share": round(mean("timing_s/scheduler") / total, 5),
+        "advantage_share": round(mean("timing_s/advantage") / total, 5),
         "peak_memory_gb": round(max(m["perf/peak_memory_gb"] for m in steps), 2),
         "tokens_per_second": round(mean("perf/tokens_per_second")),
-    }  # fmt: skip
+    }
 
 
 BENCHES = {"scheduler": bench_scheduler, "startup": bench_startup}

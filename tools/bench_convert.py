@@ -1,11 +1,15 @@
-"""Speed and memory of the conversions beside a plain copy of the same bytes, in one run: `make bench-convert`.
+"""Speed and memory of the conversions beside a plain copy of the same bytes, in one run: `make
+bench-convert`.
 
-    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB] [--repeats 3] [--commands cast,...]
+    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB] [--repeats 3]
+    [--commands cast,...]
 
-A Qwen3-shaped model with random weights (untied, vocabulary 32,768) and a ZeRO-3 checkpoint of 2 ranks with the layout that DeepSpeed
-writes. Every conversion runs in a process of its own, alternating with a copy (read, write, fsync; 8 MB pieces) of its input; megabytes
-count what the conversion wrote. Memory is the peak resident set over that of the same process after its imports, as a share of the
-largest file written. One JSON row a conversion is appended to docs/bench/convert.jsonl and printed.
+A Qwen3-shaped model with random weights (untied, vocabulary 32,768) and a ZeRO-3 checkpoint of 2
+ranks with the layout that DeepSpeed writes. Every conversion runs in a process of its own,
+alternating with a copy (read, write, fsync; 8 MB pieces) of its input; megabytes count what the
+conversion wrote. Memory is the peak resident set over that of the same process after its imports,
+as a share of the largest file written. One JSON row a conversion is appended to
+docs/bench/convert.jsonl and printed.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ VOCABULARY = 32768
 
 
 def make_model(directory: Path, layers: int, hidden: int) -> None:
-    """Random bfloat16 weights of the right shapes, streamed, so that the benchmark needs no more memory than what it measures."""
+    """Random bfloat16 weights of the right shapes, streamed, so that the benchmark needs no more
+    memory than what it measures."""
     import torch
     from transformers import Qwen3Config
 
@@ -40,17 +45,33 @@ def make_model(directory: Path, layers: int, hidden: int) -> None:
 
     directory.mkdir(parents=True)
     Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 128, head_dim=64, tie_word_embeddings=False, architectures=["Qwen3ForCausalLM"], dtype="bfloat16",
-    ).save_pretrained(directory)  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        head_dim=64,
+        tie_word_embeddings=False,
+        architectures=["Qwen3ForCausalLM"],
+        dtype="bfloat16",
+    ).save_pretrained(directory)
     copy_beside(ROOT / "recipes/assets/tiny_digits", directory)
-    specs = {name: Spec(torch.bfloat16, shape) for name, shape in expected_shapes(directory)[0].items()}
+    specs = {
+        name: Spec(torch.bfloat16, shape) for name, shape in expected_shapes(directory)[0].items()
+    }
     torch.manual_seed(0)
-    write_sharded(directory, whole(specs, lambda name: torch.randn(specs[name].shape) * 0.02), 10**9, lambda _: None)
+    write_sharded(
+        directory,
+        whole(specs, lambda name: torch.randn(specs[name].shape) * 0.02),
+        10**9,
+        lambda _: None,
+    )
 
 
 def make_zero(model: Path, directory: Path, ranks: int) -> None:
-    """A bare ZeRO-3 directory: masters from the model, moments of noise, in the files that DeepSpeed writes."""
+    """A bare ZeRO-3 directory: masters from the model, moments of noise, in the files that
+    DeepSpeed writes."""
     import torch
 
     from cero_rl.convert.reshard import write_resharded
@@ -65,11 +86,30 @@ def make_zero(model: Path, directory: Path, ranks: int) -> None:
         def elements(self, kind: str, name: str, first: int, count: int) -> Any:
             yield held.read(name).flatten()[first : first + count]
 
-    header = {"global_steps": 1, "dp_world_size": ranks, "ds_version": "0.19.8", "ds_config": {}, "shared_params": {}, "param_shapes": []}
+    header = {
+        "global_steps": 1,
+        "dp_world_size": ranks,
+        "ds_version": "0.19.8",
+        "ds_config": {},
+        "shared_params": {},
+        "param_shapes": [],
+    }
     group = {"lr": 1e-4, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0}
     optimizer = {"optimizer_state_dict": {"param_groups": [group]}}
     shapes = {name: spec.shape for name, spec in held.specs.items()}
-    zero = Noise(directory, 3, 1, torch.bfloat16, shapes, {}, {kind: {} for kind in STATES}, {}, header, optimizer, 1.0)
+    zero = Noise(
+        directory,
+        3,
+        1,
+        torch.bfloat16,
+        shapes,
+        {},
+        {kind: {} for kind in STATES},
+        {},
+        header,
+        optimizer,
+        1.0,
+    )
     directory.mkdir(parents=True)
     write_resharded(zero, ranks, directory, no_loss_scaling, lambda _: None)
 
@@ -90,7 +130,9 @@ def make_adapter(model: Path, directory: Path) -> None:
                 f"{stem}.lora_B.weight": torch.randn(shape[0], 16) * 0.02,
             }
     save_file(tensors, directory / "adapter_model.safetensors")
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none"}))
+    (directory / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 16, "lora_alpha": 32, "bias": "none"})
+    )
 
 
 def sizes(directory: Path) -> list[int]:
@@ -102,7 +144,10 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, int]:
     started, total = time.perf_counter(), 0
     for path in [p for p in source.rglob("*") if p.is_file()]:
         (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb", buffering=0) as read, (target / path.relative_to(source)).open("wb", buffering=0) as written:
+        with (
+            path.open("rb", buffering=0) as read,
+            (target / path.relative_to(source)).open("wb", buffering=0) as written,
+        ):
             while block := read.read(8 * 2**20):
                 total += written.write(block)
             os.fsync(written.fileno())
@@ -111,7 +156,9 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, int]:
 
 def memory(field: str) -> int:
     """Bytes of a field of /proc/self/status: VmRSS now, VmHWM the peak."""
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(field + ":"))
+    line = next(
+        s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(field + ":")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -123,7 +170,9 @@ def child(arguments: list[str]) -> None:
 
     torch.set_num_threads(1)
     # the imports of every conversion, before the baseline
-    config = AutoConfig.from_pretrained(ROOT / "recipes/assets/tiny_digits", trust_remote_code=False)
+    config = AutoConfig.from_pretrained(
+        ROOT / "recipes/assets/tiny_digits", trust_remote_code=False
+    )
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(config)
     torch.matmul(torch.ones(64, 64), torch.ones(64, 64))
@@ -131,20 +180,30 @@ def child(arguments: list[str]) -> None:
         from cero_rl.zero.loss_scale import no_loss_scaling
 
         no_loss_scaling()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of the imports or of the parent, is forgotten
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # the peak so far, of the imports or of the parent, is forgotten
     before, started = memory("VmRSS"), time.perf_counter()
     code = convert.main(arguments)
     assert code == 0, arguments
-    print(json.dumps({"seconds": time.perf_counter() - started, "extra_bytes": memory("VmHWM") - before}))
+    print(
+        json.dumps(
+            {"seconds": time.perf_counter() - started, "extra_bytes": memory("VmHWM") - before}
+        )
+    )
 
 
-def measure(name: str, arguments: list[str], source: Path, work: Path, repeats: int) -> dict[str, Any]:
+def measure(
+    name: str, arguments: list[str], source: Path, work: Path, repeats: int
+) -> dict[str, Any]:
     rates, copies, memory, largest, written = [], [], [], 0, 0
     for _ in range(repeats):
         out, copied = work / "out", work / "copy"
         line = [sys.executable, __file__, "--child", *arguments, "--out", str(out)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment, timeout=1200)
+        done = subprocess.run(
+            line, capture_output=True, text=True, check=False, env=environment, timeout=1200
+        )
         if done.returncode:
             raise SystemExit(f"{name}: {done.stdout}{done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])
@@ -157,34 +216,63 @@ def measure(name: str, arguments: list[str], source: Path, work: Path, repeats: 
         memory.append(found["extra_bytes"])
     rate, copy = statistics.median(rates), statistics.median(copies)
     return {
-        "bench": "convert", "conversion": name, "written_mb": round(written / 1e6, 1), "mb_per_second": round(rate, 1),
-        "lowest": round(min(rates), 1), "highest": round(max(rates), 1), "copy_mb_per_second": round(copy, 1),
-        "ratio_to_copy": round(rate / copy, 3), "peak_extra_mb": round(max(memory) / 1e6, 1), "largest_file_mb": round(largest / 1e6, 1),
-        "peak_over_largest_file": round(max(memory) / largest, 3), "repeats": repeats,
-    }  # fmt: skip
+        "bench": "convert",
+        "conversion": name,
+        "written_mb": round(written / 1e6, 1),
+        "mb_per_second": round(rate, 1),
+        "lowest": round(min(rates), 1),
+        "highest": round(max(rates), 1),
+        "copy_mb_per_second": round(copy, 1),
+        "ratio_to_copy": round(rate / copy, 3),
+        "peak_extra_mb": round(max(memory) / 1e6, 1),
+        "largest_file_mb": round(largest / 1e6, 1),
+        "peak_over_largest_file": round(max(memory) / largest, 3),
+        "repeats": repeats,
+    }
 
 
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2:])
         return 0
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--shard-size", default="200MB", help="--max-shard-size of the conversions")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--commands", default="", help="only these, by commas")
-    parser.add_argument("--work", type=Path, help="where to work (default: the temporary directory); several times the model's size")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="where to work (default: the temporary directory); several times the model's size",
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         work = Path(name)
-        model, zero, adapter, megatron = (work / n for n in ("model", "zero", "adapter", "megatron"))
+        model, zero, adapter, megatron = (
+            work / n for n in ("model", "zero", "adapter", "megatron")
+        )
         make_model(model, options.layers, options.hidden)
         make_zero(model, zero, 2)
         make_adapter(model, adapter)
         shard = ["--max-shard-size", options.shard_size]
-        export = [sys.executable, str(ROOT / "tools/convert.py"), "megatron-export", str(model), "--out", str(megatron), *shard]
-        subprocess.run(export, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL)
+        export = [
+            sys.executable,
+            str(ROOT / "tools/convert.py"),
+            "megatron-export",
+            str(model),
+            "--out",
+            str(megatron),
+            *shard,
+        ]
+        subprocess.run(
+            export,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+        )
         jobs = {
             "zero-to-hf": (["zero-to-hf", zero, "--bare", "--model", model, *shard], model),
             "zero-to-universal": (["zero-to-universal", zero, "--bare"], zero),
@@ -200,7 +288,12 @@ def main() -> int:
         for key in chosen:
             arguments, source = jobs[key]
             row = measure(key, [str(a) for a in arguments], source, work, options.repeats)
-            row |= {"layers": options.layers, "hidden": options.hidden, "shard_size": options.shard_size, **machine()}
+            row |= {
+                "layers": options.layers,
+                "hidden": options.hidden,
+                "shard_size": options.shard_size,
+                **machine(),
+            }
             with ROWS.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)

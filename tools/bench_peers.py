@@ -1,7 +1,9 @@
-"""The ways others compute group advantages, one function each, with the same inputs and outputs as our operator: for the benchmark.
+"""The ways others compute group advantages, one function each, with the same inputs and outputs as
+our operator: for the benchmark.
 
-Norm: (r - mean) / (std + 1e-6) with ddof 1, what most trainers do; a group of one gets 0. `spread` to packed tokens is the same for
-all peers, written as eager code would, with the output size given so that it need not wait for the GPU.
+Norm: (r - mean) / (std + 1e-6) with ddof 1, what most trainers do; a group of one gets 0. `spread`
+to packed tokens is the same for all peers, written as eager code would, with the output size given
+so that it need not wait for the GPU.
 """
 
 from __future__ import annotations
@@ -50,20 +52,36 @@ def spread(adv: Tensor, case: Case) -> Tensor | None:
     if case.cu_seqlens is None or case.seq_rollout is None or case.loss_mask is None:
         return None
     lengths = (case.cu_seqlens[1:] - case.cu_seqlens[:-1]).long()
-    return torch.repeat_interleave(adv[case.seq_rollout.long()], lengths, output_size=case.tokens) * case.loss_mask
+    return (
+        torch.repeat_interleave(adv[case.seq_rollout.long()], lengths, output_size=case.tokens)
+        * case.loss_mask
+    )
 
 
 def _owner(case: Case, sizes: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(sizes.numel(), device=sizes.device), sizes, output_size=case.rewards.numel())
+    return torch.repeat_interleave(
+        torch.arange(sizes.numel(), device=sizes.device), sizes, output_size=case.rewards.numel()
+    )
 
 
 def cero(case: Case) -> Outputs:
     if case.cu_seqlens is None or case.loss_mask is None:
-        return Outputs(*group_advantage(case.rewards, case.group_offsets, norm="std", eps=EPS, success_threshold=THRESHOLD), None)
+        return Outputs(
+            *group_advantage(
+                case.rewards, case.group_offsets, norm="std", eps=EPS, success_threshold=THRESHOLD
+            ),
+            None,
+        )
     out = group_advantage_tokens(
-        case.rewards, case.group_offsets, case.cu_seqlens, case.loss_mask, seq_rollout=case.seq_rollout, norm="std", eps=EPS,
+        case.rewards,
+        case.group_offsets,
+        case.cu_seqlens,
+        case.loss_mask,
+        seq_rollout=case.seq_rollout,
+        norm="std",
+        eps=EPS,
         success_threshold=THRESHOLD,
-    )  # fmt: skip
+    )
     return Outputs(out.adv, out.mean, out.std, out.wins, out.live, out.token_adv)
 
 
@@ -84,7 +102,9 @@ compiled_index_add = torch.compile(index_add, dynamic=True)
 
 def segment_reduce(case: Case) -> Outputs:
     def reduce(values: Tensor, how: str) -> Tensor:
-        return torch.segment_reduce(values, how, offsets=case.group_offsets, axis=0, initial=0 if how == "sum" else None)
+        return torch.segment_reduce(
+            values, how, offsets=case.group_offsets, axis=0, initial=0 if how == "sum" else None
+        )
 
     sizes = case.group_offsets[1:] - case.group_offsets[:-1]
     owner = _owner(case, sizes)
@@ -148,26 +168,35 @@ def python_loop(case: Case) -> Outputs:
 def peers() -> dict[str, Callable[[Case], Outputs]]:
     """All that can run here, by the name in the table."""
     found: dict[str, Callable[[Case], Outputs]] = {
-        "index_add": index_add, "segment_reduce": segment_reduce, "compiled index_add": compiled_index_add, "padded": padded,
+        "index_add": index_add,
+        "segment_reduce": segment_reduce,
+        "compiled index_add": compiled_index_add,
+        "padded": padded,
         "python loop": python_loop,
-    }  # fmt: skip
+    }
     if importlib.util.find_spec("torch_scatter") is not None:
         found["segment_csr"] = segment_csr
     return found
 
 
 def disagreement(got: Outputs, wanted: Outputs) -> str:
-    """Empty where all outputs agree up to float32 rounding, else the name of the first that does not."""
+    """Empty where all outputs agree up to float32 rounding, else the name of the first that does
+    not."""
     for name, a, b in zip(Outputs._fields, got, wanted):
         if (a is None) != (b is None):
             return name
-        if a is not None and b is not None and not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5):
+        if (
+            a is not None
+            and b is not None
+            and not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)
+        ):
             return name
     return ""
 
 
 def worst_on_equal_rewards(peer: Callable[[Case], Outputs], device: str) -> float:
-    """Largest |adv| over 441 groups whose rewards are all equal, sizes 2..64: the only right answer is 0."""
+    """Largest |adv| over 441 groups whose rewards are all equal, sizes 2..64: the only right answer
+    is 0."""
     values = (0.1, 0.2, 0.3, 0.7, 0.9, 1 / 3, 1.1)
     sizes = torch.arange(2, 65).repeat_interleave(len(values))
     rewards = torch.tensor(values).repeat(63).repeat_interleave(sizes)

@@ -1,10 +1,12 @@
 """Tokens per second of both rollout engines on the same requests, in one run: `make bench-rollout`.
 
-    python tools/bench_rollout.py [--model DIR] [--dtype bfloat16] [--groups 8] [--rollouts 8] [--response-tokens 64] [--repeats 3]
+    python tools/bench_rollout.py [--model DIR] [--dtype bfloat16] [--groups 8] [--rollouts 8]
+    [--response-tokens 64] [--repeats 3]
 
-Each engine samples the same ragged groups; the engines alternate, so a busy machine is busy for both. Every response runs to its token
-limit (no end token), so that both do the same work. One JSON row an engine is appended to docs/bench/rollout.jsonl and printed: the
-median over repeats and the spread. One process, one thread unless OMP_NUM_THREADS says otherwise.
+Each engine samples the same ragged groups; the engines alternate, so a busy machine is busy for
+both. Every response runs to its token limit (no end token), so that both do the same work. One JSON
+row an engine is appended to docs/bench/rollout.jsonl and printed: the median over repeats and the
+spread. One process, one thread unless OMP_NUM_THREADS says otherwise.
 """
 
 from __future__ import annotations
@@ -34,12 +36,17 @@ ROWS = ROOT / "docs/bench/rollout.jsonl"
 NEVER = 2**31 - 1  # an end token that no vocabulary has
 
 
-def make_requests(groups: int, rollouts: int, prompt_tokens: int, vocabulary: int) -> list[RolloutRequest]:
+def make_requests(
+    groups: int, rollouts: int, prompt_tokens: int, vocabulary: int
+) -> list[RolloutRequest]:
     """Groups of rollouts - 2 .. rollouts + 2 completions, prompts of half to full length."""
     rng = np.random.default_rng(0)
     return [
         RolloutRequest(
-            i, rng.integers(3, vocabulary, int(rng.integers(prompt_tokens // 2, prompt_tokens + 1))), rollouts + (i % 5) - 2, stream_key=i
+            i,
+            rng.integers(3, vocabulary, int(rng.integers(prompt_tokens // 2, prompt_tokens + 1))),
+            rollouts + (i % 5) - 2,
+            stream_key=i,
         )
         for i in range(groups)
     ]
@@ -47,18 +54,39 @@ def make_requests(groups: int, rollouts: int, prompt_tokens: int, vocabulary: in
 
 def build(options: argparse.Namespace, group: Group) -> dict[str, RolloutEngine]:
     decode = lambda ids: ""
-    batch = options.rollouts * options.groups * 2 * (options.prompt_tokens + options.response_tokens)
+    batch = (
+        options.rollouts * options.groups * 2 * (options.prompt_tokens + options.response_tokens)
+    )
     settings = VllmSettings(
-        dtype=options.dtype, max_model_tokens=options.prompt_tokens + options.response_tokens,
-        max_response_tokens=options.response_tokens, max_batch_tokens=batch, gpu_memory_fraction=0.5, kv_cache_memory_bytes=2**29,
-        tensor_parallel=1, sleep=False, generate_timeout_seconds=600, seed=0,
-    )  # fmt: skip
-    vllm = VllmEngine(options.model, settings, eos_token_ids=[], decode=decode, rank=group.rank, gather=group.gather_json)
+        dtype=options.dtype,
+        max_model_tokens=options.prompt_tokens + options.response_tokens,
+        max_response_tokens=options.response_tokens,
+        max_batch_tokens=batch,
+        gpu_memory_fraction=0.5,
+        kv_cache_memory_bytes=2**29,
+        tensor_parallel=1,
+        sleep=False,
+        generate_timeout_seconds=600,
+        seed=0,
+    )
+    vllm = VllmEngine(
+        options.model,
+        settings,
+        eos_token_ids=[],
+        decode=decode,
+        rank=group.rank,
+        gather=group.gather_json,
+    )
     model = load_model(options.model, options.dtype, "sdpa").to(group.device)
     plain = TransformersEngine(
-        model, eos_token_ids=[NEVER], pad_token_id=0, decode=decode, max_response_tokens=options.response_tokens,
-        max_batch_tokens=batch, seed=0,
-    )  # fmt: skip
+        model,
+        eos_token_ids=[NEVER],
+        pad_token_id=0,
+        decode=decode,
+        max_response_tokens=options.response_tokens,
+        max_batch_tokens=batch,
+        seed=0,
+    )
     return {"vllm": vllm, "transformers": plain}
 
 
@@ -76,28 +104,42 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             groups = engine.generate(requests, stream=repeat, temperature=1.0)
             seconds = time.perf_counter() - started
             tokens = sum(len(c.token_ids) for g in groups for c in g.completions)
-            assert tokens == sum(r.rollouts for r in requests) * options.response_tokens, "both engines must do the same work"
+            assert tokens == sum(r.rollouts for r in requests) * options.response_tokens, (
+                "both engines must do the same work"
+            )
             if repeat:  # the first round warms up
                 rates[name].append(tokens / seconds)
     fixed = {
-        "model": Path(options.model).name, "dtype": options.dtype, "groups": options.groups,
-        "rollouts": sum(r.rollouts for r in requests), "prompt_tokens": options.prompt_tokens,
-        "response_tokens": options.response_tokens, "threads": torch.get_num_threads(), "repeats": options.repeats,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores",
+        "model": Path(options.model).name,
+        "dtype": options.dtype,
+        "groups": options.groups,
+        "rollouts": sum(r.rollouts for r in requests),
+        "prompt_tokens": options.prompt_tokens,
+        "response_tokens": options.response_tokens,
+        "threads": torch.get_num_threads(),
+        "repeats": options.repeats,
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__.split("+")[0],
-    }  # fmt: skip
+    }
     return [
         {
-            "engine": name, "tokens_per_second": round(statistics.median(values), 1), "lowest": round(min(values), 1),
-            "highest": round(max(values), 1), **fixed,
+            "engine": name,
+            "tokens_per_second": round(statistics.median(values), 1),
+            "lowest": round(min(values), 1),
+            "highest": round(max(values), 1),
+            **fixed,
         }
         for name, values in rates.items()
-    ]  # fmt: skip
+    ]
 
 
 def main() -> int:
     quickstart = load_config(ROOT / "recipes/quickstart_cpu.yaml", []).model
-    parser = argparse.ArgumentParser(description="Tokens/s of the vllm and the transformers rollout engine.")
+    parser = argparse.ArgumentParser(
+        description="Tokens/s of the vllm and the transformers rollout engine."
+    )
     parser.add_argument("--model", default=str(ROOT / quickstart.path))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--groups", type=int, default=8)

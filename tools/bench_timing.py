@@ -1,6 +1,8 @@
-"""Timing and counting for the benchmarks: median and spread on CPU and GPU, launches, synchronisations, copy bandwidth, the machine.
+"""Timing and counting for the benchmarks: median and spread on CPU and GPU, launches,
+synchronisations, copy bandwidth, the machine.
 
-No figure is computed from a data sheet: a share of the bandwidth is a share of what a copy reaches on the same GPU in the same run.
+No figure is computed from a data sheet: a share of the bandwidth is a share of what a copy reaches
+on the same GPU in the same run.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ def time_on_cpu(action: Action, *, budget_seconds: float, least: int, most: int)
 
 
 def time_on_gpu(action: Action, *, budget_seconds: float, least: int, most: int) -> Timing:
-    """As above, by events on the stream: the host runs ahead, so the time of a call counts only where the GPU waits for it."""
+    """As above, by events on the stream: the host runs ahead, so the time of a call counts only
+    where the GPU waits for it."""
     for _ in range(2):
         action()
     torch.cuda.synchronize()
@@ -55,7 +58,10 @@ def time_on_gpu(action: Action, *, budget_seconds: float, least: int, most: int)
     action()
     torch.cuda.synchronize()
     repeats = int(np.clip(budget_seconds / max(time.perf_counter() - started, 1e-6), least, most))
-    marks = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    marks = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
     for begin, end in marks:
         begin.record()
         action()
@@ -105,10 +111,14 @@ def count_syncs(action: Action) -> int:
 
 def _first_line(*command: str) -> str:
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=30
+        )
     except FileNotFoundError:
         return ""
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
+    return (
+        done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
+    )
 
 
 def cpu_name() -> str:
@@ -123,15 +133,23 @@ def commit() -> str:
     head = _first_line("git", "rev-parse", "--short", "HEAD")
     if not head:
         return os.environ.get("CERO_COMMIT", "unknown")
-    return head + ("+" if _first_line("git", "status", "--porcelain", "--untracked-files=no") else "")
+    return head + (
+        "+" if _first_line("git", "status", "--porcelain", "--untracked-files=no") else ""
+    )
 
 
 def machine() -> dict[str, Any]:
     """Where and with what a row was measured."""
     found: dict[str, Any] = {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version(),
-        "torch": torch.__version__, "commit": commit(), "date": time.strftime("%Y-%m-%d"), "load": round(os.getloadavg()[0], 1),
-    }  # fmt: skip
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "load": round(os.getloadavg()[0], 1),
+    }
     if torch.cuda.is_available():
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return found

@@ -57,7 +57,12 @@ CASES: dict[str, tuple[int, list[str]]] = {  # name -> ranks, settings
     ),
     "waves_keep_2ranks": (
         2,
-        ["scheduler.name=reinforce_ada", "scheduler.keep_rule=gfpo", "learner.algorithm=dapo", *FINE],
+        [
+            "scheduler.name=reinforce_ada",
+            "scheduler.keep_rule=gfpo",
+            "learner.algorithm=dapo",
+            *FINE,
+        ],
     ),
     "greso": (1, ["scheduler.name=greso"]),
     "graded_tokens_refit": (
@@ -156,7 +161,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    before, after = ({row["case"]: row for row in _lines(p)} for p in (options.before, options.after))
+    before, after = (
+        {row["case"]: row for row in _lines(p)} for p in (options.before, options.after)
+    )
     different = 0
     for name in sorted(before.keys() | after.keys()):
         pair = before.get(name), after.get(name)
@@ -170,7 +177,9 @@ def compare(options: argparse.Namespace) -> int:
         steps, weights = pair[1]["steps"], pair[1]["weights_sha256"][:16]
         verdict = f"differs in {', '.join(unlike)}" if unlike else "equal"
         print(f"{name:<20} {steps:>3} steps  weights {weights}  {verdict}")
-    print(f"{len(before.keys() | after.keys()) - different} of {len(before | after)} traces are equal")
+    print(
+        f"{len(before.keys() | after.keys()) - different} of {len(before | after)} traces are equal"
+    )
     return int(different > 0)
 
 

@@ -1,10 +1,12 @@
-"""Everything that needs a GPU, in one command of less than 8 minutes: build, tests, sanitizers, benchmark, ZeRO-3 smoke.
+"""Everything that needs a GPU, in one command of less than 8 minutes: build, tests, sanitizers,
+benchmark, ZeRO-3 smoke.
 
-    make gpu-check                  in the project's virtual environment
-    make gpu-check PY=python3       with a python that has torch (no network is needed; what it lacks is skipped and said)
+    make gpu-check                  in the project's virtual environment make gpu-check PY=python3
+    with a python that has torch (no network is needed; what it lacks is skipped and said)
 
-One JSON line a check goes to docs/bench/gpu_check.jsonl, the benchmark's rows to docs/bench/advantage_cuda.jsonl; logs are in
-build/gpu_check/. Ends with 1 if a check failed, and at once if there is no GPU. A skipped check is not a passed one: it is listed.
+One JSON line a check goes to docs/bench/gpu_check.jsonl, the benchmark's rows to
+docs/bench/advantage_cuda.jsonl; logs are in build/gpu_check/. Ends with 1 if a check failed, and at
+once if there is no GPU. A skipped check is not a passed one: it is listed.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ def no_gpu() -> str:
         return "no NVIDIA GPU here: nvidia-smi is not on the PATH"
     listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60)
     if listed.returncode != 0 or "GPU" not in listed.stdout:
-        return f"no NVIDIA GPU here: nvidia-smi -L says {(listed.stdout + listed.stderr).strip()[:120]!r}"
+        return (
+            "no NVIDIA GPU here: nvidia-smi -L says "
+            f"{(listed.stdout + listed.stderr).strip()[:120]!r}"
+        )
     return ""
 
 
@@ -70,33 +75,61 @@ def lacking(*modules: str) -> str:
 def find_sanitizer() -> str | None:
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     places = [str(Path(home) / "bin") for home in homes if home]
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+    return shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path=os.pathsep.join(places)
+    )
 
 
 def smoke(dtype: str) -> Check:
     """Four rounds of the quickstart on one GPU under ZeRO-3; its ledger must close."""
     runs = LOGS / f"smoke_{dtype}"
     settings = [
-        f"name={dtype}", f"output_dir={runs}", f"model.dtype={dtype}", "scheduler.rounds=4", "budget.total_rollouts=256",
-        "optimizer.warmup_steps=1", "data.heldout_limit=64", "evaluation.final_samples_per_prompt=1", "evaluation.pass_k=[1]",
+        f"name={dtype}",
+        f"output_dir={runs}",
+        f"model.dtype={dtype}",
+        "scheduler.rounds=4",
+        "budget.total_rollouts=256",
+        "optimizer.warmup_steps=1",
+        "data.heldout_limit=64",
+        "evaluation.final_samples_per_prompt=1",
+        "evaluation.pass_k=[1]",
         "checkpoint.every_steps=2",
-    ]  # fmt: skip
+    ]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = "from deepspeed.launcher.runner import main; main()"  # as the script `deepspeed`, which need not be on the PATH
-    command = [sys.executable, "-c", launcher, "--num_accelerators", "1", "--master_port", str(port), "--log_level", "warning"]
+    # as the script `deepspeed`, which need not be on the PATH
+    launcher = "from deepspeed.launcher.runner import main; main()"
+    command = [
+        sys.executable,
+        "-c",
+        launcher,
+        "--num_accelerators",
+        "1",
+        "--master_port",
+        str(port),
+        "--log_level",
+        "warning",
+    ]
     command += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", "--overwrite"]
     for setting in settings:
         command += ["--set", setting]
-    missing = lacking("deepspeed", "transformers", "pydantic", "datasets", "math_verify", "tensorboard")
+    missing = lacking(
+        "deepspeed", "transformers", "pydantic", "datasets", "math_verify", "tensorboard"
+    )
     return Check(f"ZeRO-3 smoke, {dtype}", command, 90, {"OMP_NUM_THREADS": "4"}, missing)
 
 
 def checks() -> Iterator[Check]:
     python = sys.executable
     cases = "tests/ops/gpu_cases.py"
-    yield Check("build", [python, "setup.py", "build_ext", "--inplace", "--force"], 150, {"CERO_CUDA": "1"}, lacking("setuptools"))
+    yield Check(
+        "build",
+        [python, "setup.py", "build_ext", "--inplace", "--force"],
+        150,
+        {"CERO_CUDA": "1"},
+        lacking("setuptools"),
+    )
     if has("pytest", "hypothesis"):
         command = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/ops"]
         yield Check("tests", command, 120, {"CERO_REQUIRE_GPU": "1"})
@@ -104,39 +137,82 @@ def checks() -> Iterator[Check]:
         yield Check("tests", [python, cases], 120)
     sanitizer = find_sanitizer()
     for tool in ("memcheck", "racecheck"):
-        command = [sanitizer or "compute-sanitizer", "--tool", tool, "--error-exitcode", "9", python, cases, "--sanitizer"]
+        command = [
+            sanitizer or "compute-sanitizer",
+            "--tool",
+            tool,
+            "--error-exitcode",
+            "9",
+            python,
+            cases,
+            "--sanitizer",
+        ]
         # The caching allocator would hide an access beyond the end of a tensor.
-        yield Check(tool, command, 75, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, "" if sanitizer else "compute-sanitizer was not found")
-    yield Check("benchmark", [python, "tools/bench_advantage.py", "--device", "cuda"], 200, missing=lacking("rich", "numpy"))
+        yield Check(
+            tool,
+            command,
+            75,
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+            "" if sanitizer else "compute-sanitizer was not found",
+        )
+    yield Check(
+        "benchmark",
+        [python, "tools/bench_advantage.py", "--device", "cuda"],
+        200,
+        missing=lacking("rich", "numpy"),
+    )
     yield smoke("bfloat16")
     yield smoke("float32")
 
 
 def run(check: Check, deadline: float) -> Result:
-    """One check in a process group of its own, ended with everything it started when its time is over."""
+    """One check in a process group of its own, ended with everything it started when its time is
+    over."""
     if check.missing:
         return Result(check.name, "skipped", 0.0, check.missing)
     limit = min(check.limit_seconds, deadline - time.monotonic())
     if limit < 5:
         return Result(check.name, "skipped", 0.0, "no time was left")
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore::FutureWarning", **check.environment}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        **check.environment,
+    }
     log = LOGS / f"{check.name.replace(' ', '_').replace(',', '')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(check.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(
+            check.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             status = process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            return Result(check.name, "failed", round(limit, 1), f"not done after {limit:.0f} s; see {log.relative_to(ROOT)}")
+            return Result(
+                check.name,
+                "failed",
+                round(limit, 1),
+                f"not done after {limit:.0f} s; see {log.relative_to(ROOT)}",
+            )
     seconds = round(time.monotonic() - started, 1)
     written = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     last = written[-1].strip()[:200] if written else ""
     if status != 0:
-        return Result(check.name, "failed", seconds, f"exit status {status}; see {log.relative_to(ROOT)}: {last}")
+        return Result(
+            check.name,
+            "failed",
+            seconds,
+            f"exit status {status}; see {log.relative_to(ROOT)}: {last}",
+        )
     return Result(check.name, "passed", seconds, last)
 
 
@@ -149,27 +225,45 @@ def closed_ledger(result: Result, dtype: str) -> Result:
         return Result(result.check, "failed", result.seconds, f"no {metrics.relative_to(ROOT)}")
     last = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     spent, total = last["budget/spent_rollouts"], last["budget/total_rollouts"]
-    return Result(result.check, "passed" if spent == total else "failed", result.seconds, f"spent {spent} of {total} rollouts")
+    return Result(
+        result.check,
+        "passed" if spent == total else "failed",
+        result.seconds,
+        f"spent {spent} of {total} rollouts",
+    )
 
 
 def report(results: list[Result]) -> int:
-    counts = {status: sum(r.status == status for r in results) for status in ("passed", "failed", "skipped")}
-    print(f"gpu-check: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped; rows in {ROWS.relative_to(ROOT)}")
+    counts = {
+        status: sum(r.status == status for r in results)
+        for status in ("passed", "failed", "skipped")
+    }
+    print(
+        f"gpu-check: {counts['passed']} passed, {counts['failed']} failed, "
+        f"{counts['skipped']} skipped; rows in {ROWS.relative_to(ROOT)}"
+    )
     return 1 if counts["failed"] or not counts["passed"] else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--look", action="store_true", help="only look whether there is a GPU; needs no torch")
+    parser.add_argument(
+        "--look", action="store_true", help="only look whether there is a GPU; needs no torch"
+    )
     arguments = parser.parse_args()
     reason = no_gpu() or ("" if arguments.look else lacking("torch"))
     if not reason and not arguments.look:
         import torch
 
         if not torch.cuda.is_available():
-            reason = f"torch {torch.__version__} sees no GPU; install a CUDA build of it, or pass PY=<a python that has one>"
+            reason = (
+                f"torch {torch.__version__} sees no GPU; install a CUDA build of it, or pass "
+                "PY=<a python that has one>"
+            )
         else:
-            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ".".join(map(str, torch.cuda.get_device_capability())))
+            os.environ.setdefault(
+                "TORCH_CUDA_ARCH_LIST", ".".join(map(str, torch.cuda.get_device_capability()))
+            )
     if reason:
         print(f"gpu-check: {reason}", file=sys.stderr)
         return 1
@@ -180,7 +274,10 @@ def run_all() -> int:
     from bench_timing import machine
 
     where: dict[str, Any] = machine()
-    print(f"gpu-check: {where['gpu']}, torch {where['torch']}, CUDA {where['cuda']}, commit {where['commit']}")
+    print(
+        f"gpu-check: {where['gpu']}, torch {where['torch']}, CUDA {where['cuda']}, commit "
+        f"{where['commit']}"
+    )
     deadline, results = time.monotonic() + LIMIT_SECONDS, []
     ROWS.parent.mkdir(parents=True, exist_ok=True)
     with ROWS.open("a", encoding="utf-8") as file:

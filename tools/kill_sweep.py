@@ -1,10 +1,13 @@
-"""Kill a real training run at every fault point, start it again, and compare what comes out with a run that nothing happened to.
+"""Kill a real training run at every fault point, start it again, and compare what comes out with a
+run that nothing happened to.
 
-    make kill-sweep                      every point; the table goes to the screen, a JSON row a point to docs/bench/kill_sweep.jsonl
-    python tools/kill_sweep.py --points learner.backward checkpoint.renamed
+    make kill-sweep                      every point; the table goes to the screen, a JSON row a
+    point to docs/bench/kill_sweep.jsonl python tools/kill_sweep.py --points learner.backward
+    checkpoint.renamed
 
-DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command. Compared are sha256 over the exported weights, the evidence log and the state of
-the last checkpoint (posterior, duals, ledger, cursor). Also checked: the posterior holds each logged success exactly once.
+DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command. Compared are sha256 over the exported
+weights, the evidence log and the state of the last checkpoint (posterior, duals, ledger, cursor).
+Also checked: the posterior holds each logged success exactly once.
 """
 
 from __future__ import annotations
@@ -32,16 +35,27 @@ from cero_rl import __version__  # noqa: E402
 from cero_rl.job import faults  # noqa: E402
 
 SETTINGS = [
-    "scheduler.rounds=6", "budget.total_rollouts=384", "data.limit=120", "data.heldout_limit=8", "optimizer.warmup_steps=1",
-    "evaluation.every_steps=0", "evaluation.samples_per_prompt=1", "evaluation.final_samples_per_prompt=1", "evaluation.pass_k=[1]",
-    "checkpoint.every_steps=2", "logging.tensorboard=false", "scheduler.step_scale=5", "watchdog.stall_seconds=60",
-]  # fmt: skip
+    "scheduler.rounds=6",
+    "budget.total_rollouts=384",
+    "data.limit=120",
+    "data.heldout_limit=8",
+    "optimizer.warmup_steps=1",
+    "evaluation.every_steps=0",
+    "evaluation.samples_per_prompt=1",
+    "evaluation.final_samples_per_prompt=1",
+    "evaluation.pass_k=[1]",
+    "checkpoint.every_steps=2",
+    "logging.tensorboard=false",
+    "scheduler.step_scale=5",
+    "watchdog.stall_seconds=60",
+]
 RANK_1_STEP_3 = "@rank=1,step=3"
 RANK_0_STEP_4 = "@rank=0,step=4"  # a step that saves
 
 
 def where(point: str) -> str:
-    """The rank and step at which a sweep kills: where the point is reached, between the first and the last checkpoint."""
+    """The rank and step at which a sweep kills: where the point is reached, between the first and
+    the last checkpoint."""
     if point.startswith(("finish.", "export.")) or point == "checkpoint.prune":
         return "@rank=0,step=6"
     if point.startswith("checkpoint."):
@@ -51,7 +65,9 @@ def where(point: str) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    codes: list[int]  # by rank; a rank that had to be killed because another had left long ago has -9
+    codes: list[
+        int
+    ]  # by rank; a rank that had to be killed because another had left long ago has -9
     texts: list[str]
     seconds: float
 
@@ -61,30 +77,55 @@ class Ended:
 
 
 class Ranks:
-    """The training command on `ranks` processes of this machine, started without a launcher, so that a rank's end is its own."""
+    """The training command on `ranks` processes of this machine, started without a launcher, so
+    that a rank's end is its own."""
 
     def __init__(
-        self, out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None, fault: str = "", port: int | None = None
+        self,
+        out: Path,
+        name: str,
+        *flags: str,
+        ranks: int = 2,
+        settings: list[str] | None = None,
+        fault: str = "",
+        port: int | None = None,
     ) -> None:
-        line = [sys.executable, "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+        line = [
+            sys.executable,
+            "recipes/train_cero.py",
+            "--config",
+            "recipes/quickstart_cpu.yaml",
+            *flags,
+        ]
         for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
             line += ["--set", setting]
         shared = {
-            **os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning",
-            "CUDA_VISIBLE_DEVICES": "", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(ranks),
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "PYTHONWARNINGS": "ignore::FutureWarning",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port or free_port()),
+            "WORLD_SIZE": str(ranks),
             faults.VARIABLE: fault,
-        }  # fmt: skip
+        }
         self.started = time.monotonic()
         self.logs = [out / f"{name}.{self.started:.3f}.rank{rank}.log" for rank in range(ranks)]
         self.processes = [
             subprocess.Popen(
-                line, cwd=ROOT, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=log.open("w"), stderr=subprocess.STDOUT
+                line,
+                cwd=ROOT,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=log.open("w"),
+                stderr=subprocess.STDOUT,
             )
             for rank, log in enumerate(self.logs)
-        ]  # fmt: skip
+        ]
 
     def wait(self, *, seconds: float = 240, grace_seconds: float = 40) -> Ended:
-        """Until all have ended; those that are left `grace_seconds` after the first that ended, or after `seconds`, are killed."""
+        """Until all have ended; those that are left `grace_seconds` after the first that ended, or
+        after `seconds`, are killed."""
         end, first_end = time.monotonic() + seconds, None
         while any(process.poll() is None for process in self.processes):
             now = time.monotonic()
@@ -95,7 +136,9 @@ class Ranks:
                     process.kill()
             time.sleep(0.05)
         texts = [log.read_text(encoding="utf-8") for log in self.logs]
-        return Ended([process.wait() for process in self.processes], texts, time.monotonic() - self.started)
+        return Ended(
+            [process.wait() for process in self.processes], texts, time.monotonic() - self.started
+        )
 
 
 def free_port() -> int:
@@ -104,7 +147,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def train(out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None, fault: str = "") -> Ended:
+def train(
+    out: Path,
+    name: str,
+    *flags: str,
+    ranks: int = 2,
+    settings: list[str] | None = None,
+    fault: str = "",
+) -> Ended:
     return Ranks(out, name, *flags, ranks=ranks, settings=settings, fault=fault).wait()
 
 
@@ -116,15 +166,24 @@ def fingerprint(run_dir: Path) -> str:
     """sha256 over what a run leaves behind; the clock and the machine have no part in it."""
     digest = hashlib.sha256()
     newest = last_checkpoint(run_dir)
-    for path in (run_dir / "export/model.safetensors", run_dir / "evidence.jsonl", newest / "state.json", newest / "arrays.safetensors"):
+    for path in (
+        run_dir / "export/model.safetensors",
+        run_dir / "evidence.jsonl",
+        newest / "state.json",
+        newest / "arrays.safetensors",
+    ):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def counted_once(run_dir: Path) -> bool:
-    """Is the posterior of the last checkpoint the prior and every success and failure of the evidence log, each once?"""
+    """Is the posterior of the last checkpoint the prior and every success and failure of the
+    evidence log, each once?"""
     newest = last_checkpoint(run_dir)
-    state, arrays = json.loads((newest / "state.json").read_text(encoding="utf-8")), load_file(newest / "arrays.safetensors")
+    state, arrays = (
+        json.loads((newest / "state.json").read_text(encoding="utf-8")),
+        load_file(newest / "arrays.safetensors"),
+    )
     wins = arrays["scheduler.posterior_a"] - state["scheduler.prior_a"]
     losses = arrays["scheduler.posterior_b"] - state["scheduler.prior_b"]
     for line in (run_dir / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
@@ -147,7 +206,9 @@ class Row:
     counted_once: bool
 
 
-def kill_and_resume(out: Path, point: str, wanted: str, settings: list[str] | None = None, at: str | None = None) -> Row:
+def kill_and_resume(
+    out: Path, point: str, wanted: str, settings: list[str] | None = None, at: str | None = None
+) -> Row:
     """One line of the sweep: kill at `point`, resume, compare with the fingerprint `wanted`."""
     at, name = at or where(point), point.replace(".", "_") + (at or "")[-1:]
     killed = train(out, name, settings=settings, fault=f"{point}{at}:sigkill")
@@ -156,20 +217,41 @@ def kill_and_resume(out: Path, point: str, wanted: str, settings: list[str] | No
     source = re.search(r"resumed from .*(step_\d+):|begins again at (step 0)", resumed.text)
     found = fingerprint(run_dir) if resumed.codes == [0, 0] else resumed.text[-300:]
     return Row(
-        point, at, killed.codes, (source[1] or source[2]) if source else "", resumed.codes, found,
-        same=found == wanted and -9 in killed.codes, counted_once=resumed.codes == [0, 0] and counted_once(run_dir),
-    )  # fmt: skip
+        point,
+        at,
+        killed.codes,
+        (source[1] or source[2]) if source else "",
+        resumed.codes,
+        found,
+        same=found == wanted and -9 in killed.codes,
+        counted_once=resumed.codes == [0, 0] and counted_once(run_dir),
+    )
 
 
 def row_text(row: Row) -> str:
     verdict = "same" if row.same and row.counted_once else "DIFFERS"
-    return f"{row.point:<26} {row.where:<16} {row.killed_codes!s:<10} {row.resumed_from:<13} {row.sha256[:16]:<17} {verdict}"
+    return (
+        f"{row.point:<26} {row.where:<16} {row.killed_codes!s:<10} {row.resumed_from:<13} "
+        f"{row.sha256[:16]:<17} {verdict}"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Kill a training run at every fault point and compare what the restarted run ends with.")
-    parser.add_argument("--points", nargs="+", default=list(faults.POINTS), metavar="POINT", help="default: all")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="for all runs of the sweep")
+    parser = argparse.ArgumentParser(
+        description="Kill a training run at every fault point and compare what the restarted run "
+        "ends with."
+    )
+    parser.add_argument(
+        "--points", nargs="+", default=list(faults.POINTS), metavar="POINT", help="default: all"
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for all runs of the sweep",
+    )
     parser.add_argument("--rows", type=Path, metavar="FILE", help="append one JSON row a point")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -181,8 +263,15 @@ def main() -> int:
         wanted = fingerprint(out / "uncut")
         print(f"{'killed at':<26} {'where':<16} {'exits':<10} {'resumed from':<13} {'sha256':<17}")
         once = "counted once" if counted_once(out / "uncut") else "COUNTED WRONGLY"
-        print(f"{'(nothing)':<26} {'':<16} {uncut.codes!s:<10} {'':<13} {wanted[:16]:<17} {once}", flush=True)
-        versions: dict[str, Any] = {"cero_rl": __version__, "torch": torch.__version__, "settings": arguments.settings}
+        print(
+            f"{'(nothing)':<26} {'':<16} {uncut.codes!s:<10} {'':<13} {wanted[:16]:<17} {once}",
+            flush=True,
+        )
+        versions: dict[str, Any] = {
+            "cero_rl": __version__,
+            "torch": torch.__version__,
+            "settings": arguments.settings,
+        }
         good = 0
         for point in arguments.points:
             row = kill_and_resume(out, point, wanted, arguments.settings)

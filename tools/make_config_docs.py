@@ -1,6 +1,8 @@
-"""Write docs/configuration.md: every configuration key with type, default and meaning, read from the pydantic models.
+"""Write docs/configuration.md: every configuration key with type, default and meaning, read from
+the pydantic models.
 
-In: `cero_rl.config.Config`. Out: the Markdown page (`make docs`). `--check` writes nothing and exits 1 when the page is old.
+In: `cero_rl.config.Config`. Out: the Markdown page (`make docs`). `--check` writes nothing and
+exits 1 when the page is old.
 """
 
 from __future__ import annotations
@@ -18,22 +20,33 @@ HEAD = """\
 
 Written by `make docs` from `cero_rl/config/root.py`; do not edit by hand.
 
-A run is one YAML file plus any number of `--set section.key=value`. Unknown keys are errors, and the message names the
-nearest known key. `python -m cero_rl validate --config FILE` checks a file without starting anything. The resolved
-configuration is saved as `config.resolved.yaml` in the run directory.
+A run is one YAML file plus any number of `--set section.key=value`. Unknown keys are errors, and
+the message names the nearest known key. `python -m cero_rl validate --config FILE` checks a file
+without starting anything. The resolved configuration is saved as `config.resolved.yaml` in the run
+directory.
 """
-BOUNDS = {"minimum": ">= {}", "exclusiveMinimum": "> {}", "maximum": "<= {}", "exclusiveMaximum": "< {}"}
+BOUNDS = {
+    "minimum": ">= {}",
+    "exclusiveMinimum": "> {}",
+    "maximum": "<= {}",
+    "exclusiveMaximum": "< {}",
+}
 
 
 def type_text(schema: dict[str, Any]) -> str:
-    """A JSON-schema node as words: 'integer >= 1 or null', 'one of `a`, `b`', 'list of number > 0'."""
+    """A JSON-schema node as words: 'integer >= 1 or null', 'one of `a`, `b`', 'list of number >
+    0'."""
     if "anyOf" in schema:
         return " or ".join(type_text(option) for option in schema["anyOf"])
     if "enum" in schema:
         return "one of " + ", ".join(f"`{value}`" for value in schema["enum"])
     if schema.get("type") == "array":
         items = schema.get("prefixItems")
-        return f"{len(items)} values: {type_text(items[0])}" if items else f"list of {type_text(schema['items'])}"
+        return (
+            f"{len(items)} values: {type_text(items[0])}"
+            if items
+            else f"list of {type_text(schema['items'])}"
+        )
     bounds = [text.format(schema[key]) for key, text in BOUNDS.items() if key in schema]
     return " ".join([str(schema.get("type", "any")), ", ".join(bounds)]).strip()
 
@@ -53,7 +66,9 @@ def rows(prefix: str, section: type[Section], names: list[str]) -> list[str]:
     for name in names:
         schema = properties[name]
         meaning = str(schema.get("description", "")).replace("|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {type_text(schema)} | {default_text(schema)} | {meaning} |")
+        lines.append(
+            f"| `{prefix}{name}` | {type_text(schema)} | {default_text(schema)} | {meaning} |"
+        )
     return lines
 
 
@@ -73,17 +88,39 @@ def about(section: type[Section]) -> list[str]:
 def render() -> str:
     """The whole page."""
     sections = sections_of(Config)
-    lines = [HEAD, "## Run", "", *rows("", Config, [name for name in Config.model_fields if name not in sections])]
+    lines = [
+        HEAD,
+        "## Run",
+        "",
+        *rows("", Config, [name for name in Config.model_fields if name not in sections]),
+    ]
     for name, section in sections.items():
         lines += ["", f"## {name}", "", *about(section)]
         inner = sections_of(section)
-        lines += rows(f"{name}.", section, [key for key in section.model_fields if key not in inner])
+        lines += rows(
+            f"{name}.", section, [key for key in section.model_fields if key not in inner]
+        )
         for key, part in inner.items():
-            lines += ["", f"### {name}.{key}", "", *about(part), *rows(f"{name}.{key}.", part, list(part.model_fields))]
+            lines += [
+                "",
+                f"### {name}.{key}",
+                "",
+                *about(part),
+                *rows(f"{name}.{key}.", part, list(part.model_fields)),
+            ]
     keys = list(next(iter(PRESETS.values())))
-    lines += ["", "## Presets of learner.algorithm", "", "A key that the file gives itself wins over the preset.", ""]
+    lines += [
+        "",
+        "## Presets of learner.algorithm",
+        "",
+        "A key that the file gives itself wins over the preset.",
+        "",
+    ]
     lines += [f"| algorithm | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |" for name, preset in PRESETS.items()]
+    lines += [
+        f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |"
+        for name, preset in PRESETS.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -91,7 +128,10 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         if PAGE.exists() and PAGE.read_text(encoding="utf-8") == render():
             return 0
-        print("docs/configuration.md is not what cero_rl/config/root.py says; run make docs", file=sys.stderr)
+        print(
+            "docs/configuration.md is not what cero_rl/config/root.py says; run make docs",
+            file=sys.stderr,
+        )
         return 1
     PAGE.write_text(render(), encoding="utf-8")
     print(f"wrote {PAGE.name}")

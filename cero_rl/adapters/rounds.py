@@ -1,7 +1,9 @@
-"""One CERO round inside somebody else's trainer: dealing its rollouts to processes, scoring its ragged groups, saving its state.
+"""One CERO round inside somebody else's trainer: dealing its rollouts to processes, scoring its
+ragged groups, saving its state.
 
-In:  an Allocation and the reward of every rollout it asked for. Out: advantages for the trainer, counts for the scheduler.
-Knows no trainer; both adapters are built on it. Rollouts of a round are numbered 0..R-1, group after group.
+In:  an Allocation and the reward of every rollout it asked for. Out: advantages for the trainer,
+counts for the scheduler. Knows no trainer; both adapters are built on it. Rollouts of a round are
+numbered 0..R-1, group after group.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ _SCHEDULER = "scheduler."
 
 @dataclass(frozen=True, slots=True)
 class AdvantageRule:
-    """How rewards become advantages and evidence; see cero_rl.ops.group_advantage for norm, eps and ddof."""
+    """How rewards become advantages and evidence; see cero_rl.ops.group_advantage for norm, eps and
+    ddof."""
 
     norm: Norm
     eps: float = 1e-6
@@ -57,12 +60,16 @@ def rollout_groups(allocation: Allocation) -> npt.NDArray[np.int64]:
 
 
 def deal_slots(rollouts: int, processes: int, chunks: int) -> npt.NDArray[np.int64]:
-    """i64[processes, n]: the rollout in each slot, -1 where there is none; n is the smallest multiple of `chunks` that holds all.
+    """i64[processes, n]: the rollout in each slot, -1 where there is none; n is the smallest
+    multiple of `chunks` that holds all.
 
-    Rollouts are dealt in order and as evenly as possible; a process's empty slots are its last. Raises ValueError on no rollouts.
+    Rollouts are dealt in order and as evenly as possible; a process's empty slots are its last.
+    Raises ValueError on no rollouts.
     """
     if min(rollouts, processes, chunks) < 1:
-        raise ValueError(f"deal_slots({rollouts}, {processes}, {chunks}): wanted three integers >= 1")
+        raise ValueError(
+            f"deal_slots({rollouts}, {processes}, {chunks}): wanted three integers >= 1"
+        )
     bounds = np.arange(processes + 1) * rollouts // processes
     width = math.ceil(math.ceil(rollouts / processes) / chunks) * chunks
     slots = bounds[:-1, None] + np.arange(width)
@@ -71,40 +78,55 @@ def deal_slots(rollouts: int, processes: int, chunks: int) -> npt.NDArray[np.int
 
 
 def score_round(
-    allocation: Allocation, rewards: npt.NDArray[np.float32], num_prompts: int, rule: AdvantageRule,
+    allocation: Allocation,
+    rewards: npt.NDArray[np.float32],
+    num_prompts: int,
+    rule: AdvantageRule,
     signal: npt.NDArray[np.float32] | None = None,
-) -> RoundResult:  # fmt: skip
+) -> RoundResult:
     """Ragged advantages and the round's evidence from rewards f32[R].
 
-    A NaN reward is a missing one: it leaves its group's baseline and the evidence, and its advantage is 0. `signal` f32[R], if
-    given, is what success is read from instead of the reward (NaN: no evidence). Raises ValueError for a wrong number of
-    rewards.
+    A NaN reward is a missing one: it leaves its group's baseline and the evidence, and its
+    advantage is 0. `signal` f32[R], if given, is what success is read from instead of the reward
+    (NaN: no evidence). Raises ValueError for a wrong number of rewards.
     """
     total = allocation.total_rollouts
     signal = rewards if signal is None else signal
     for name, values in (("rewards", rewards), ("signal", signal)):
         if values.shape != (total,):
-            raise ValueError(f"{name}: got shape {values.shape}, wanted ({total},): one entry per rollout of round {allocation.round}")
+            raise ValueError(
+                f"{name}: got shape {values.shape}, wanted ({total},): one entry per "
+                f"rollout of round {allocation.round}"
+            )
     groups, sizes = rollout_groups(allocation), allocation.rollouts.shape[0]
     present = ~np.isnan(rewards)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(groups[present], minlength=sizes))))
     scored = group_advantage(
-        torch.tensor(rewards[present], dtype=torch.float32), torch.from_numpy(offsets.astype(np.int64)), norm=rule.norm,
-        eps=rule.eps, ddof=rule.ddof, success_threshold=rule.success_threshold,
-    )  # fmt: skip
+        torch.tensor(rewards[present], dtype=torch.float32),
+        torch.from_numpy(offsets.astype(np.int64)),
+        norm=rule.norm,
+        eps=rule.eps,
+        ddof=rule.ddof,
+        success_threshold=rule.success_threshold,
+    )
     advantages = np.zeros(total, dtype=np.float32)
     advantages[present] = scored.adv.numpy()
     known = ~np.isnan(signal)
     prompts = allocation.prompt_ids[groups]
     won = known & (signal > np.float32(rule.success_threshold))
     return RoundResult(
-        allocation, rewards, advantages, np.bincount(prompts[won], minlength=num_prompts),
-        np.bincount(prompts[known], minlength=num_prompts), scored.live.numpy(),
-    )  # fmt: skip
+        allocation,
+        rewards,
+        advantages,
+        np.bincount(prompts[won], minlength=num_prompts),
+        np.bincount(prompts[known], minlength=num_prompts),
+        scored.live.numpy(),
+    )
 
 
 def open_round(scheduler: Scheduler) -> Allocation | None:
-    """The next round that has something to generate, or the one a resumed run was about to generate; None when the run is over.
+    """The next round that has something to generate, or the one a resumed run was about to
+    generate; None when the run is over.
 
     Rounds that execute nothing are closed on the way: they make no policy update.
     """
@@ -122,8 +144,11 @@ def pool_fingerprint(prompts: Iterable[str | Messages]) -> str:
 
 
 def save_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> None:
-    """Replace `path` atomically with the scheduler's state, the ledger and the pool's fingerprint."""
-    state: dict[str, Any] = {f"{_SCHEDULER}{key}": np.asarray(value) for key, value in scheduler.state_dict().items()}
+    """Replace `path` atomically with the scheduler's state, the ledger and the pool's
+    fingerprint."""
+    state: dict[str, Any] = {
+        f"{_SCHEDULER}{key}": np.asarray(value) for key, value in scheduler.state_dict().items()
+    }
     state |= {"pool": np.asarray(pool), "spent": np.asarray(ledger.spent_rollouts)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -137,15 +162,26 @@ def save_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> N
 def load_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> None:
     """Restore `save_state`.
 
-    Raises CheckpointError if the file is missing or was written for another pool, ValueError if the scheduler's settings differ.
+    Raises CheckpointError if the file is missing or was written for another pool, ValueError if the
+    scheduler's settings differ.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: not found; the checkpoint was written without CERO, resume from one that has it")
+        raise CheckpointError(
+            f"{path}: not found; the checkpoint was written without CERO, resume from one "
+            "that has it"
+        )
     with np.load(path, allow_pickle=False) as file:
         saved = {key: file[key] for key in file.files}
     if str(saved["pool"]) != pool:
         raise CheckpointError(
-            f"{path}: its pool is {str(saved['pool'])[:12]} but the data set is {pool[:12]}; give the same prompts in the same order"
+            f"{path}: its pool is {str(saved['pool'])[:12]} but the data set is "
+            f"{pool[:12]}; give the same prompts in the same order"
         )
-    scheduler.load_state_dict({key.removeprefix(_SCHEDULER): value for key, value in saved.items() if key.startswith(_SCHEDULER)})
+    scheduler.load_state_dict(
+        {
+            key.removeprefix(_SCHEDULER): value
+            for key, value in saved.items()
+            if key.startswith(_SCHEDULER)
+        }
+    )
     ledger.spent_rollouts = int(saved["spent"])

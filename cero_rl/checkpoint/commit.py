@@ -1,9 +1,11 @@
-"""One commit for weights, optimizer, scheduler, ledger, cursor, unlearned rollouts and random state.
+"""One commit for weights, optimizer, scheduler, ledger, cursor, unlearned rollouts and random
+state.
 
-Everything is written into tmp.step_N.JOB/, hashed and made durable by the rank that wrote it; when all ranks are done, rank 0 writes
-the manifest, renames the directory to step_N, replaces latest.json and removes what is superfluous. A kill at any point leaves the
-previous checkpoint valid. With `checkpoint.asynchronous` the writing happens in a thread on a copy of the state, and the commit at the
-edge of a later step; an error then surfaces there.
+Everything is written into tmp.step_N.JOB/, hashed and made durable by the rank that wrote it; when
+all ranks are done, rank 0 writes the manifest, renames the directory to step_N, replaces
+latest.json and removes what is superfluous. A kill at any point leaves the previous checkpoint
+valid. With `checkpoint.asynchronous` the writing happens in a thread on a copy of the state, and
+the commit at the edge of a later step; an error then surfaces there.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ ZERO_TAG = "zero"
 
 @dataclass(frozen=True)
 class RunState:
-    """What the loop needs to go on: JSON scalars and named arrays, the same on every rank, and arrays that are this rank's own."""
+    """What the loop needs to go on: JSON scalars and named arrays, the same on every rank, and
+    arrays that are this rank's own."""
 
     scalars: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -53,7 +56,9 @@ def _rng_state() -> dict[str, np.ndarray]:
 class _Writing:
     """One rank's files of one checkpoint on their way to the disk."""
 
-    def __init__(self, step: int, directory: Path, score: float | None, write: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, step: int, directory: Path, score: float | None, write: Callable[[], dict[str, Any]]
+    ) -> None:
         self.step, self.directory, self.score = step, directory, score
         self.files: dict[str, Any] = {}
         self.failure: str | None = None
@@ -80,9 +85,17 @@ class _Writing:
 
 
 class Checkpoints:
-    """The checkpoints of one run. Every method is a collective, and raises CheckpointError on all ranks if one of them fails."""
+    """The checkpoints of one run. Every method is a collective, and raises CheckpointError on all
+    ranks if one of them fails."""
 
-    def __init__(self, run_dir: Path, group: Group, ds_engine: Any, settings: CheckpointConfig, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        group: Group,
+        ds_engine: Any,
+        settings: CheckpointConfig,
+        identity: Mapping[str, Any],
+    ) -> None:
         self.identity = identity
         self._run_dir, self._root = run_dir, run_dir / "checkpoints"
         self._group, self._engine, self._settings = group, ds_engine, settings
@@ -93,7 +106,8 @@ class Checkpoints:
         self._job = group.gather_json(os.environ.get("SLURM_JOB_ID") or str(os.getpid()))[0]
 
     def save(self, step: int, state: RunState, score: float | None, *, wait: bool) -> bool:
-        """Begin a checkpoint; with `wait`, or unless they are asynchronous, it is committed on return (True)."""
+        """Begin a checkpoint; with `wait`, or unless they are asynchronous, it is committed on
+        return (True)."""
         self.poll(wait=True)
         directory = self._root / f"tmp.step_{step:06d}.{self._job}"
         copies = self._settings.asynchronous and not wait
@@ -126,7 +140,9 @@ class Checkpoints:
                 (directory / "state.json").write_text(scalars, encoding="utf-8")
                 save_file(shared, directory / "arrays.safetensors")
                 written += [directory / "state.json", directory / "arrays.safetensors"]
-            entries = {path.relative_to(directory).as_posix(): describe_file(path) for path in written}
+            entries = {
+                path.relative_to(directory).as_posix(): describe_file(path) for path in written
+            }
             faults.point("checkpoint.written", path=written[0])
             return entries
 
@@ -138,7 +154,8 @@ class Checkpoints:
         return self.poll(wait=True)
 
     def poll(self, *, wait: bool = False) -> bool:
-        """Commit the checkpoint under way if all ranks have written it (`wait`: when they have); True if one was committed."""
+        """Commit the checkpoint under way if all ranks have written it (`wait`: when they have);
+        True if one was committed."""
         if self._writing is None:
             return False
         if wait:
@@ -169,9 +186,14 @@ class Checkpoints:
                 files[name] = describe_file(path)
         faults.point("checkpoint.manifest")
         manifest = {
-            "step": writing.step, "world_size": self._group.world_size, "score": writing.score, "cero_rl": __version__,
-            "torch": torch.__version__, **self.identity, "files": files,
-        }  # fmt: skip
+            "step": writing.step,
+            "world_size": self._group.world_size,
+            "score": writing.score,
+            "cero_rl": __version__,
+            "torch": torch.__version__,
+            **self.identity,
+            "files": files,
+        }
         write_json(directory / MANIFEST, manifest)
         fsync(directory / ZERO_TAG)
         faults.point("checkpoint.before_rename")
@@ -181,11 +203,18 @@ class Checkpoints:
         directory.rename(final)
         fsync(self._root)
         faults.point("checkpoint.renamed", path=final)
-        write_json(self._run_dir / LATEST, {"step": writing.step, "directory": f"checkpoints/{final.name}"})
+        write_json(
+            self._run_dir / LATEST, {"step": writing.step, "directory": f"checkpoints/{final.name}"}
+        )
         faults.point("checkpoint.latest", path=self._run_dir / LATEST)
         shutil.rmtree(before, ignore_errors=True)
         keep = self._settings
-        prune(self._run_dir, keep_last=keep.keep_last, keep_best=keep.keep_best, keep_every_steps=keep.keep_every_steps)
+        prune(
+            self._run_dir,
+            keep_last=keep.keep_last,
+            keep_best=keep.keep_best,
+            keep_every_steps=keep.keep_every_steps,
+        )
 
     def _attempt(self, step: int, what: str, action: Callable[[], Any]) -> None:
         attempt(self._group, f"checkpoint of step {step}, {what}", action)

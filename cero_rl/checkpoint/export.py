@@ -1,4 +1,5 @@
-"""The trained model as a save_pretrained directory: safetensors, tokenizer, generation config, model card; a LoRA adapter beside it."""
+"""The trained model as a save_pretrained directory: safetensors, tokenizer, generation config,
+model card; a LoRA adapter beside it."""
 
 from __future__ import annotations
 
@@ -19,23 +20,33 @@ tags: [reinforcement-learning, cero_rl]
 ---
 # {name}
 
-Trained with cero_rl from `{start}`: {algorithm} on {rollouts} rollouts, allocated by `{scheduler}` (seed {seed}).
+Trained with cero_rl from `{start}`: {algorithm} on {rollouts} rollouts,
+allocated by `{scheduler}` (seed {seed}).
 """
 
 
-def export_model(policy: Policy, tokenizer: Any, run_dir: Path, config: Config, group: Group) -> str:
-    """Write RUN/export, and RUN/adapter for a policy with LoRA; returns where they are, for the user. A collective.
+def export_model(
+    policy: Policy, tokenizer: Any, run_dir: Path, config: Config, group: Group
+) -> str:
+    """Write RUN/export, and RUN/adapter for a policy with LoRA; returns where they are, for the
+    user. A collective.
 
-    Gathers bucket by bucket to rank 0; replaces an earlier export only when the new one is complete. Raises EngineError on all ranks.
+    Gathers bucket by bucket to rank 0; replaces an earlier export only when the new one is
+    complete. Raises EngineError on all ranks.
     """
     weights, note = full_state_dict(policy.weights(), keep=group.is_main), ""
     where = f"model in {run_dir / 'export'}"
     if (adapter := policy.adapter) is not None:
         note = (
-            f"\nA LoRA adapter of rank {config.lora.rank} is merged in. Rounding the sum to {config.model.dtype} cost "
-            f"{adapter.merge_loss():.1%} of what the adapter adds (2-norms); the adapter itself was written beside this directory.\n"
+            f"\nA LoRA adapter of rank {config.lora.rank} is merged in. Rounding the sum to "
+            f"{config.model.dtype} cost "
+            f"{adapter.merge_loss():.1%} of what the adapter adds (2-norms); the adapter "
+            "itself was written beside this directory.\n"
         )
-        matrices = {stored_name(name): t for name, t in full_state_dict(adapter.weights(), keep=group.is_main).items()}
+        matrices = {
+            stored_name(name): t
+            for name, t in full_state_dict(adapter.weights(), keep=group.is_main).items()
+        }
 
         def write_beside(fresh: Path) -> None:
             fresh.mkdir(parents=True)
@@ -55,7 +66,8 @@ def export_model(policy: Policy, tokenizer: Any, run_dir: Path, config: Config, 
 
 
 def _replace(directory: Path, write: Callable[[Path], None], group: Group) -> None:
-    """Have rank 0 write a directory that takes the other's place once it is complete. Raises EngineError on all ranks."""
+    """Have rank 0 write a directory that takes the other's place once it is complete. Raises
+    EngineError on all ranks."""
     failed = None
     if group.is_main:
         try:
@@ -72,6 +84,11 @@ def _replace(directory: Path, write: Callable[[Path], None], group: Group) -> No
 
 def _card(config: Config, library: str) -> str:
     return _CARD.format(
-        library=library, name=config.name, start=config.model.path, algorithm=config.learner.algorithm,
-        rollouts=config.budget.total_rollouts, scheduler=config.scheduler.name, seed=config.seed,
-    )  # fmt: skip
+        library=library,
+        name=config.name,
+        start=config.model.path,
+        algorithm=config.learner.algorithm,
+        rollouts=config.budget.total_rollouts,
+        scheduler=config.scheduler.name,
+        seed=config.seed,
+    )

@@ -1,6 +1,8 @@
-"""Everything a run counts, and how it travels through a checkpoint: one place that knows what has to be kept.
+"""Everything a run counts, and how it travels through a checkpoint: one place that knows what has
+to be kept.
 
-Free of the number of ranks: counts are summed over ranks before they get here, so any number of ranks writes the same bytes.
+Free of the number of ranks: counts are summed over ranks before they get here, so any number of
+ranks writes the same bytes.
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ _ARRAYS = ("successes", "squares", "trials")
 
 @dataclass
 class Progress:
-    """Where a run stands, weights and scheduler left out. The frontier is what was trained, not what was generated ahead."""
+    """Where a run stands, weights and scheduler left out. The frontier is what was trained, not
+    what was generated ahead."""
 
     ledger: Ledger
     lengths: LengthTracker
-    successes: npt.NDArray[np.float64]  # [P] evidence of the round under way, not yet in the posterior
+    successes: npt.NDArray[
+        np.float64
+    ]  # [P] evidence of the round under way, not yet in the posterior
     squares: npt.NDArray[np.float64]  # [P]
     trials: npt.NDArray[np.int64]  # [P]
     groups_done: int = 0  # of the pending allocation
@@ -41,9 +46,17 @@ class Progress:
 
     @classmethod
     def fresh(cls, config: Config, num_prompts: int) -> Progress:
-        lengths = LengthTracker(num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2)
+        lengths = LengthTracker(
+            num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
+        )
         zeros = np.zeros(num_prompts)
-        return cls(Ledger(config.budget.total_rollouts), lengths, zeros, zeros.copy(), np.zeros(num_prompts, dtype=np.int64))
+        return cls(
+            Ledger(config.budget.total_rollouts),
+            lengths,
+            zeros,
+            zeros.copy(),
+            np.zeros(num_prompts, dtype=np.int64),
+        )
 
     def close_round(self) -> None:
         self.successes[:] = self.squares[:] = 0
@@ -63,7 +76,11 @@ class Progress:
     def restore(self, state: RunState, scheduler: Scheduler) -> None:
         """Take over a checkpoint's state. Raises CheckpointError if it is not this scheduler's."""
         scalars, arrays = state.scalars, state.arrays
-        saved = {k[len(_SCHEDULER) :]: v for k, v in {**scalars, **arrays}.items() if k.startswith(_SCHEDULER)}
+        saved = {
+            k[len(_SCHEDULER) :]: v
+            for k, v in {**scalars, **arrays}.items()
+            if k.startswith(_SCHEDULER)
+        }
         try:
             scheduler.load_state_dict(saved)
         except ValueError as error:
@@ -72,15 +89,27 @@ class Progress:
             setattr(self, name, scalars[name])
         for name in _ARRAYS:
             setattr(self, name, arrays[f"round.{name}"])
-        self.lengths.tokens, self.lengths.samples = arrays["lengths.tokens"], arrays["lengths.samples"]
+        self.lengths.tokens, self.lengths.samples = (
+            arrays["lengths.tokens"],
+            arrays["lengths.samples"],
+        )
         self.eval_before = scalars["eval_before"]
         self.ledger = Ledger(**scalars["ledger"])
 
 
 def config_identity(config: Config) -> str:
     """sha256 over the parts of the configuration that decide what the run computes."""
-    left_out: Any = dict.fromkeys(("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True)
-    where_and_how_long = ("mode", "server", "sleep", "gpu_memory_fraction", "sync_timeout_seconds", "generate_timeout_seconds")
+    left_out: Any = dict.fromkeys(
+        ("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True
+    )
+    where_and_how_long = (
+        "mode",
+        "server",
+        "sleep",
+        "gpu_memory_fraction",
+        "sync_timeout_seconds",
+        "generate_timeout_seconds",
+    )
     left_out["rollout"] = dict.fromkeys(where_and_how_long, True)
     if not config.lora.rank:
         left_out["lora"] = True

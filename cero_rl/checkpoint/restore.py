@@ -1,4 +1,5 @@
-"""From a committed checkpoint back into the engine and the loop, after its manifest has been checked on every rank."""
+"""From a committed checkpoint back into the engine and the loop, after its manifest has been
+checked on every rank."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from cero_rl.zero.shards import load_shards, read_shard
 
 
 def find_valid(run_dir: Path, group: Group, report: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose manifest holds on every rank; `report` is told of each that does not."""
+    """The newest checkpoint whose manifest holds on every rank; `report` is told of each that does
+    not."""
     for directory in step_dirs(run_dir):
         problem = check(directory, group)
         if problem is None:
@@ -28,7 +30,8 @@ def find_valid(run_dir: Path, group: Group, report: Callable[[str], None]) -> Pa
 
 
 def check(directory: Path, group: Group) -> str | None:
-    """What is wrong with a checkpoint on any rank, the same words on every rank; None if its manifest holds on all."""
+    """What is wrong with a checkpoint on any rank, the same words on every rank; None if its
+    manifest holds on all."""
     problem = None
     try:
         verify(directory)
@@ -38,27 +41,32 @@ def check(directory: Path, group: Group) -> str | None:
 
 
 def is_universal(directory: Path) -> bool:
-    """Does it hold DeepSpeed's universal layout, for any number of ranks? The engine must be told before it is built."""
+    """Does it hold DeepSpeed's universal layout, for any number of ranks? The engine must be told
+    before it is built."""
     return bool(read_manifest(directory).get("universal", False))
 
 
 def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str, Any]) -> RunState:
     """Restore the engine and return the loop's state. `directory` must have passed `check`.
 
-    Raises CheckpointError where the world size, the data or the configuration differ, with both values. The scheduler's part is the
-    same whatever number of ranks wrote it; DeepSpeed's shards are not, so another number needs a universal checkpoint (docs/tools.md).
+    Raises CheckpointError where the world size, the data or the configuration differ, with both
+    values. The scheduler's part is the same whatever number of ranks wrote it; DeepSpeed's shards
+    are not, so another number needs a universal checkpoint (docs/tools.md).
     """
     manifest = read_manifest(directory)
     universal = is_universal(directory)
     if manifest["world_size"] != group.world_size and not universal:
         raise CheckpointError(
-            f"{directory}: written by {manifest['world_size']} ranks, this job has {group.world_size}; start it with the same number, "
-            f"or run tools/convert.py reshard {directory} --ranks {group.world_size} --out {directory} --force"
+            f"{directory}: written by {manifest['world_size']} ranks, this job has "
+            f"{group.world_size}; start it with the same number, "
+            f"or run tools/convert.py reshard {directory} --ranks {group.world_size} --out "
+            f"{directory} --force"
         )
     for key, wanted in identity.items():
         if manifest.get(key) != wanted:
             raise CheckpointError(
-                f"{directory}: {key} is {manifest.get(key)}, this run has {wanted}; resume with what the run was started with"
+                f"{directory}: {key} is {manifest.get(key)}, this run has {wanted}; resume "
+                "with what the run was started with"
             )
     own: dict[str, Any] = {}
 

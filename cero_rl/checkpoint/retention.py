@@ -1,4 +1,5 @@
-"""Which checkpoints stay: the newest, the best by held-out accuracy, every m-th. Decided from a scan of the disk, never from memory."""
+"""Which checkpoints stay: the newest, the best by held-out accuracy, every m-th. Decided from a
+scan of the disk, never from memory."""
 
 from __future__ import annotations
 
@@ -12,9 +13,14 @@ from cero_rl.job import faults
 
 
 def superfluous(
-    found: Sequence[tuple[int, float | None]], *, keep_last: int, keep_best: int = 0, keep_every_steps: int = 0
+    found: Sequence[tuple[int, float | None]],
+    *,
+    keep_last: int,
+    keep_best: int = 0,
+    keep_every_steps: int = 0,
 ) -> list[int]:
-    """Steps to remove of `found` (step, held-out accuracy or None). Ties of accuracy go to the older step."""
+    """Steps to remove of `found` (step, held-out accuracy or None). Ties of accuracy go to the
+    older step."""
     by_age = sorted((step for step, _ in found), reverse=True)
     by_score = sorted((-score, step) for step, score in found if score is not None)
     kept = {*by_age[:keep_last], *(step for _, step in by_score[:keep_best])}
@@ -28,8 +34,16 @@ def unfinished(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob("tmp.*"))
 
 
-def prune(run_dir: Path, *, keep_last: int, keep_best: int = 0, keep_every_steps: int = 0, dry_run: bool = False) -> list[Path]:
-    """Remove superfluous checkpoints; returns those removed. One whose manifest cannot be read is left for a person to look at."""
+def prune(
+    run_dir: Path,
+    *,
+    keep_last: int,
+    keep_best: int = 0,
+    keep_every_steps: int = 0,
+    dry_run: bool = False,
+) -> list[Path]:
+    """Remove superfluous checkpoints; returns those removed. One whose manifest cannot be read is
+    left for a person to look at."""
     where: dict[int, Path] = {}
     found: list[tuple[int, float | None]] = []
     for directory in step_dirs(run_dir):
@@ -39,9 +53,16 @@ def prune(run_dir: Path, *, keep_last: int, keep_best: int = 0, keep_every_steps
             continue
         where[manifest["step"]] = directory
         found.append((manifest["step"], manifest.get("score")))
-    removed = [where[s] for s in superfluous(found, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps)]
+    removed = [
+        where[s]
+        for s in superfluous(
+            found, keep_last=keep_last, keep_best=keep_best, keep_every_steps=keep_every_steps
+        )
+    ]
     for directory in [] if dry_run else removed:
-        doomed = directory.with_name(f"tmp.prune_{directory.name}")  # at no time a checkpoint with half its files
+        doomed = directory.with_name(
+            f"tmp.prune_{directory.name}"
+        )  # at no time a checkpoint with half its files
         directory.rename(doomed)
         faults.point("checkpoint.prune")
         shutil.rmtree(doomed)

@@ -1,6 +1,8 @@
-"""When a run saves, and what a failed save means: it is said, counted and tried again, and ends the run after a few in a row.
+"""When a run saves, and what a failed save means: it is said, counted and tried again, and ends the
+run after a few in a row.
 
-The last save of a run is tried again at once. An asynchronous writer's error is met here as well, at the edge of a later step.
+The last save of a run is tried again at once. An asynchronous writer's error is met here as well,
+at the edge of a later step.
 """
 
 from __future__ import annotations
@@ -17,13 +19,21 @@ from cero_rl.errors import CheckpointError
 
 
 class Saver:
-    """`step_done` at the edge of every step; a collective. Raises CheckpointError after checkpoint.max_failures failures in a row.
+    """`step_done` at the edge of every step; a collective. Raises CheckpointError after
+    checkpoint.max_failures failures in a row.
 
-    `identity` is what a checkpoint must have been made from for this run to go on with it: data, and what it does not hold itself.
+    `identity` is what a checkpoint must have been made from for this run to go on with it: data,
+    and what it does not hold itself.
     """
 
     def __init__(
-        self, run_dir: Path, group: Group, ds_engine: Any, config: Config, identity: Mapping[str, Any], say: Callable[[str], None]
+        self,
+        run_dir: Path,
+        group: Group,
+        ds_engine: Any,
+        config: Config,
+        identity: Mapping[str, Any],
+        say: Callable[[str], None],
     ) -> None:
         self.identity = {**identity, "config_sha256": config_identity(config)}
         self.failed_saves = 0  # in a row
@@ -32,7 +42,9 @@ class Saver:
         self._say = say
         self._checkpoints = Checkpoints(run_dir, group, ds_engine, config.checkpoint, self.identity)
 
-    def step_done(self, step: int, state: Callable[[], RunState], score: float | None, *, last: bool) -> None:
+    def step_done(
+        self, step: int, state: Callable[[], RunState], score: float | None, *, last: bool
+    ) -> None:
         """Save if it is time to, if the save before failed, or if this is the `last` chance to."""
         self._try(self._checkpoints.poll)
         every = self._settings.every_steps
@@ -40,7 +52,9 @@ class Saver:
             return
         if self._saved_step == step and (score is None or not self._settings.keep_best):
             return
-        while not self._try(lambda: self._checkpoints.save(step, state(), score, wait=last)) and last:
+        while (
+            not self._try(lambda: self._checkpoints.save(step, state(), score, wait=last)) and last
+        ):
             pass
 
     def _try(self, action: Callable[[], bool]) -> bool:
@@ -50,7 +64,10 @@ class Saver:
             self.failed_saves += 1
             if self.failed_saves >= self._settings.max_failures:
                 raise
-            self._say(f"not saved ({self.failed_saves} of checkpoint.max_failures = {self._settings.max_failures}): {error}")
+            self._say(
+                f"not saved ({self.failed_saves} of checkpoint.max_failures = "
+                f"{self._settings.max_failures}): {error}"
+            )
             return False
         if committed:
             self.failed_saves, self._saved_step = 0, self._checkpoints.committed_step

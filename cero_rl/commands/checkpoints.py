@@ -1,4 +1,5 @@
-"""`cero-rl checkpoints list|verify|prune RUN`: what a run can go on from, whether it is intact, and what may go. Starts without torch."""
+"""`cero-rl checkpoints list|verify|prune RUN`: what a run can go on from, whether it is intact, and
+what may go. Starts without torch."""
 
 from __future__ import annotations
 
@@ -18,20 +19,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="step, size, ranks and held-out accuracy of each")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
-    actions.add_parser("verify", help="read every file and compare its sha256 with the manifest; exit 4 if one differs")
-    pruning = actions.add_parser("prune", help="remove old checkpoints and what a killed writer left")
-    pruning.add_argument("--keep-last", type=int, default=2, metavar="N", help="newest that stay, at least 1 (default 2)")
-    pruning.add_argument("--keep-best", type=int, default=0, metavar="N", help="and the best by held-out accuracy")
-    pruning.add_argument("--keep-every", type=int, default=0, metavar="M", help="and every step that is a multiple of M")
+    actions.add_parser(
+        "verify",
+        help="read every file and compare its sha256 with the manifest; exit 4 if one differs",
+    )
+    pruning = actions.add_parser(
+        "prune", help="remove old checkpoints and what a killed writer left"
+    )
+    pruning.add_argument(
+        "--keep-last",
+        type=int,
+        default=2,
+        metavar="N",
+        help="newest that stay, at least 1 (default 2)",
+    )
+    pruning.add_argument(
+        "--keep-best", type=int, default=0, metavar="N", help="and the best by held-out accuracy"
+    )
+    pruning.add_argument(
+        "--keep-every",
+        type=int,
+        default=0,
+        metavar="M",
+        help="and every step that is a multiple of M",
+    )
     pruning.add_argument("--dry-run", action="store_true", help="only say what would go")
     for action in (listing, actions.choices["verify"], pruning):
-        action.add_argument("run", type=Path, metavar="RUN", help="a run's directory, e.g. runs/quickstart")
+        action.add_argument(
+            "run", type=Path, metavar="RUN", help="a run's directory, e.g. runs/quickstart"
+        )
         action.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.run.is_dir():
-        raise ConfigError(f"RUN: {arguments.run} is no directory; give a run's directory, e.g. runs/quickstart")
+        raise ConfigError(
+            f"RUN: {arguments.run} is no directory; give a run's directory, e.g. runs/quickstart"
+        )
     return {"list": _list, "verify": _verify, "prune": _prune}[arguments.action](arguments)
 
 
@@ -51,17 +75,33 @@ def _list(arguments: argparse.Namespace) -> int:
         try:
             manifest = read_manifest(directory)
         except CheckpointError as error:
-            print(json.dumps({"directory": str(directory), "error": str(error)}) if arguments.json else f"{directory.name}  {error}")
+            print(
+                json.dumps({"directory": str(directory), "error": str(error)})
+                if arguments.json
+                else f"{directory.name}  {error}"
+            )
             continue
-        entry = {"step": manifest["step"], "directory": str(directory), "bytes": _bytes(directory), "world_size": manifest["world_size"]}
-        entry |= {"score": manifest.get("score"), "cero_rl": manifest["cero_rl"], "torch": manifest["torch"]}
+        entry = {
+            "step": manifest["step"],
+            "directory": str(directory),
+            "bytes": _bytes(directory),
+            "world_size": manifest["world_size"],
+        }
+        entry |= {
+            "score": manifest.get("score"),
+            "cero_rl": manifest["cero_rl"],
+            "torch": manifest["torch"],
+        }
         if arguments.json:
             print(json.dumps(entry))
             continue
         score = "" if entry["score"] is None else f"  held-out accuracy {entry['score']:.3f}"
         print(f"{directory.name}  {_megabytes(directory)}  {entry['world_size']} rank(s){score}")
     for directory in [] if arguments.json else unfinished(arguments.run):
-        print(f"{directory.name}  {_megabytes(directory)}  unfinished{', a job is at work' if is_locked(arguments.run) else ''}")
+        print(
+            f"{directory.name}  {_megabytes(directory)}  "
+            f"unfinished{', a job is at work' if is_locked(arguments.run) else ''}"
+        )
     return 0
 
 
@@ -77,7 +117,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             bad.append(directory.name)
             print(f"{directory.name}  damaged: {error}")
     if bad:
-        raise CheckpointError(f"{arguments.run}: {len(bad)} of {len(found)} checkpoints are damaged ({', '.join(bad)})")
+        raise CheckpointError(
+            f"{arguments.run}: {len(bad)} of {len(found)} checkpoints are damaged "
+            f"({', '.join(bad)})"
+        )
     return 0
 
 
@@ -85,14 +128,20 @@ def _prune(arguments: argparse.Namespace) -> int:
     if arguments.keep_last < 1 or arguments.keep_best < 0 or arguments.keep_every < 0:
         raise ConfigError("--keep-last must be at least 1, --keep-best and --keep-every at least 0")
     if is_locked(arguments.run):
-        raise ConfigError(f"RUN: a job works in {arguments.run}; it prunes by itself (checkpoint.keep_last)")
+        raise ConfigError(
+            f"RUN: a job works in {arguments.run}; it prunes by itself (checkpoint.keep_last)"
+        )
     word = "would remove" if arguments.dry_run else "removed"
     stale = unfinished(arguments.run)
     for directory in stale:
         print(f"{word} {directory.name}  {_megabytes(directory)}  unfinished")
         if not arguments.dry_run:
             shutil.rmtree(directory)
-    rules = {"keep_last": arguments.keep_last, "keep_best": arguments.keep_best, "keep_every_steps": arguments.keep_every}
+    rules = {
+        "keep_last": arguments.keep_last,
+        "keep_best": arguments.keep_best,
+        "keep_every_steps": arguments.keep_every,
+    }
     removed = prune(arguments.run, **rules, dry_run=arguments.dry_run)
     for directory in removed:
         print(f"{word} {directory.name}")

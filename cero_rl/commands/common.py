@@ -1,4 +1,5 @@
-"""What every command shares: the parser, the configuration's flags, and errors as one line and an exit code."""
+"""What every command shares: the parser, the configuration's flags, and errors as one line and an
+exit code."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cero_rl import redact
-from cero_rl.errors import EXIT_INTERRUPT, CeroError, CheckpointError, ConfigError, DataError, NoProgressError, RewardError
+from cero_rl.errors import (
+    EXIT_INTERRUPT,
+    CeroError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    NoProgressError,
+    RewardError,
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,30 +35,54 @@ class Parser(argparse.ArgumentParser):
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
     """Every flag of the parser and of its commands."""
-    commands = [c for a in parser._actions if isinstance(a, argparse._SubParsersAction) for c in a.choices.values()]
-    return [*parser._option_string_actions, *(flag for command in commands for flag in _flags(command))]
+    commands = [
+        c
+        for a in parser._actions
+        if isinstance(a, argparse._SubParsersAction)
+        for c in a.choices.values()
+    ]
+    return [
+        *parser._option_string_actions,
+        *(flag for command in commands for flag in _flags(command)),
+    ]
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, metavar="FILE", help="run configuration, e.g. recipes/quickstart_cpu.yaml")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="run configuration, e.g. recipes/quickstart_cpu.yaml",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
         help="override one key, e.g. --set scheduler.name=uniform (may be repeated)",
-    )  # fmt: skip
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
 def guard(action: Callable[[], int], *, debug: bool) -> int:
-    """Turn expected errors into one line and an exit code. Errors that every rank meets alike are printed by rank 0 alone."""
+    """Turn expected errors into one line and an exit code. Errors that every rank meets alike are
+    printed by rank 0 alone."""
     try:
         return action()
     except CeroError as error:
         rank = os.environ.get("RANK", "0")  # known only now where srun started it
         if debug:
             print(redact.text(traceback.format_exc()), end="", file=sys.stderr, flush=True)
-        elif rank == "0" or not isinstance(error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)):
+        elif rank == "0" or not isinstance(
+            error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)
+        ):
             line = redact.text(str(error))
-            print(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}", file=sys.stderr, flush=True)
+            print(
+                f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}",
+                file=sys.stderr,
+                flush=True,
+            )
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT

@@ -1,4 +1,5 @@
-"""`cero-rl evaluate`: held-out accuracy of a model directory, with a configuration's prompts, draws and rewards."""
+"""`cero-rl evaluate`: held-out accuracy of a model directory, with a configuration's prompts, draws
+and rewards."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Held-out accuracy of a model directory, with the prompts, draws and rewards of a configuration."""
+    """Held-out accuracy of a model directory, with the prompts, draws and rewards of a
+    configuration."""
     config = load_config(arguments.config, arguments.overrides)
     refuse_unfit()
     from cero_rl.data.pool import load_data
@@ -42,16 +44,25 @@ def run(arguments: argparse.Namespace) -> int:
         check_model(config, path, tokenizer)
         heldout = load_data(config, tokenizer).heldout
         if not len(heldout):
-            raise DataError("data: there are no held-out prompts; set data.heldout_source or data.heldout_fraction")
+            raise DataError(
+                "data: there are no held-out prompts; set data.heldout_source or "
+                "data.heldout_fraction"
+            )
         engine = build_rollout_engine(config, tokenizer, group, path)
         count = min(len(heldout), config.evaluation.limit or len(heldout))
         samples = config.evaluation.final_samples_per_prompt or config.evaluation.samples_per_prompt
         with RewardPool(config.reward) as rewards:
             result = evaluate(
-                engine, heldout.prompts[:count], heldout.tokens[:count], rewards, group, samples_per_prompt=samples,
-                pass_k=config.evaluation.pass_k, temperature=config.evaluation.temperature,
+                engine,
+                heldout.prompts[:count],
+                heldout.tokens[:count],
+                rewards,
+                group,
+                samples_per_prompt=samples,
+                pass_k=config.evaluation.pass_k,
+                temperature=config.evaluation.temperature,
                 success_threshold=config.reward.success_threshold,
-            )  # fmt: skip
+            )
         if group.is_main:
             print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
         return 0

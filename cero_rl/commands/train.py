@@ -1,4 +1,5 @@
-"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first, models last."""
+"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first, models
+last."""
 
 from __future__ import annotations
 
@@ -21,19 +22,34 @@ from cero_rl.train.scheduler import scheduler_for_pool
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train_cero.py",
-        description="Train with verifiable rewards under one rollout budget. Start it with the deepspeed launcher: "
+        description="Train with verifiable rewards under one rollout budget. Start it with the "
+        "deepspeed launcher: "
         "deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
         allow_abbrev=False,
     )
     add_config(parser)
     parser.add_argument(
-        "--resume", metavar="auto|DIR",
-        help="go on from the newest valid checkpoint of this run (auto; it starts if there was none yet), or from a given one",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="delete the run directory of an earlier run of this name first")
-    parser.add_argument("--dry-run", action="store_true", help="check everything that needs no model, print the sizes, and end")
-    parser.add_argument("--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N")
-    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)  # the launcher passes it
+        "--resume",
+        metavar="auto|DIR",
+        help="go on from the newest valid checkpoint of this run (auto; it starts if there was "
+        "none yet), or from a given one",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="delete the run directory of an earlier run of this name first",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything that needs no model, print the sizes, and end",
+    )
+    parser.add_argument(
+        "--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N"
+    )
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help=argparse.SUPPRESS
+    )  # the launcher passes it
     return parser
 
 
@@ -49,7 +65,12 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    walltime = find_walltime(config.checkpoint.walltime_seconds, config.checkpoint.walltime_margin_seconds, os.environ, time.time())
+    walltime = find_walltime(
+        config.checkpoint.walltime_seconds,
+        config.checkpoint.walltime_margin_seconds,
+        os.environ,
+        time.time(),
+    )
     from cero_rl.job import faults
     from cero_rl.rewards.pool import check_reward
 
@@ -74,9 +95,14 @@ def _train(arguments: argparse.Namespace) -> int:
     check_pool(config, len(data.train))
     scheduler = scheduler_for_pool(config, data.train.prompts)
     run_dir = run_directory(config)
-    resume = open_run_dir(run_dir, config, len(data.train), Start(arguments.resume, arguments.overwrite), group)
+    resume = open_run_dir(
+        run_dir, config, len(data.train), Start(arguments.resume, arguments.overwrite), group
+    )
     if group.is_main:
-        print(f"cero_rl {__version__}: {config.name} on {group.world_size} {group.device.type} rank(s), scheduler {config.scheduler.name}")
+        print(
+            f"cero_rl {__version__}: {config.name} on {group.world_size} "
+            f"{group.device.type} rank(s), scheduler {config.scheduler.name}"
+        )
         print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
         print_sizes(config, len(data.train))
         print(f"  {'run directory':<15} {run_dir}", flush=True)

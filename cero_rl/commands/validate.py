@@ -1,4 +1,5 @@
-"""`cero-rl validate`: everything that can be checked without a model, and the sizes that follow. Starts without torch."""
+"""`cero-rl validate`: everything that can be checked without a model, and the sizes that follow.
+Starts without torch."""
 
 from __future__ import annotations
 
@@ -24,9 +25,14 @@ def report_validation(config: Config) -> int:
     if num_prompts is not None:
         check_pool(config, num_prompts)
     group = config.scheduler.rollouts_per_unit * config.scheduler.max_units_per_prompt
-    build_scheduler(config, num_prompts or -(-config.capacity_rollouts // group))  # its options are checked by building it
+    build_scheduler(
+        config, num_prompts or -(-config.capacity_rollouts // group)
+    )  # its options are checked by building it
     print(f"{config.name}: the configuration is valid")
-    print(f"  {'prompts':<15} {num_prompts if num_prompts is not None else 'known once the data is loaded'}")
+    print(
+        f"  {'prompts':<15} "
+        f"{num_prompts if num_prompts is not None else 'known once the data is loaded'}"
+    )
     print_sizes(config, num_prompts)
     return 0
 

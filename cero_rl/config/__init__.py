@@ -1,4 +1,5 @@
-"""The run configuration: read it with `load_config`, write it with `dump_config`. Imports no torch."""
+"""The run configuration: read it with `load_config`, write it with `dump_config`. Imports no
+torch."""
 
 from cero_rl.config.io import dump_config, load_config
 from cero_rl.config.root import Config

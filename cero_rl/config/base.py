@@ -14,6 +14,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot change after validation."""
+    """A part of the configuration: unknown keys are errors, values cannot change after
+    validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

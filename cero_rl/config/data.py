@@ -11,48 +11,93 @@ from cero_rl.config.base import PositiveFloat, PositiveInt, Section
 
 class ModelConfig(Section):
     path: str = Field(description="directory in save_pretrained layout, or a Hugging Face id")
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="of the weights in forward and backward; float32 on CPUs")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="of the weights in forward and backward; float32 on CPUs"
+    )
     attention: Literal["auto", "sdpa", "flash_attention_2"] = Field(
-        default="auto", description="of packed sequences in the learner; auto: flash-attn on a GPU where it is installed, else sdpa"
+        default="auto",
+        description="of packed sequences in the learner; auto: flash-attn on a GPU where it is "
+        "installed, else sdpa",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, about a third slower"
+        default=False,
+        description="recompute activations in the backward pass: less memory, about a third slower",
     )
 
 
 class DataConfig(Section):
-    """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or reasoning_gym:NAME."""
+    """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or
+    reasoning_gym:NAME."""
 
     source: str = Field(description="training prompts")
     split: str = Field(default="train", description="split of a Hugging Face data set")
     config_name: str | None = Field(default=None, description="subset of a Hugging Face data set")
-    heldout_source: str | None = Field(default=None, description="evaluation prompts; never trained on. None: a share of `source`")
-    heldout_split: str = Field(default="test", description="split of `heldout_source`, where it has splits")
-    heldout_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="share of `source` set aside by content hash if `heldout_source` is null"
+    heldout_source: str | None = Field(
+        default=None, description="evaluation prompts; never trained on. None: a share of `source`"
     )
-    limit: PositiveInt | None = Field(default=None, description="use only the first prompts of `source`")
-    heldout_limit: PositiveInt | None = Field(default=None, description="use only the first held-out prompts")
+    heldout_split: str = Field(
+        default="test", description="split of `heldout_source`, where it has splits"
+    )
+    heldout_fraction: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of `source` set aside by content hash if `heldout_source` is null",
+    )
+    limit: PositiveInt | None = Field(
+        default=None, description="use only the first prompts of `source`"
+    )
+    heldout_limit: PositiveInt | None = Field(
+        default=None, description="use only the first held-out prompts"
+    )
     prompt_column: str = Field(default="prompt", description="text, or a list of chat messages")
-    answer_column: str = Field(default="answer", description="reference answer; all other columns reach the reward function too")
-    procedural_size: PositiveInt = Field(default=1000, description="items drawn from a reasoning_gym set")
-    system_prompt: str | None = Field(default=None, description="put before every prompt, as a system message or as text")
+    answer_column: str = Field(
+        default="answer",
+        description="reference answer; all other columns reach the reward function too",
+    )
+    procedural_size: PositiveInt = Field(
+        default=1000, description="items drawn from a reasoning_gym set"
+    )
+    system_prompt: str | None = Field(
+        default=None, description="put before every prompt, as a system message or as text"
+    )
     prompt_suffix: str = Field(default="", description="appended to every user prompt")
-    chat_template: Literal["auto", "always", "never"] = Field(default="auto", description="auto: where the tokenizer has one")
-    enable_thinking: bool | None = Field(default=None, description="passed to chat templates that know it")
+    chat_template: Literal["auto", "always", "never"] = Field(
+        default="auto", description="auto: where the tokenizer has one"
+    )
+    enable_thinking: bool | None = Field(
+        default=None, description="passed to chat templates that know it"
+    )
     max_prompt_tokens: PositiveInt = Field(default=1024, description="template included")
-    overlong_prompt: Literal["error", "drop"] = Field(default="error", description="what becomes of a longer prompt")
+    overlong_prompt: Literal["error", "drop"] = Field(
+        default="error", description="what becomes of a longer prompt"
+    )
 
 
 class RewardConfig(Section):
-    function: str = Field(default="exact", description="exact | math | reasoning_gym | path/to/file.py:function")
-    workers: PositiveInt = Field(default=2, description="processes on each rank; killed and replaced when a reward hangs")
-    timeout_seconds: PositiveFloat = Field(default=5.0, description="for one response; beyond it the reward is missing, never 0")
+    function: str = Field(
+        default="exact", description="exact | math | reasoning_gym | path/to/file.py:function"
+    )
+    workers: PositiveInt = Field(
+        default=2, description="processes on each rank; killed and replaced when a reward hangs"
+    )
+    timeout_seconds: PositiveFloat = Field(
+        default=5.0, description="for one response; beyond it the reward is missing, never 0"
+    )
     memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
-    max_chars: PositiveInt = Field(default=16384, description="a longer response is scored on its last characters, where the answer stands")
-    success_threshold: float = Field(default=0.5, description="a reward above it counts as a success in the posterior")
+    max_chars: PositiveInt = Field(
+        default=16384,
+        description="a longer response is scored on its last characters, where the answer stands",
+    )
+    success_threshold: float = Field(
+        default=0.5, description="a reward above it counts as a success in the posterior"
+    )
 
 
 class BudgetConfig(Section):
-    total_rollouts: PositiveInt = Field(description="rollouts generated for training in the whole run, kept or dropped")
-    total_tokens: PositiveInt | None = Field(default=None, description="a second limit, in response tokens (CERO's family only)")
+    total_rollouts: PositiveInt = Field(
+        description="rollouts generated for training in the whole run, kept or dropped"
+    )
+    total_tokens: PositiveInt | None = Field(
+        default=None, description="a second limit, in response tokens (CERO's family only)"
+    )

@@ -1,6 +1,8 @@
-"""YAML file + dotted overrides -> Config, with one-line errors: key path, value found, what is allowed, nearest name.
+"""YAML file + dotted overrides -> Config, with one-line errors: key path, value found, what is
+allowed, nearest name.
 
-Inputs: a path and `a.b=c` strings. Output: a validated `Config`. Raises ConfigError (exit code 2). Imports no torch.
+Inputs: a path and `a.b=c` strings. Output: a validated `Config`. Raises ConfigError (exit code 2).
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -33,10 +35,15 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
         if isinstance(key, list | dict | set):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not a name", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} stands twice (lines {seen[key]} and {line}); keep one", key_node.start_mark
+                None,
+                None,
+                f"key {key!r} stands twice (lines {seen[key]} and {line}); keep one",
+                key_node.start_mark,
             )
         seen[key] = line
     return loader.construct_mapping(node, deep=True)
@@ -46,7 +53,9 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 _StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)$|^[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+)$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)$"
+        r"|^[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+)$"
+        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
     ),
     list("-+0123456789."),
 )
@@ -56,7 +65,9 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except RecursionError:
-        raise ConfigError(f"{where}: not valid YAML: nested too deeply; write plain sections") from None
+        raise ConfigError(
+            f"{where}: not valid YAML: nested too deeply; write plain sections"
+        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}" if mark is not None else where
@@ -68,7 +79,10 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise ConfigError(f"--config: {path} does not exist; give the path of a YAML file, e.g. recipes/quickstart_cpu.yaml")
+        raise ConfigError(
+            f"--config: {path} does not exist; give the path of a YAML file, e.g. "
+            "recipes/quickstart_cpu.yaml"
+        )
     if path.is_dir():
         raise ConfigError(f"--config: {path} is a directory; give a YAML file")
     try:
@@ -77,17 +91,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: {path} is not UTF-8 text; give a YAML file") from None
     data = _parse_yaml(text, str(path))
     if data is None:
-        raise ConfigError(f"--config: {path} is empty; it needs at least model, data, scheduler and budget")
+        raise ConfigError(
+            f"--config: {path} is empty; it needs at least model, data, scheduler and budget"
+        )
     if not isinstance(data, dict):
-        raise ConfigError(f"--config: {path} holds a {type(data).__name__}, wanted a mapping of sections")
+        raise ConfigError(
+            f"--config: {path} holds a {type(data).__name__}, wanted a mapping of sections"
+        )
     return data
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=c`; the value is read as YAML, so numbers, lists, true and null mean what they mean in the file."""
+    """Apply one `a.b=c`; the value is read as YAML, so numbers, lists, true and null mean what they
+    mean in the file."""
     key, separator, raw = override.partition("=")
     if not separator or not key.strip():
-        raise ConfigError(f"--set: got {redact.text(override)!r}, wanted key.path=value, e.g. --set scheduler.name=uniform")
+        raise ConfigError(
+            f"--set: got {redact.text(override)!r}, wanted key.path=value, e.g. --set "
+            "scheduler.name=uniform"
+        )
     value = _parse_yaml(raw, f"--set {key}") if raw.strip() else None
     *parents, last = key.strip().split(".")
     node = data
@@ -104,7 +126,11 @@ def _section_at(path: Sequence[Any]) -> type[BaseModel]:
     for part in path:
         field = model.model_fields.get(str(part))
         annotation = field.annotation if field else None
-        options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        options = (
+            typing.get_args(annotation)
+            if isinstance(annotation, types.UnionType)
+            else (annotation,)
+        )
         found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
         if not found:
             break
@@ -120,7 +146,9 @@ def _key_hint(unknown: str, path: Sequence[Any]) -> str:
     elsewhere = [
         f"{name}.{unknown}"
         for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) and unknown in field.annotation.model_fields
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and unknown in field.annotation.model_fields
     ]
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
@@ -148,20 +176,29 @@ def build_config(data: dict[str, Any], where: str) -> Config:
         return Config.model_validate(data)
     except ValidationError as failure:
         lines = [_explain(error) for error in failure.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))) from None
+        raise ConfigError(
+            f"{where}: "
+            + (lines[0] if len(lines) == 1 else f"{len(lines)} problems\n  " + "\n  ".join(lines))
+        ) from None
 
 
 def _texts(data: dict[str, Any], where: str) -> Iterator[tuple[str, str, str]]:
-    """(path, key, text) of every text; also where endless settings are refused: a value is looked at for each place it stands in."""
+    """(path, key, text) of every text; also where endless settings are refused: a value is looked
+    at for each place it stands in."""
     waiting: list[tuple[str, str, Any]] = [("", "", data)]
     seen = 0
     while waiting:
         path, key, value = waiting.pop()
         seen += 1
         if seen > _MOST_VALUES:
-            raise ConfigError(f"{where}: holds more than {_MOST_VALUES} values; write plain sections")
+            raise ConfigError(
+                f"{where}: holds more than {_MOST_VALUES} values; write plain sections"
+            )
         if isinstance(value, dict):
-            waiting.extend((f"{path}.{name}" if path else str(name), str(name), inner) for name, inner in value.items())
+            waiting.extend(
+                (f"{path}.{name}" if path else str(name), str(name), inner)
+                for name, inner in value.items()
+            )
         elif isinstance(value, list):
             waiting.extend((f"{path}.{index}", key, inner) for index, inner in enumerate(value))
         elif isinstance(value, str):
@@ -173,22 +210,30 @@ def _refuse_secrets(data: dict[str, Any], where: str) -> None:
         if (why := redact.reason(key, text)) is not None:
             raise ConfigError(f"{path}: {why}")
         if "\0" in text:
-            raise ConfigError(f"{path}: holds a null character, which no path or text may; write it again")
+            raise ConfigError(
+                f"{path}: holds a null character, which no path or text may; write it again"
+            )
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read, override, validate. Raises ConfigError naming the file, the key path, what was found and what is wanted."""
+    """Read, override, validate. Raises ConfigError naming the file, the key path, what was found
+    and what is wanted."""
     data = read_yaml(Path(path))
     for override in overrides:
         apply_override(data, override)
     _refuse_secrets(data, str(path))
     config = build_config(data, str(path))
-    for where, _, text in _texts(data, str(path)):  # after the sections' own words on their URLs, which know more
+    for where, _, text in _texts(
+        data, str(path)
+    ):  # after the sections' own words on their URLs, which know more
         if (why := redact.url_reason(text)) is not None:
             raise ConfigError(f"{where}: {why}")
     return config
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal Config. Secrets, which it refuses, are masked."""
-    return yaml.safe_dump(redact.tree(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as YAML that `load_config` reads back to an equal Config. Secrets,
+    which it refuses, are masked."""
+    return yaml.safe_dump(
+        redact.tree(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
+    )

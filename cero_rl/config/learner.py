@@ -6,46 +6,108 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cero_rl.config.base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config.base import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 PRESETS: dict[str, dict[str, object]] = {
-    "grpo": {"advantage": "std", "aggregation": "seq_mean", "clip_high": 0.2, "zero_variance": "keep"},
-    "dr_grpo": {"advantage": "center", "aggregation": "constant", "clip_high": 0.2, "zero_variance": "keep"},
-    "dapo": {"advantage": "std", "aggregation": "token_mean", "clip_high": 0.28, "zero_variance": "drop"},
-    "rloo": {"advantage": "rloo", "aggregation": "seq_mean", "clip_high": 0.2, "zero_variance": "keep"},
+    "grpo": {
+        "advantage": "std",
+        "aggregation": "seq_mean",
+        "clip_high": 0.2,
+        "zero_variance": "keep",
+    },
+    "dr_grpo": {
+        "advantage": "center",
+        "aggregation": "constant",
+        "clip_high": 0.2,
+        "zero_variance": "keep",
+    },
+    "dapo": {
+        "advantage": "std",
+        "aggregation": "token_mean",
+        "clip_high": 0.28,
+        "zero_variance": "drop",
+    },
+    "rloo": {
+        "advantage": "rloo",
+        "aggregation": "seq_mean",
+        "clip_high": 0.2,
+        "zero_variance": "keep",
+    },
 }
 
 
 class LearnerConfig(Section):
-    """Loss and step. `algorithm` fills `advantage`, `aggregation`, `clip_high`, `zero_variance` where they are not given."""
+    """Loss and step. `algorithm` fills `advantage`, `aggregation`, `clip_high`, `zero_variance`
+    where they are not given."""
 
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field(default="grpo", description="preset of the keys named above")
-    advantage: Literal["std", "center", "rloo", "maxrl"] = Field(default="std", description="how a group's rewards become advantages")
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field(
+        default="grpo", description="preset of the keys named above"
+    )
+    advantage: Literal["std", "center", "rloo", "maxrl"] = Field(
+        default="std", description="how a group's rewards become advantages"
+    )
     aggregation: Literal["token_mean", "seq_mean", "prompt_mean", "constant"] = Field(
-        default="seq_mean", description="token losses are averaged over all tokens, rollouts or prompts, or divided by a constant length"
+        default="seq_mean",
+        description="token losses are averaged over all tokens, rollouts "
+        "or prompts, or divided by a "
+        "constant length",
     )
-    advantage_eps: PositiveFloat = Field(default=1e-6, description="added to the standard deviation")
-    clip_low: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.2, description="ratios below 1 - clip_low are clipped")
-    clip_high: NonNegativeFloat = Field(default=0.2, description="ratios above 1 + clip_high are clipped")
+    advantage_eps: PositiveFloat = Field(
+        default=1e-6, description="added to the standard deviation"
+    )
+    clip_low: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.2, description="ratios below 1 - clip_low are clipped"
+    )
+    clip_high: NonNegativeFloat = Field(
+        default=0.2, description="ratios above 1 + clip_high are clipped"
+    )
     kl_coefficient: NonNegativeFloat = Field(
-        default=0.0, description="weight of KL(policy || start model); at 0 no reference model is held"
+        default=0.0,
+        description="weight of KL(policy || start model); at 0 no reference model is held",
     )
-    kl_estimator: Literal["k1", "k2", "k3"] = Field(default="k3", description="per-token estimate of that KL")
-    zero_variance: Literal["drop", "keep"] = Field(default="keep", description="does the loss denominator count groups without signal?")
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        default="k3", description="per-token estimate of that KL"
+    )
+    zero_variance: Literal["drop", "keep"] = Field(
+        default="keep", description="does the loss denominator count groups without signal?"
+    )
     importance_sampling: Literal["auto", "none", "truncate", "mask"] = Field(
         default="auto",
-        description="weight pi_learner / pi_sampler of each token, cut off at importance_cap, or set to 0 outside "
-        "[importance_floor, importance_cap]; auto: truncate where the sampler is another implementation (vllm), else none",
+        description="weight pi_learner / pi_sampler of each token, cut off "
+        "at importance_cap, or set "
+        "to 0 outside "
+        "[importance_floor, importance_cap]; auto: truncate where the sampler is another "
+        "implementation (vllm), else none",
     )
     importance_level: Literal["token", "sequence"] = Field(
-        default="token", description="of that weight: each token's own ratio, or the product over its response"
+        default="token",
+        description="of that weight: each token's own ratio, or the product over its response",
     )
-    importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(default=2.0, description="largest weight")
-    importance_floor: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="smallest weight that mask keeps")
-    max_micro_batch_tokens: PositiveInt = Field(default=16384, description="packed tokens of one forward and backward pass on a rank")
-    rollouts_per_step: PositiveInt | None = Field(default=None, description="rollouts of one optimizer step; None: the whole round")
-    updates_per_batch: PositiveInt = Field(default=1, description="passes over one batch of rollouts")
-    max_nonfinite_steps: PositiveInt = Field(default=3, description="skipped steps in a row that end the run (exit 7)")
+    importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        default=2.0, description="largest weight"
+    )
+    importance_floor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="smallest weight that mask keeps"
+    )
+    max_micro_batch_tokens: PositiveInt = Field(
+        default=16384, description="packed tokens of one forward and backward pass on a rank"
+    )
+    rollouts_per_step: PositiveInt | None = Field(
+        default=None, description="rollouts of one optimizer step; None: the whole round"
+    )
+    updates_per_batch: PositiveInt = Field(
+        default=1, description="passes over one batch of rollouts"
+    )
+    max_nonfinite_steps: PositiveInt = Field(
+        default=3, description="skipped steps in a row that end the run (exit 7)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -66,18 +128,33 @@ class OptimizerConfig(Section):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: PositiveFloat = Field(default=1.0, description="the global gradient is scaled down to this norm")
+    max_grad_norm: PositiveFloat = Field(
+        default=1.0, description="the global gradient is scaled down to this norm"
+    )
 
 
 class ZeroConfig(Section):
-    stage: Literal[0, 1, 2, 3] = Field(default=3, description="sharded over ranks; 1: optimizer state, 2: and gradients, 3: and parameters")
-    offload_optimizer: Literal["none", "cpu"] = Field(default="none", description="where the optimizer state lives between steps")
-    offload_parameters: Literal["none", "cpu"] = Field(default="none", description="where parameter shards live; stage 3 only")
+    stage: Literal[0, 1, 2, 3] = Field(
+        default=3,
+        description="sharded over ranks; 1: optimizer state, 2: and gradients, 3: and parameters",
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="where the optimizer state lives between steps"
+    )
+    offload_parameters: Literal["none", "cpu"] = Field(
+        default="none", description="where parameter shards live; stage 3 only"
+    )
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> ZeroConfig:
         if self.offload_parameters == "cpu" and self.stage != 3:
-            raise ValueError(f"offload_parameters: cpu needs stage 3, got stage {self.stage}; set stage: 3 or offload_parameters: none")
+            raise ValueError(
+                f"offload_parameters: cpu needs stage 3, got stage {self.stage}; set stage: "
+                "3 or offload_parameters: none"
+            )
         if self.offload_optimizer == "cpu" and self.stage == 0:
-            raise ValueError("offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0; set stage: 3 or offload_optimizer: none")
+            raise ValueError(
+                "offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0; set stage: 3 "
+                "or offload_optimizer: none"
+            )
         return self

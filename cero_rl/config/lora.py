@@ -1,4 +1,5 @@
-"""The LoRA section of the configuration: how large the trained matrices are, where they sit, how the sampler gets them."""
+"""The LoRA section of the configuration: how large the trained matrices are, where they sit, how
+the sampler gets them."""
 
 from __future__ import annotations
 
@@ -11,26 +12,41 @@ from cero_rl.config.base import PositiveFloat, Section
 
 
 class LoraConfig(Section):
-    """Train small matrices beside frozen weights, W + scaling B A (arXiv 2106.09685). Dropout is left out: it would make the learner
-    another policy than the one that sampled."""
+    """Train small matrices beside frozen weights, W + scaling B A (arXiv 2106.09685). Dropout is
+    left out: it would make the learner another policy than the one that sampled."""
 
-    rank: Annotated[int, Field(ge=0, le=512)] = Field(default=0, description="of the matrices; 0: no LoRA, all weights are trained")
-    alpha: PositiveFloat | None = Field(default=None, description="scaling is alpha / rank; None: twice the rank")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        default="all-linear", description="linear layers by the end of their names, e.g. [q_proj, v_proj]; all-linear: all but the head"
+    rank: Annotated[int, Field(ge=0, le=512)] = Field(
+        default=0, description="of the matrices; 0: no LoRA, all weights are trained"
     )
-    rank_stabilized: bool = Field(default=False, description="scaling is alpha / sqrt(rank) (arXiv 2312.03732)")
+    alpha: PositiveFloat | None = Field(
+        default=None, description="scaling is alpha / rank; None: twice the rank"
+    )
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        description="linear layers by the end of their names, e.g. "
+        "[q_proj, v_proj]; all-linear: all "
+        "but the head",
+    )
+    rank_stabilized: bool = Field(
+        default=False, description="scaling is alpha / sqrt(rank) (arXiv 2312.03732)"
+    )
     sync: Literal["adapter", "merged"] = Field(
         default="adapter",
-        description="adapter: the sampler gets the matrices alone and adds their product itself; merged: it gets W + scaling B A, rounded "
+        description="adapter: the sampler gets the matrices alone and adds their product itself; "
+        "merged: it gets W + scaling B A, rounded "
         "to model.dtype",
     )
 
     @field_validator("targets")
     @classmethod
-    def _names(cls, targets: Literal["all-linear"] | tuple[str, ...]) -> Literal["all-linear"] | tuple[str, ...]:
+    def _names(
+        cls, targets: Literal["all-linear"] | tuple[str, ...]
+    ) -> Literal["all-linear"] | tuple[str, ...]:
         if isinstance(targets, tuple) and (not targets or len(set(targets)) < len(targets)):
-            raise ValueError(f"got {list(targets)}; wanted names of layers, each once, e.g. [q_proj, v_proj], or all-linear")
+            raise ValueError(
+                f"got {list(targets)}; wanted names of layers, each once, e.g. [q_proj, "
+                "v_proj], or all-linear"
+            )
         return targets
 
     @property

@@ -1,4 +1,5 @@
-"""The sampler's section of the configuration: which engine, its sizes, its waits; where its server is, if it is one."""
+"""The sampler's section of the configuration: which engine, its sizes, its waits; where its server
+is, if it is one."""
 
 from __future__ import annotations
 
@@ -19,42 +20,76 @@ def is_loopback(host: str) -> bool:
 
 
 class ServerConfig(Section):
-    """Rollouts from a server that `cero-rl serve --config FILE` started. Its key is read from a file, never from the configuration."""
+    """Rollouts from a server that `cero-rl serve --config FILE` started. Its key is read from a
+    file, never from the configuration."""
 
     urls: tuple[str, ...] = Field(
-        default=("http://127.0.0.1:8000",), min_length=1,
+        default=("http://127.0.0.1:8000",),
+        min_length=1,
         description="servers, http://HOST:PORT or https://HOST:PORT; rank r uses number r modulo N",
-    )  # fmt: skip
+    )
     key_file: str = Field(
-        default="runs/.server/key", min_length=1, description="cero-rl serve makes it; the variable CERO_SERVER_KEY stands before it"
+        default="runs/.server/key",
+        min_length=1,
+        description="cero-rl serve makes it; the variable CERO_SERVER_KEY stands before it",
     )
     weights_dir: str = Field(
-        default="runs/.server/weights", min_length=1,
-        description="where weights are handed over, the same place for run and servers; room for two copies of the model",
-    )  # fmt: skip
-    connect_timeout_seconds: PositiveFloat = Field(default=10.0, description="for a connection")
-    read_timeout_seconds: PositiveFloat = Field(default=600.0, description="of silence; one group, its wait in the server's queue included")
-    total_timeout_seconds: PositiveFloat = Field(default=1800.0, description="for one call from its start to its last byte")
-    restart_timeout_seconds: PositiveFloat = Field(
-        default=300.0, description="how long a run waits for a server that is down or comes back; then it ends (exit 6)"
+        default="runs/.server/weights",
+        min_length=1,
+        description="where weights are handed over, the same place for run "
+        "and servers; room for two "
+        "copies of the model",
     )
-    retries: NonNegativeInt = Field(default=5, description="further tries of a request that failed; then the run ends (exit 6)")
-    backoff_seconds: PositiveFloat = Field(default=0.5, description="before the first of them, about; doubled each time, at most 30")
-    concurrency: PositiveInt = Field(default=64, description="groups that a rank asks for at the same time")
+    connect_timeout_seconds: PositiveFloat = Field(default=10.0, description="for a connection")
+    read_timeout_seconds: PositiveFloat = Field(
+        default=600.0, description="of silence; one group, its wait in the server's queue included"
+    )
+    total_timeout_seconds: PositiveFloat = Field(
+        default=1800.0, description="for one call from its start to its last byte"
+    )
+    restart_timeout_seconds: PositiveFloat = Field(
+        default=300.0,
+        description="how long a run waits for a server that is down or comes back; then it ends "
+        "(exit 6)",
+    )
+    retries: NonNegativeInt = Field(
+        default=5, description="further tries of a request that failed; then the run ends (exit 6)"
+    )
+    backoff_seconds: PositiveFloat = Field(
+        default=0.5, description="before the first of them, about; doubled each time, at most 30"
+    )
+    concurrency: PositiveInt = Field(
+        default=64, description="groups that a rank asks for at the same time"
+    )
 
     @field_validator("urls")
     @classmethod
     def _plain_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for number, url in enumerate(urls, 1):  # the url itself is not shown where it may hold a password
+        for number, url in enumerate(
+            urls, 1
+        ):  # the url itself is not shown where it may hold a password
             try:
                 parts = urlsplit(url)
                 host, _ = parts.hostname, parts.port
             except ValueError as error:
-                raise ValueError(f"number {number} is no address ({error}); wanted http://HOST:PORT") from None
+                raise ValueError(
+                    f"number {number} is no address ({error}); wanted http://HOST:PORT"
+                ) from None
             if parts.username is not None or parts.password is not None:
-                raise ValueError(f"number {number} carries a user name or password; keys belong into key_file")
-            if parts.scheme not in ("http", "https") or not host or parts.path not in ("", "/") or parts.query or parts.fragment:
-                raise ValueError(f"got {url!r}; wanted http://HOST:PORT or https://HOST:PORT and nothing after it")
+                raise ValueError(
+                    f"number {number} carries a user name or password; keys belong into key_file"
+                )
+            if (
+                parts.scheme not in ("http", "https")
+                or not host
+                or parts.path not in ("", "/")
+                or parts.query
+                or parts.fragment
+            ):
+                raise ValueError(
+                    f"got {url!r}; wanted http://HOST:PORT or https://HOST:PORT and nothing "
+                    "after it"
+                )
         urls = tuple(url.rstrip("/") for url in urls)
         if len(set(urls)) < len(urls):
             raise ValueError(f"got a server twice in {list(urls)}; name each once")
@@ -63,35 +98,63 @@ class ServerConfig(Section):
 
 class RolloutConfig(Section):
     mode: Literal["in_process", "server"] = Field(
-        default="in_process", description="server: vllm in a process of its own, started with cero-rl serve (section rollout.server)"
+        default="in_process",
+        description="server: vllm in a process of its own, started with cero-rl serve (section "
+        "rollout.server)",
     )
     engine: Literal["auto", "transformers", "vllm"] = Field(
-        default="auto", description="what samples; auto: vllm on a GPU where it is installed, else transformers"
+        default="auto",
+        description="what samples; auto: vllm on a GPU where it is installed, else transformers",
     )
-    max_response_tokens: PositiveInt = Field(default=1024, description="a longer response is cut and counted as truncated")
-    temperature: PositiveFloat = Field(default=1.0, description="of training rollouts; the learner's log-probabilities use it too")
+    max_response_tokens: PositiveInt = Field(
+        default=1024, description="a longer response is cut and counted as truncated"
+    )
+    temperature: PositiveFloat = Field(
+        default=1.0, description="of training rollouts; the learner's log-probabilities use it too"
+    )
     top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
     top_k: NonNegativeInt = Field(default=0, description="must stay 0 (off) in training")
-    max_batch_tokens: PositiveInt = Field(default=65536, description="prompt + response tokens generated at once on a rank")
+    max_batch_tokens: PositiveInt = Field(
+        default=65536, description="prompt + response tokens generated at once on a rank"
+    )
     gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="vllm on a GPU: share of its memory for weights and key-value cache, the learner's part left out"
+        default=0.5,
+        description="vllm on a GPU: share of its memory for weights and key-value cache, the "
+        "learner's part left out",
     )
     kv_cache_memory_bytes: Annotated[int, Field(ge=2**20)] | None = Field(
-        default=None, description="vllm: key-value cache of a rank; None: what gpu_memory_fraction leaves, 512 MiB on a CPU"
+        default=None,
+        description="vllm: key-value cache of a rank; None: what "
+        "gpu_memory_fraction leaves, 512 MiB "
+        "on a CPU",
     )
-    tensor_parallel: PositiveInt = Field(default=1, description="vllm: ranks that share one engine; must divide the number of ranks")
-    sleep: bool = Field(default=True, description="vllm on a GPU: leave its memory to the learner between rollouts; no effect on a CPU")
+    tensor_parallel: PositiveInt = Field(
+        default=1, description="vllm: ranks that share one engine; must divide the number of ranks"
+    )
+    sleep: bool = Field(
+        default=True,
+        description="vllm on a GPU: leave its memory to the learner "
+        "between rollouts; no effect on a "
+        "CPU",
+    )
     overlap: bool = Field(
         default=False,
-        description="generate the next step's rollouts while the learner works on this one's: they come from weights one step old, which "
-        "learner.importance_sampling corrects. Gains where sampler and learner have hardware of their own",
+        description="generate the next step's rollouts while the learner works on this one's: they "
+        "come from weights one step old, which "
+        "learner.importance_sampling corrects. Gains where sampler and learner have "
+        "hardware of their own",
     )
     parity_bound: PositiveFloat | None = Field(
-        default=None, description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 (float32), 0.2 (bfloat16)"
+        default=None,
+        description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 "
+        "(float32), 0.2 (bfloat16)",
     )
-    sync_timeout_seconds: PositiveFloat = Field(default=600.0, description="a longer weight sync ends the run (exit 6)")
+    sync_timeout_seconds: PositiveFloat = Field(
+        default=600.0, description="a longer weight sync ends the run (exit 6)"
+    )
     generate_timeout_seconds: PositiveFloat = Field(
-        default=3600.0, description="vllm: one wave of rollouts that takes longer ends the run (exit 6)"
+        default=3600.0,
+        description="vllm: one wave of rollouts that takes longer ends the run (exit 6)",
     )
 
     server: ServerConfig = ServerConfig()
@@ -100,21 +163,26 @@ class RolloutConfig(Section):
     def _full_support(self) -> RolloutConfig:
         if self.top_p != 1.0 or self.top_k != 0:
             raise ValueError(
-                f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution that the loss divides by; "
+                f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution "
+                "that the loss divides by; "
                 "train with top_p=1.0 and top_k=0"
             )
         if self.tensor_parallel > 1 and self.engine != "vllm":
             raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: {self.engine}; set rollout.engine: vllm "
+                f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: "
+                f"{self.engine}; set rollout.engine: vllm "
                 "or rollout.tensor_parallel: 1"
             )
         if self.overlap and self.tensor_parallel > 1:
             raise ValueError(
-                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) talk to each other while they generate, which "
-                "cannot go on beside the learner's own messages; set rollout.overlap: false or rollout.tensor_parallel: 1"
+                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) "
+                "talk to each other while they generate, which "
+                "cannot go on beside the learner's own messages; set rollout.overlap: "
+                "false or rollout.tensor_parallel: 1"
             )
         if self.mode == "server" and self.engine != "vllm":
             raise ValueError(
-                f"mode: server needs engine: vllm, got engine: {self.engine}; set rollout.engine: vllm or rollout.mode: in_process"
+                f"mode: server needs engine: vllm, got engine: {self.engine}; set "
+                "rollout.engine: vllm or rollout.mode: in_process"
             )
         return self

@@ -1,6 +1,8 @@
-"""The run configuration: one frozen pydantic tree, the algorithm presets, and the sizes that follow from it.
+"""The run configuration: one frozen pydantic tree, the algorithm presets, and the sizes that follow
+from it.
 
-No torch here: `python -m cero_rl validate` answers in under two seconds. Reading YAML and overrides is `config_io`'s work.
+No torch here: `python -m cero_rl validate` answers in under two seconds. Reading YAML and overrides
+is `config_io`'s work.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConf
 class Config(Section):
     name: str = Field(default="run", description="of the run's directory")
     output_dir: str = Field(default="runs", description="parent of the run's directory")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="of everything random: plan, samples, split")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="of everything random: plan, samples, split"
+    )
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig = RewardConfig()
@@ -42,33 +46,46 @@ class Config(Section):
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) or ".." in self.name:
-            raise ValueError(f"name: got {self.name[:80]!r}, wanted letters, digits, '.', '_' or '-' and no '..'")
+            raise ValueError(
+                f"name: got {self.name[:80]!r}, wanted letters, digits, '.', '_' or '-' and no '..'"
+            )
         scheduler, total = self.scheduler, self.budget.total_rollouts
         unit = scheduler.rollouts_per_unit
         if total % unit:
             raise ValueError(f"budget.total_rollouts: {_not_a_multiple(total, unit)}")
         if total < scheduler.rounds * unit:
             raise ValueError(
-                f"budget B >= rounds K * rollouts_per_unit fails: {total} < {scheduler.rounds} * {unit} = {scheduler.rounds * unit}, so "
-                "some rounds could not give one prompt its group; lower scheduler.rounds or scheduler.rollouts_per_unit (at least 2), or "
+                f"budget B >= rounds K * rollouts_per_unit fails: {total} < "
+                f"{scheduler.rounds} * {unit} = {scheduler.rounds * unit}, so "
+                "some rounds could not give one prompt its group; lower scheduler.rounds "
+                "or scheduler.rollouts_per_unit (at least 2), or "
                 "raise budget.total_rollouts"
             )
-        if scheduler.streaming and (scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None):
+        if scheduler.streaming and (
+            scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None
+        ):
             raise ValueError(
-                f"scheduler.streaming: got it with scheduler {scheduler.name!r} and learner.rollouts_per_step = "
-                f"{self.learner.rollouts_per_step}; wanted one of {', '.join(CERO_FAMILY)} and rounds that rollouts_per_step cuts"
+                f"scheduler.streaming: got it with scheduler {scheduler.name!r} and "
+                "learner.rollouts_per_step = "
+                f"{self.learner.rollouts_per_step}; wanted one of {', '.join(CERO_FAMILY)} "
+                "and rounds that rollouts_per_step cuts"
             )
         if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
             wanted = ", ".join(CERO_FAMILY)
-            raise ValueError(f"budget.total_tokens: scheduler {scheduler.name!r} counts rollouts only; wanted one of {wanted}")
+            raise ValueError(
+                f"budget.total_tokens: scheduler {scheduler.name!r} counts rollouts only; "
+                f"wanted one of {wanted}"
+            )
         if scheduler.name in WAVE_SCHEDULERS and self.rollout.overlap:
             raise ValueError(
-                f"rollout.overlap: scheduler {scheduler.name!r} asks for rollouts in answer to others of the same round, which cannot be "
+                f"rollout.overlap: scheduler {scheduler.name!r} asks for rollouts in answer "
+                "to others of the same round, which cannot be "
                 "generated ahead; set rollout.overlap: false or another scheduler"
             )
         if scheduler.name in WAVE_SCHEDULERS and self.learner.rollouts_per_step is not None:
             raise ValueError(
-                f"learner.rollouts_per_step: scheduler {scheduler.name!r} samples a round in several waves, which one optimizer step "
+                f"learner.rollouts_per_step: scheduler {scheduler.name!r} samples a round "
+                "in several waves, which one optimizer step "
                 "learns from; leave it null and set scheduler.rounds"
             )
         capacity = self.capacity_rollouts
@@ -76,22 +93,28 @@ class Config(Section):
             raise ValueError(f"scheduler.capacity_rollouts: {_not_a_multiple(capacity, unit)}")
         if total > scheduler.rounds * capacity:
             raise ValueError(
-                f"budget B <= rounds K * capacity C fails: {total} > {scheduler.rounds} * {capacity} = {scheduler.rounds * capacity}; "
-                "raise scheduler.rounds or scheduler.capacity_rollouts, or lower budget.total_rollouts"
+                f"budget B <= rounds K * capacity C fails: {total} > {scheduler.rounds} * "
+                f"{capacity} = {scheduler.rounds * capacity}; "
+                "raise scheduler.rounds or scheduler.capacity_rollouts, or lower "
+                "budget.total_rollouts"
             )
         too_large = [
-            k for k in self.evaluation.pass_k if k > (self.evaluation.final_samples_per_prompt or self.evaluation.samples_per_prompt)
+            k
+            for k in self.evaluation.pass_k
+            if k > (self.evaluation.final_samples_per_prompt or self.evaluation.samples_per_prompt)
         ]
         if too_large:
             raise ValueError(
-                f"evaluation.pass_k: pass@{too_large[0]} needs at least {too_large[0]} samples per prompt; "
+                f"evaluation.pass_k: pass@{too_large[0]} needs at least {too_large[0]} "
+                "samples per prompt; "
                 "raise evaluation.samples_per_prompt (or final_samples_per_prompt), or drop that k"
             )
         return self
 
     @property
     def capacity_rollouts(self) -> int:
-        """C: the most rollouts one round may execute; by default the budget's equal share, rounded up to whole units."""
+        """C: the most rollouts one round may execute; by default the budget's equal share, rounded
+        up to whole units."""
         if self.scheduler.capacity_rollouts is not None:
             return self.scheduler.capacity_rollouts
         unit = self.scheduler.rollouts_per_unit
@@ -108,15 +131,20 @@ class Config(Section):
 
     @property
     def planned_steps(self) -> int:
-        """Optimizer steps the learning-rate schedule is stretched over, from the budget: what full rounds would make."""
+        """Optimizer steps the learning-rate schedule is stretched over, from the budget: what full
+        rounds would make."""
         per_step = self.learner.rollouts_per_step or self.capacity_rollouts
-        return math.ceil(self.budget.total_rollouts / min(per_step, self.capacity_rollouts)) * self.learner.updates_per_batch
+        return (
+            math.ceil(self.budget.total_rollouts / min(per_step, self.capacity_rollouts))
+            * self.learner.updates_per_batch
+        )
 
 
 def _not_a_multiple(size: int, unit: int) -> str:
     """The equation that fails, and the three valid sizes nearest to it."""
     low = max(size // unit, 1) * unit
     return (
-        f"{size} is not a multiple of scheduler.rollouts_per_unit = {unit} ({size} = {size // unit} * {unit} + {size % unit}); "
+        f"{size} is not a multiple of scheduler.rollouts_per_unit = {unit} ({size} = "
+        f"{size // unit} * {unit} + {size % unit}); "
         f"nearest that are: {low}, {low + unit}, {low + 2 * unit}"
     )

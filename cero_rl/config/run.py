@@ -1,49 +1,85 @@
-"""Sections of the configuration that decide what a run measures and leaves behind, not what it computes."""
+"""Sections of the configuration that decide what a run measures and leaves behind, not what it
+computes."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from cero_rl.config.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 
 class EvaluationConfig(Section):
     every_steps: NonNegativeInt = Field(default=0, description="0: only before and after training")
     samples_per_prompt: PositiveInt = Field(default=1, description="k of avg@k")
-    final_samples_per_prompt: PositiveInt | None = Field(default=None, description="before and after; None: as samples_per_prompt")
+    final_samples_per_prompt: PositiveInt | None = Field(
+        default=None, description="before and after; None: as samples_per_prompt"
+    )
     pass_k: tuple[PositiveInt, ...] = Field(
-        default=(1,), description="k of the unbiased pass@k; those above the samples drawn are left out"
+        default=(1,),
+        description="k of the unbiased pass@k; those above the samples drawn are left out",
     )
     temperature: PositiveFloat = Field(default=1.0, description="of evaluation samples")
-    limit: PositiveInt | None = Field(default=None, description="evaluate only the first held-out prompts")
+    limit: PositiveInt | None = Field(
+        default=None, description="evaluate only the first held-out prompts"
+    )
 
 
 class CheckpointConfig(Section):
-    every_steps: NonNegativeInt = Field(default=0, description="0: only at the end and when interrupted")
-    keep_last: int = Field(default=2, ge=2, description="older checkpoints are removed after a newer one is committed")
-    keep_best: NonNegativeInt = Field(default=0, description="and those with the best held-out accuracy, as many as this")
-    keep_every_steps: NonNegativeInt = Field(default=0, description="and every step that is a multiple of this; 0: none")
+    every_steps: NonNegativeInt = Field(
+        default=0, description="0: only at the end and when interrupted"
+    )
+    keep_last: int = Field(
+        default=2, ge=2, description="older checkpoints are removed after a newer one is committed"
+    )
+    keep_best: NonNegativeInt = Field(
+        default=0, description="and those with the best held-out accuracy, as many as this"
+    )
+    keep_every_steps: NonNegativeInt = Field(
+        default=0, description="and every step that is a multiple of this; 0: none"
+    )
     asynchronous: bool = Field(
-        default=False, description="write from a copy in host memory while training goes on; an error surfaces at a later step"
+        default=False,
+        description="write from a copy in host memory while training goes "
+        "on; an error surfaces at a "
+        "later step",
     )
-    max_failures: PositiveInt = Field(default=3, description="saves in a row that may fail before the run ends (exit 4)")
+    max_failures: PositiveInt = Field(
+        default=3, description="saves in a row that may fail before the run ends (exit 4)"
+    )
     walltime_seconds: PositiveFloat | None = Field(
-        default=None, description="of a job, from its start: save and exit 75 before it is over; under Slurm the job's own limit holds too"
+        default=None,
+        description="of a job, from its start: save and exit 75 before it is over; under Slurm the "
+        "job's own limit holds too",
     )
-    walltime_margin_seconds: NonNegativeFloat = Field(default=60.0, description="kept free beside the next step and the save")
-    export: bool = Field(default=True, description="write the final model in save_pretrained layout to export/")
+    walltime_margin_seconds: NonNegativeFloat = Field(
+        default=60.0, description="kept free beside the next step and the save"
+    )
+    export: bool = Field(
+        default=True, description="write the final model in save_pretrained layout to export/"
+    )
 
 
 class WatchdogConfig(Section):
     stall_seconds: PositiveFloat = Field(
         default=1800.0,
-        description="no collective and no phase of a step may take longer; then stacks are written and the run ends. Generation and "
-        "weight sync have limits of their own (rollout.*_timeout_seconds)",
+        description="no collective and no phase of a step may take longer; then stacks are "
+        "written and the run ends. Generation and weight sync have "
+        "limits of their own (rollout.*_timeout_seconds)",
     )
 
 
 class LoggingConfig(Section):
     tensorboard: bool = True
     wandb: bool = Field(default=False, description="needs the extra [wandb] and your own login")
-    sample_dumps: bool = Field(default=True, description="write some rollouts of each step to samples.jsonl")
-    samples_per_dump: PositiveInt = Field(default=8, description="groups of one step whose first rollout is written")
+    sample_dumps: bool = Field(
+        default=True, description="write some rollouts of each step to samples.jsonl"
+    )
+    samples_per_dump: PositiveInt = Field(
+        default=8, description="groups of one step whose first rollout is written"
+    )

@@ -6,12 +6,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from cero_rl.config.base import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config.base import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 SchedulerName = Literal[
-    "cero", "uniform", "random_matched", "fixed_price", "greedy", "thompson", "preset", "knapsack", "vip", "gvm_p", "hit_utility",
-    "greso", "dapo", "hora", "speed_rl", "pilot_commit", "vigor", "reinforce_ada", "aero",
-]  # fmt: skip
+    "cero",
+    "uniform",
+    "random_matched",
+    "fixed_price",
+    "greedy",
+    "thompson",
+    "preset",
+    "knapsack",
+    "vip",
+    "gvm_p",
+    "hit_utility",
+    "greso",
+    "dapo",
+    "hora",
+    "speed_rl",
+    "pilot_commit",
+    "vigor",
+    "reinforce_ada",
+    "aero",
+]
 CERO_FAMILY = ("cero", "random_matched", "fixed_price")
 WAVE_SCHEDULERS = ("dapo", "hora", "speed_rl", "pilot_commit", "vigor", "reinforce_ada", "aero")
 
@@ -19,45 +43,100 @@ WAVE_SCHEDULERS = ("dapo", "hora", "speed_rl", "pilot_commit", "vigor", "reinfor
 class SchedulerConfig(Section):
     """The allocator. Sizes are rollouts; a unit is `rollouts_per_unit` rollouts of one prompt.
 
-    The keys from `utility` to `warm_start` belong to cero, random_matched and fixed_price; their meaning, ablation and losses are in
-    docs/scheduler.md. With another name they are ignored, so that a recipe's twin differs in the name alone. `options` are those of
-    the other allocators, in docs/scheduler-rivals.md.
+    The keys from `utility` to `warm_start` belong to cero, random_matched and fixed_price; their
+    meaning, ablation and losses are in docs/scheduler.md. With another name they are ignored, so
+    that a recipe's twin differs in the name alone. `options` are those of the other allocators, in
+    docs/scheduler-rivals.md.
     """
 
     name: SchedulerName = Field(default="cero", description="uniform is GRPO's allocation")
-    rounds: PositiveInt = Field(description="scheduling decisions of the run; a round is worked off in one or more optimizer steps")
-    rollouts_per_unit: Annotated[int, Field(ge=2)] = Field(default=8, description="allocation unit")
-    max_units_per_prompt: PositiveInt = Field(default=1, description="most units of one prompt in a round: the largest group")
-    capacity_rollouts: PositiveInt | None = Field(default=None, description="most rollouts of one round; None: budget / rounds")
-    saturation: PositiveFloat = Field(default=1.0, description="how fast a prompt is worn out at its fair share of the budget")
-    prior: tuple[PositiveFloat, PositiveFloat] = Field(default=(1.0, 1.0), description="Beta pseudo-counts (right, wrong) of a prompt")
-    pass_rate_column: str | None = Field(default=None, description="column of measured pass rates in [0, 1]: a prior per prompt")
-    pass_rate_strength: PositiveFloat = Field(default=4.0, description="rollouts that a measured pass rate counts for")
-    forgetting: Fraction = Field(default=1.0, description="evidence fades toward the prior by this factor a round; 1: never")
-    step_scale: PositiveFloat = Field(default=1.0, description="dual step in units of the published 1/sqrt(rounds)")
-    price_init: Annotated[float, Field(ge=0, le=1)] = Field(default=0.5, description="first price of a unit of budget")
-    spend_down: bool = Field(default=True, description="spend the budget exactly: late rounds are filled by rank, whatever the price")
-    utility: Literal["exponential", "logarithmic", "hyperbolic"] = Field(default="exponential", description="family of U")
-    value: Literal["variance", "hit", "live", "graded", "progress"] = Field(default="variance", description="worth of a rollout")
-    labels_column: str | None = Field(default=None, description="column that groups prompts into families, for value: progress")
-    plan: Literal["duals", "resolve", "thompson"] = Field(default="duals", description="how a round is chosen")
-    cap_shares: PositiveFloat | None = Field(default=None, description="cap of a prompt's supporting exposure, in fair shares")
-    proximal: NonNegativeFloat = Field(default=0.0, description="curvature of the round problem: group sizes of their own; 0: off")
-    explore_units: NonNegativeInt = Field(default=0, description="most units of a prompt never seen; 0: off")
-    token_costs: bool = Field(default=False, description="margins per expected response token")
-    refit_prior_every: NonNegativeInt = Field(default=0, description="rounds between empirical-Bayes fits of the prior; 0: off")
-    streaming: bool = Field(
-        default=False, description="posterior and duals learn after every optimizer step of a round that learner.rollouts_per_step cuts"
+    rounds: PositiveInt = Field(
+        description="scheduling decisions of the run; a round is worked "
+        "off in one or more optimizer "
+        "steps"
     )
-    warm_start: str | None = Field(default=None, description="posterior.parquet of an earlier run: begin with its evidence")
-    options: dict[str, bool | int | float | str | None] = Field(default={}, description="of the allocators outside CERO's family")
-    keep_rule: Literal["pods", "gfpo", "gfpo_efficiency"] | None = Field(default=None, description="which rollouts of a group train")
-    keep_share: Fraction = Field(default=0.5, description="share of a group that keep_rule lets through")
+    rollouts_per_unit: Annotated[int, Field(ge=2)] = Field(default=8, description="allocation unit")
+    max_units_per_prompt: PositiveInt = Field(
+        default=1, description="most units of one prompt in a round: the largest group"
+    )
+    capacity_rollouts: PositiveInt | None = Field(
+        default=None, description="most rollouts of one round; None: budget / rounds"
+    )
+    saturation: PositiveFloat = Field(
+        default=1.0, description="how fast a prompt is worn out at its fair share of the budget"
+    )
+    prior: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(1.0, 1.0), description="Beta pseudo-counts (right, wrong) of a prompt"
+    )
+    pass_rate_column: str | None = Field(
+        default=None, description="column of measured pass rates in [0, 1]: a prior per prompt"
+    )
+    pass_rate_strength: PositiveFloat = Field(
+        default=4.0, description="rollouts that a measured pass rate counts for"
+    )
+    forgetting: Fraction = Field(
+        default=1.0, description="evidence fades toward the prior by this factor a round; 1: never"
+    )
+    step_scale: PositiveFloat = Field(
+        default=1.0, description="dual step in units of the published 1/sqrt(rounds)"
+    )
+    price_init: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="first price of a unit of budget"
+    )
+    spend_down: bool = Field(
+        default=True,
+        description="spend the budget exactly: late rounds are filled by rank, whatever the price",
+    )
+    utility: Literal["exponential", "logarithmic", "hyperbolic"] = Field(
+        default="exponential", description="family of U"
+    )
+    value: Literal["variance", "hit", "live", "graded", "progress"] = Field(
+        default="variance", description="worth of a rollout"
+    )
+    labels_column: str | None = Field(
+        default=None, description="column that groups prompts into families, for value: progress"
+    )
+    plan: Literal["duals", "resolve", "thompson"] = Field(
+        default="duals", description="how a round is chosen"
+    )
+    cap_shares: PositiveFloat | None = Field(
+        default=None, description="cap of a prompt's supporting exposure, in fair shares"
+    )
+    proximal: NonNegativeFloat = Field(
+        default=0.0, description="curvature of the round problem: group sizes of their own; 0: off"
+    )
+    explore_units: NonNegativeInt = Field(
+        default=0, description="most units of a prompt never seen; 0: off"
+    )
+    token_costs: bool = Field(default=False, description="margins per expected response token")
+    refit_prior_every: NonNegativeInt = Field(
+        default=0, description="rounds between empirical-Bayes fits of the prior; 0: off"
+    )
+    streaming: bool = Field(
+        default=False,
+        description="posterior and duals learn after every optimizer step of a round that "
+        "learner.rollouts_per_step cuts",
+    )
+    warm_start: str | None = Field(
+        default=None, description="posterior.parquet of an earlier run: begin with its evidence"
+    )
+    options: dict[str, bool | int | float | str | None] = Field(
+        default={}, description="of the allocators outside CERO's family"
+    )
+    keep_rule: Literal["pods", "gfpo", "gfpo_efficiency"] | None = Field(
+        default=None, description="which rollouts of a group train"
+    )
+    keep_share: Fraction = Field(
+        default=0.5, description="share of a group that keep_rule lets through"
+    )
 
     @model_validator(mode="after")
     def _options_fit_the_name(self) -> SchedulerConfig:
         if self.name in CERO_FAMILY and self.options:
-            raise ValueError(f"scheduler {self.name!r} takes its options as keys of this section, not under options")
+            raise ValueError(
+                f"scheduler {self.name!r} takes its options as keys of this section, not "
+                "under options"
+            )
         if (self.value == "progress") != (self.labels_column is not None):
             raise ValueError("value: progress and labels_column go together; give both or neither")
         return self

@@ -1,4 +1,5 @@
-"""The arithmetic that a user would otherwise do by hand: sizes that follow from a configuration, and whether they fit."""
+"""The arithmetic that a user would otherwise do by hand: sizes that follow from a configuration,
+and whether they fit."""
 
 from __future__ import annotations
 
@@ -12,25 +13,52 @@ def check_pool(config: Config, num_prompts: int) -> None:
     most = num_prompts * scheduler.max_units_per_prompt * scheduler.rollouts_per_unit
     if config.capacity_rollouts > most:
         raise ConfigError(
-            f"capacity C <= prompts M * largest group fails: {config.capacity_rollouts} > {num_prompts} * "
+            f"capacity C <= prompts M * largest group fails: {config.capacity_rollouts} > "
+            f"{num_prompts} * "
             f"{scheduler.max_units_per_prompt * scheduler.rollouts_per_unit} = {most}; "
-            "lower scheduler.capacity_rollouts, add prompts, or raise scheduler.max_units_per_prompt"
+            "lower scheduler.capacity_rollouts, add prompts, or raise "
+            "scheduler.max_units_per_prompt"
         )
 
 
 def derived_sizes(config: Config, num_prompts: int | None) -> list[tuple[str, str]]:
-    """The arithmetic a user would otherwise do by hand: (name, equation with numbers), for the console and the run directory."""
-    scheduler, total, capacity = config.scheduler, config.budget.total_rollouts, config.capacity_rollouts
+    """The arithmetic a user would otherwise do by hand: (name, equation with numbers), for the
+    console and the run directory."""
+    scheduler, total, capacity = (
+        config.scheduler,
+        config.budget.total_rollouts,
+        config.capacity_rollouts,
+    )
     group = scheduler.rollouts_per_unit * scheduler.max_units_per_prompt
     per_step = min(config.learner.rollouts_per_step or capacity, capacity)
     rows = [
-        ("largest group", f"{scheduler.rollouts_per_unit} x {scheduler.max_units_per_prompt} = {group} rollouts"),
+        (
+            "largest group",
+            f"{scheduler.rollouts_per_unit} x {scheduler.max_units_per_prompt} = {group} rollouts",
+        ),
         ("round capacity", f"{capacity} rollouts = {capacity // group} full groups"),
-        ("budget", f"{total} rollouts of at most {scheduler.rounds} x {capacity} = {scheduler.rounds * capacity}"),
+        (
+            "budget",
+            (
+                f"{total} rollouts of at most {scheduler.rounds} x {capacity} = "
+                f"{scheduler.rounds * capacity}"
+            ),
+        ),
         ("optimizer step", f"{per_step} rollouts x {config.learner.updates_per_batch} update(s)"),
-        ("planned steps", f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.planned_steps}"),
+        (
+            "planned steps",
+            f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.planned_steps}",
+        ),
     ]
     if num_prompts:
         share = total / num_prompts
-        rows.append(("fair share", f"{total} / {num_prompts} prompts = {share:.1f} rollouts ({share / group:.2f} groups) a prompt"))
+        rows.append(
+            (
+                "fair share",
+                (
+                    f"{total} / {num_prompts} prompts = {share:.1f} rollouts "
+                    f"({share / group:.2f} groups) a prompt"
+                ),
+            )
+        )
     return rows

@@ -1,10 +1,10 @@
 """torch.distributed.checkpoint directories, a tensor at a time and without running pickled code.
 
-    .metadata         pickle of plain dataclasses: which chunk of which tensor lies where; read through an allow-list
-    __0_N.distcp      torch.save'd chunks, one after the other
+    .metadata         pickle of plain dataclasses: which chunk of which tensor lies where; read
+    through an allow-list __0_N.distcp      torch.save'd chunks, one after the other
 
-Megatron-core's `torch_dist` format is this, plus metadata.json and common.pt. DCP's own reader would unpickle .metadata freely and wants
-all tensors in memory.
+Megatron-core's `torch_dist` format is this, plus metadata.json and common.pt. DCP's own reader
+would unpickle .metadata freely and wants all tensors in memory.
 """
 
 from __future__ import annotations
@@ -36,21 +36,36 @@ METADATA = ".metadata"
 _ALLOWED = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
-        "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties", "MetadataIndex",
-        "StorageMeta", "_MEM_FORMAT_ENCODING",
+        "Metadata",
+        "TensorStorageMetadata",
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+        "MetadataIndex",
+        "StorageMeta",
+        "_MEM_FORMAT_ENCODING",
     )
 } | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"), ("torch.distributed.checkpoint.storage", "StorageMeta"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.storage", "StorageMeta"),
     # Megatron keeps the plan of its saving ranks in there.
-    *(("torch.distributed.checkpoint.planner", name) for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")),
-    ("pathlib", "PosixPath"), ("pathlib._local", "PosixPath"),
-    ("torch", "Size"), ("torch.serialization", "_get_layout"), ("collections", "OrderedDict"),
-}  # fmt: skip
+    *(
+        ("torch.distributed.checkpoint.planner", name)
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData")
+    ),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+}
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ALLOWED or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+        if (module, name) in _ALLOWED or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
 
@@ -93,14 +108,28 @@ class DcpReader:
                 metadata = _Unpickler(file).load()
             described = metadata.state_dict_metadata.items()
         except OSError as error:
-            raise CheckpointError(f"{directory}: no readable {METADATA} ({error.strerror}); wanted a torch_dist checkpoint") from None
+            raise CheckpointError(
+                f"{directory}: no readable {METADATA} ({error.strerror}); wanted a "
+                "torch_dist checkpoint"
+            ) from None
         except Exception as error:
-            raise CheckpointError(f"{directory / METADATA}: not loaded, it holds {error}; wanted DCP's own dataclasses only") from None
-        self.tensors: dict[str, TensorStorageMetadata] = {k: v for k, v in described if isinstance(v, TensorStorageMetadata)}
+            raise CheckpointError(
+                f"{directory / METADATA}: not loaded, it holds {error}; wanted DCP's own "
+                "dataclasses only"
+            ) from None
+        self.tensors: dict[str, TensorStorageMetadata] = {
+            k: v for k, v in described if isinstance(v, TensorStorageMetadata)
+        }
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
         for info in self._storage.values():
-            if len(PurePosixPath(info.relative_path).parts) != 1 or (directory / info.relative_path).is_symlink():
-                raise CheckpointError(f"{directory / METADATA}: names {info.relative_path!r}, which is no plain file in it; refused")
+            if (
+                len(PurePosixPath(info.relative_path).parts) != 1
+                or (directory / info.relative_path).is_symlink()
+            ):
+                raise CheckpointError(
+                    f"{directory / METADATA}: names {info.relative_path!r}, which is no "
+                    "plain file in it; refused"
+                )
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, torch.dtype]:
         """(file, byte offset of the first element, dtype) of a chunk's data."""
@@ -108,7 +137,10 @@ class DcpReader:
 
         info = self._storage.get(MetadataIndex(key, chunk.offsets))
         if info is None:
-            raise CheckpointError(f"{self.directory / METADATA}: no place for {key} at {list(chunk.offsets)}; the checkpoint is incomplete")
+            raise CheckpointError(
+                f"{self.directory / METADATA}: no place for {key} at {list(chunk.offsets)}; "
+                "the checkpoint is incomplete"
+            )
         path = self.directory / info.relative_path
         try:
             with path.open("rb") as file, FakeTensorMode():
@@ -116,23 +148,40 @@ class DcpReader:
                 tensor = torch.load(view, map_location="cpu", weights_only=True)
             assert isinstance(tensor, Tensor)
             storage: Any = tensor.untyped_storage()
-            offset = int(storage._checkpoint_offset) + int(tensor.storage_offset()) * tensor.dtype.itemsize
+            offset = (
+                int(storage._checkpoint_offset)
+                + int(tensor.storage_offset()) * tensor.dtype.itemsize
+            )
         except Exception as error:
             raise CheckpointError(
-                f"{path}: no tensor for {key} at byte {info.offset} ({type(error).__name__}); the file is damaged"
+                f"{path}: no tensor for {key} at byte {info.offset} "
+                f"({type(error).__name__}); the file is damaged"
             ) from None
         if tuple(tensor.shape) != tuple(chunk.sizes) or not tensor.is_contiguous():
-            raise CheckpointError(f"{path}: {key} is {list(tensor.shape)} at byte {info.offset}, {METADATA} says {list(chunk.sizes)}")
+            raise CheckpointError(
+                f"{path}: {key} is {list(tensor.shape)} at byte {info.offset}, {METADATA} "
+                f"says {list(chunk.sizes)}"
+            )
         return path, info.offset + offset, tensor.dtype
 
     def rows(self, key: str, layer: int | None, first: int, count: int) -> Iterator[Tensor]:
-        """Rows first : first + count of a tensor (of one layer, where layers are stacked along dimension 0), flat, in pieces."""
+        """Rows first : first + count of a tensor (of one layer, where layers are stacked along
+        dimension 0), flat, in pieces."""
         described = self.tensors[key]
         lead = () if layer is None else (layer,)
         size = tuple(described.size)[len(lead) :]
-        low, high = (*lead, first, *[0] * (len(size) - 1)), (*[n + 1 for n in lead], first + count, *size[1:])
-        hits = [c for c in described.chunks if all(o < h and o + s > b for o, s, b, h in zip(c.offsets, c.sizes, low, high))]
-        if len(hits) == 1 and all(o <= b and o + s >= h for o, s, b, h in zip(hits[0].offsets, hits[0].sizes, low, high)):
+        low, high = (
+            (*lead, first, *[0] * (len(size) - 1)),
+            (*[n + 1 for n in lead], first + count, *size[1:]),
+        )
+        hits = [
+            c
+            for c in described.chunks
+            if all(o < h and o + s > b for o, s, b, h in zip(c.offsets, c.sizes, low, high))
+        ]
+        if len(hits) == 1 and all(
+            o <= b and o + s >= h for o, s, b, h in zip(hits[0].offsets, hits[0].sizes, low, high)
+        ):
             path, offset, dtype = self._chunk(key, hits[0])
             row, chunk = math.prod(size[1:]), hits[0]
             skip = (first - chunk.offsets[len(lead)]) * row
@@ -144,14 +193,23 @@ class DcpReader:
         filled = 0
         for chunk in hits:
             path, offset, dtype = self._chunk(key, chunk)
-            data = torch.cat(list(read_elements(path, offset, math.prod(chunk.sizes), dtype))).reshape(chunk.sizes)
-            theirs = [slice(max(b - o, 0), min(h - o, s)) for o, s, b, h in zip(chunk.offsets, chunk.sizes, low, high)]
-            ours = [slice(max(o - b, 0), min(o + s, h) - b) for o, s, b, h in zip(chunk.offsets, chunk.sizes, low, high)]
+            data = torch.cat(
+                list(read_elements(path, offset, math.prod(chunk.sizes), dtype))
+            ).reshape(chunk.sizes)
+            theirs = [
+                slice(max(b - o, 0), min(h - o, s))
+                for o, s, b, h in zip(chunk.offsets, chunk.sizes, low, high)
+            ]
+            ours = [
+                slice(max(o - b, 0), min(o + s, h) - b)
+                for o, s, b, h in zip(chunk.offsets, chunk.sizes, low, high)
+            ]
             box[tuple(ours)] = data[tuple(theirs)]
             filled += data[tuple(theirs)].numel()
         if filled != box.numel():
             raise CheckpointError(
-                f"{self.directory}: the chunks of {key} cover {filled} of {box.numel()} elements; the checkpoint is incomplete"
+                f"{self.directory}: the chunks of {key} cover {filled} of {box.numel()} "
+                "elements; the checkpoint is incomplete"
             )
         yield box.flatten()
 
@@ -173,9 +231,13 @@ class DcpWriter:
         size = torch.Size([layer[1], *tensor.shape] if layer else tensor.shape)
         data = tensor.reshape([*lead, *tensor.shape])
         offsets = torch.Size([layer[0] if layer else 0, *[0] * (len(size) - 1)])
-        entry = self._tensors.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), size, []))
+        entry = self._tensors.setdefault(
+            key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), size, [])
+        )
         assert (entry.size, entry.properties.dtype) == (size, tensor.dtype), (key, size)
-        if self._file is None or (self._file.tell() and self._file.tell() + tensor.nbytes > self._limit):
+        if self._file is None or (
+            self._file.tell() and self._file.tell() + tensor.nbytes > self._limit
+        ):
             self._end_file()
             self._file = (self._directory / f"__0_{self.files}.distcp").open("wb")
             self.files += 1
@@ -190,7 +252,9 @@ class DcpWriter:
     def _save(self, index: MetadataIndex, value: Any) -> None:
         start = self._file.tell()
         torch.save(value, self._file)
-        self._storage[index] = _StorageInfo(Path(self._file.name).name, start, self._file.tell() - start)
+        self._storage[index] = _StorageInfo(
+            Path(self._file.name).name, start, self._file.tell() - start
+        )
 
     def _end_file(self) -> None:
         if self._file is not None:
@@ -201,6 +265,8 @@ class DcpWriter:
     def close(self) -> None:
         self._end_file()
         described = {**self._tensors, **self._objects}
-        metadata = Metadata(described, planner_data={key: (key,) for key in described}, storage_data=self._storage)
+        metadata = Metadata(
+            described, planner_data={key: (key,) for key in described}, storage_data=self._storage
+        )
         with (self._directory / METADATA).open("wb") as file:
             pickle.dump(metadata, file)

@@ -1,4 +1,5 @@
-"""Hugging Face model directories: what a model of this config must hold, and the small files beside the weights."""
+"""Hugging Face model directories: what a model of this config must hold, and the small files beside
+the weights."""
 
 from __future__ import annotations
 
@@ -15,9 +16,18 @@ from cero_rl.convert.weights import Weights
 from cero_rl.errors import CheckpointError
 
 BESIDE = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "spiece.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 Report = Callable[[str], None]
 
 
@@ -26,42 +36,69 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory}: no config.json; wanted a Hugging Face model directory")
     config = read_json(directory / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
-        raise CheckpointError(f"{directory / 'config.json'}: no model_type; wanted the configuration of a language model")
+        raise CheckpointError(
+            f"{directory / 'config.json'}: no model_type; wanted the configuration of a "
+            "language model"
+        )
     if config.get("quantization_config"):
-        raise CheckpointError(f"{directory / 'config.json'}: a quantised model; wanted float weights, so dequantise it first")
+        raise CheckpointError(
+            f"{directory / 'config.json'}: a quantised model; wanted float weights, so "
+            "dequantise it first"
+        )
     return config
 
 
 def expected_shapes(directory: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """(parameter name -> shape in the model's order, tied name -> the name it is stored under), from the architecture itself."""
+    """(parameter name -> shape in the model's order, tied name -> the name it is stored under),
+    from the architecture itself."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{directory}: not a causal language model that transformers knows ({reason})") from None
+        raise CheckpointError(
+            f"{directory}: not a causal language model that transformers knows ({reason})"
+        ) from None
     stored = {id(p): name for name, p in model.named_parameters()}
-    tied = {n: stored[id(p)] for n, p in model.named_parameters(remove_duplicate=False) if stored[id(p)] != n}
+    tied = {
+        n: stored[id(p)]
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if stored[id(p)] != n
+    }
     return {n: tuple(p.shape) for n, p in model.named_parameters()}, tied
 
 
 def fit(weights: Weights, directory: Path, source: str) -> Weights:
-    """The weights in the model's order, without tied copies. Raises CheckpointError where a name or shape is not the model's."""
+    """The weights in the model's order, without tied copies. Raises CheckpointError where a name or
+    shape is not the model's."""
     shapes, tied = expected_shapes(directory)
     found = {n: s for n, s in weights.specs.items() if n not in tied}
     for name, shape in shapes.items():
         if name not in found:
-            raise CheckpointError(f"{source}: has no {name}, which the model of {directory / 'config.json'} needs")
+            raise CheckpointError(
+                f"{source}: has no {name}, which the model of {directory / 'config.json'} needs"
+            )
         if found[name].shape != shape:
-            raise CheckpointError(f"{source}: {name} is {list(found[name].shape)}, {directory / 'config.json'} wants {list(shape)}")
+            raise CheckpointError(
+                f"{source}: {name} is {list(found[name].shape)}, "
+                f"{directory / 'config.json'} wants {list(shape)}"
+            )
     if extra := sorted(set(found) - set(shapes)):
-        raise CheckpointError(f"{source}: {extra[0]} is no parameter of the model of {directory / 'config.json'} ({len(extra)} such names)")
+        raise CheckpointError(
+            f"{source}: {extra[0]} is no parameter of the model of "
+            f"{directory / 'config.json'} ({len(extra)} such names)"
+        )
     for name, stored in tied.items():
         if name in weights.specs and not torch.equal(weights.read(name), weights.read(stored)):
-            raise CheckpointError(f"{source}: {name} differs from {stored}, but the config ties them; set tie_word_embeddings to false")
+            raise CheckpointError(
+                f"{source}: {name} differs from {stored}, but the config ties them; set "
+                "tie_word_embeddings to false"
+            )
     return Weights({n: found[n] for n in shapes}, weights.pieces)
 
 
@@ -81,8 +118,11 @@ def write_config(config: dict[str, Any], dtype: torch.dtype, target: Path) -> No
     (target / "config.json").write_text(json.dumps(fresh, indent=2, sort_keys=True) + "\n")
 
 
-def write_model(target: Path, weights: Weights, model: Path, card: str, max_shard_bytes: int, report: Report) -> int:
-    """A whole model directory: weights, then config, tokenizer and the rest from `model`. The bytes of the weights."""
+def write_model(
+    target: Path, weights: Weights, model: Path, card: str, max_shard_bytes: int, report: Report
+) -> int:
+    """A whole model directory: weights, then config, tokenizer and the rest from `model`. The bytes
+    of the weights."""
     dtypes = {s.dtype for s in weights.specs.values() if s.dtype.is_floating_point}
     size = write_sharded(target, weights, max_shard_bytes, report)
     write_config(read_config(model), max(dtypes, key=lambda d: d.itemsize), target)

@@ -1,4 +1,5 @@
-"""What is this directory? Told from names and headers, without loading a weight or running a pickle."""
+"""What is this directory? Told from names and headers, without loading a weight or running a
+pickle."""
 
 from __future__ import annotations
 
@@ -30,22 +31,29 @@ KINDS = {
 }
 _USE = {
     "zero": "zero-to-hf, zero-to-adapter, zero-to-universal or reshard",
-    "universal": "your trainer with load_universal", "adapter": "merge-lora",
-    "megatron": "megatron-import", "huggingface": "hf-to-start, cast or megatron-export", "run": "one of its checkpoints/step_*",
+    "universal": "your trainer with load_universal",
+    "adapter": "merge-lora",
+    "megatron": "megatron-import",
+    "huggingface": "hf-to-start, cast or megatron-export",
+    "run": "one of its checkpoints/step_*",
     "unknown": "a checkpoint directory",
-}  # fmt: skip
+}
 
 
 def kind_of(directory: Path) -> str:
     """A key of KINDS."""
     if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory; wanted a checkpoint or model directory")
+        raise CheckpointError(
+            f"{directory}: no such directory; wanted a checkpoint or model directory"
+        )
     zero = zero_directory(directory)
     if zero is not None:
         return "universal" if (zero / "zero/optimizer_state.pt").is_file() else "zero"
     if (directory / CONFIG_FILE).is_file():
         return "adapter"
-    if (directory / CONFIG).is_file() or (directory / "latest_checkpointed_iteration.txt").is_file():
+    if (directory / CONFIG).is_file() or (
+        directory / "latest_checkpointed_iteration.txt"
+    ).is_file():
         return "megatron"
     if (directory / "config.json").is_file():
         return "huggingface"
@@ -59,7 +67,9 @@ def require(directory: Path, kind: str) -> None:
     found = kind_of(directory)
     if found != kind:
         looks, wanted = _article(KINDS[found]), _article(KINDS[kind])
-        raise CheckpointError(f"{directory}: looks like {looks}, wanted {wanted}; for this one use {_USE[found]}")
+        raise CheckpointError(
+            f"{directory}: looks like {looks}, wanted {wanted}; for this one use {_USE[found]}"
+        )
 
 
 def _article(text: str) -> str:
@@ -70,26 +80,44 @@ def _sizes(specs: Mapping[str, Spec]) -> dict[str, Any]:
     dtypes = Counter({str(s.dtype).removeprefix("torch."): 0 for s in specs.values()})
     for spec in specs.values():
         dtypes[str(spec.dtype).removeprefix("torch.")] += spec.numel
-    return {"tensors": len(specs), "parameters": sum(s.numel for s in specs.values()), "dtypes": dict(dtypes)}
+    return {
+        "tensors": len(specs),
+        "parameters": sum(s.numel for s in specs.values()),
+        "dtypes": dict(dtypes),
+    }
 
 
 def _lora(zero: ZeroCheckpoint) -> dict[str, Any]:
-    """What a LoRA run's checkpoint holds, from its tensors: a bare directory has no manifest that tells."""
+    """What a LoRA run's checkpoint holds, from its tensors: a bare directory has no manifest that
+    tells."""
     if not zero.is_adapter:
         return {}
     specs = {stored_name(name): spec for name, spec in zero.weights().specs.items()}
     found = {pair[0]: specs[name].shape[0] for name in specs if (pair := adapted(name))}
-    return {"lora_ranks": sorted(set(found.values())), "lora_targets": sorted({name.split(".")[-2] for name in found})}
+    return {
+        "lora_ranks": sorted(set(found.values())),
+        "lora_targets": sorted({name.split(".")[-2] for name in found}),
+    }
 
 
 def describe(directory: Path) -> dict[str, Any]:
-    """Facts as JSON values: kind, bytes, and what the kind has: step, world size, parameters, dtypes, architecture."""
+    """Facts as JSON values: kind, bytes, and what the kind has: step, world size, parameters,
+    dtypes, architecture."""
     kind = kind_of(directory)
     files = [p for p in directory.rglob("*") if p.is_file()]
-    facts: dict[str, Any] = {"directory": str(directory), "kind": kind, "files": len(files), "bytes": sum(p.stat().st_size for p in files)}
+    facts: dict[str, Any] = {
+        "directory": str(directory),
+        "kind": kind,
+        "files": len(files),
+        "bytes": sum(p.stat().st_size for p in files),
+    }
     if (directory / MANIFEST).is_file():
         manifest = json.loads((directory / MANIFEST).read_text())
-        facts |= {"step": manifest.get("step"), "manifest": True, "cero_rl": manifest.get("cero_rl")}
+        facts |= {
+            "step": manifest.get("step"),
+            "manifest": True,
+            "cero_rl": manifest.get("cero_rl"),
+        }
         if adapter := manifest.get("adapter"):
             facts["lora_base"] = adapter.get("base_model_name_or_path")
     if kind == "zero":
@@ -97,15 +125,21 @@ def describe(directory: Path) -> dict[str, Any]:
         assert place is not None
         zero = open_zero(place)
         facts |= {
-            "stage": zero.stage, "world_size": zero.world_size, "optimizer_steps": zero.header.get("global_steps"),
-            "model_dtype": str(zero.model_dtype).removeprefix("torch."), "tied": dict(zero.shared),
+            "stage": zero.stage,
+            "world_size": zero.world_size,
+            "optimizer_steps": zero.header.get("global_steps"),
+            "model_dtype": str(zero.model_dtype).removeprefix("torch."),
+            "tied": dict(zero.shared),
             "deepspeed": zero.header.get("ds_version"),
-            **_sizes(zero.weights().specs), **_lora(zero),
-        }  # fmt: skip
+            **_sizes(zero.weights().specs),
+            **_lora(zero),
+        }
     elif kind == "universal":
         place = zero_directory(directory)
         assert place is not None
-        facts["tensors"] = sum((p / "fp32.pt").is_file() for p in (place / "zero").iterdir() if p.is_dir())
+        facts["tensors"] = sum(
+            (p / "fp32.pt").is_file() for p in (place / "zero").iterdir() if p.is_dir()
+        )
     elif kind == "adapter":
         adapter = read_adapter(directory)
         ranks = sorted({pair.rank for pair in adapter.pairs.values()})
@@ -113,7 +147,11 @@ def describe(directory: Path) -> dict[str, Any]:
     elif kind == "megatron":
         place = iteration_directory(directory)
         reader = DcpReader(place)
-        specs = {n: Spec(t.properties.dtype, tuple(t.size)) for n, t in reader.tensors.items() if not n.startswith("optimizer.")}
+        specs = {
+            n: Spec(t.properties.dtype, tuple(t.size))
+            for n, t in reader.tensors.items()
+            if not n.startswith("optimizer.")
+        }
         facts |= {"iteration_directory": place.name, **_sizes(specs)}
     elif kind == "huggingface":
         config = json.loads((directory / "config.json").read_text())

@@ -1,9 +1,11 @@
-"""Names and layouts of Megatron-core's GPTModel for Qwen3, Qwen2.5 and Llama shapes. Pure: no file is read here.
+"""Names and layouts of Megatron-core's GPTModel for Qwen3, Qwen2.5 and Llama shapes. Pure: no file
+is read here.
 
-Where they differ from Hugging Face: query, key and value are one matrix, interleaved by query group (its queries, its key, its value);
-gate and up are one matrix; a layer's norm weights belong to the linear layer that follows (as Transformer Engine fuses them, and as the
-local layers are saved); layers are stacked along a first dimension; the vocabulary is padded. Tensor parallelism does not show: a
-distributed checkpoint holds global tensors. Checked against megatron-core 0.16.1.
+Where they differ from Hugging Face: query, key and value are one matrix, interleaved by query group
+(its queries, its key, its value); gate and up are one matrix; a layer's norm weights belong to the
+linear layer that follows (as Transformer Engine fuses them, and as the local layers are saved);
+layers are stacked along a first dimension; the vocabulary is padded. Tensor parallelism does not
+show: a distributed checkpoint holds global tensors. Checked against megatron-core 0.16.1.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Entry:
-    """One Megatron tensor, or one layer of a stacked one: `names` of the Hugging Face tensors that make it, stacked by rows or as qkv."""
+    """One Megatron tensor, or one layer of a stacked one: `names` of the Hugging Face tensors that
+    make it, stacked by rows or as qkv."""
 
     key: str
     layer: int | None
@@ -56,22 +59,41 @@ class Entry:
 def shape_of(config: dict[str, Any], where: str) -> Shape:
     kind = config["model_type"]
     if kind not in _KNOWN:
-        raise CheckpointError(f"{where}: model_type {kind!r} has no Megatron mapping here; wanted one of {', '.join(_KNOWN)}")
+        raise CheckpointError(
+            f"{where}: model_type {kind!r} has no Megatron mapping here; wanted one of "
+            f"{', '.join(_KNOWN)}"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
-            raise CheckpointError(f"{where}: {key} is true, which is not supported for {_KNOWN[kind]}")
+            raise CheckpointError(
+                f"{where}: {key} is true, which is not supported for {_KNOWN[kind]}"
+            )
     heads = config["num_attention_heads"]
     return Shape(
-        kind=kind, layers=config["num_hidden_layers"], hidden=config["hidden_size"], ffn=config["intermediate_size"], heads=heads,
-        groups=config.get("num_key_value_heads") or heads, head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocabulary=config["vocab_size"], tied=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=kind == "qwen2", qk_norm=kind == "qwen3",
-    )  # fmt: skip
+        kind=kind,
+        layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        ffn=config["intermediate_size"],
+        heads=heads,
+        groups=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocabulary=config["vocab_size"],
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=kind == "qwen2",
+        qk_norm=kind == "qwen3",
+    )
 
 
 def entries(shape: Shape) -> list[Entry]:
     """All Megatron tensors of the model, in the order of the network."""
-    found = [Entry("embedding.word_embeddings.weight", None, ("model.embed_tokens.weight",), vocabulary=True)]
+    found = [
+        Entry(
+            "embedding.word_embeddings.weight",
+            None,
+            ("model.embed_tokens.weight",),
+            vocabulary=True,
+        )
+    ]
     for layer in range(shape.layers):
         own = f"model.layers.{layer}."
         qkv = tuple(f"{own}self_attn.{part}_proj" for part in "qkv")
@@ -86,8 +108,14 @@ def entries(shape: Shape) -> list[Entry]:
         if shape.qkv_bias:
             pairs.append(("self_attention.linear_qkv.bias", tuple(n + ".bias" for n in qkv)))
         if shape.qk_norm:
-            pairs += [(f"self_attention.{p}_layernorm.weight", (f"{own}self_attn.{p}_norm.weight",)) for p in "qk"]
-        found += [Entry(LAYERS + key, layer, names, qkv="linear_qkv." in key and "layer_norm" not in key) for key, names in pairs]
+            pairs += [
+                (f"self_attention.{p}_layernorm.weight", (f"{own}self_attn.{p}_norm.weight",))
+                for p in "qk"
+            ]
+        found += [
+            Entry(LAYERS + key, layer, names, qkv="linear_qkv." in key and "layer_norm" not in key)
+            for key, names in pairs
+        ]
     found.append(Entry("decoder.final_layernorm.weight", None, ("model.norm.weight",)))
     if not shape.tied:
         found.append(Entry("output_layer.weight", None, ("lm_head.weight",), vocabulary=True))
@@ -95,7 +123,8 @@ def entries(shape: Shape) -> list[Entry]:
 
 
 def fuse_qkv(query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Tensor:
-    """[heads*d, ...], [groups*d, ...] twice -> [groups * (heads/groups + 2) * d, ...]; biases alike."""
+    """[heads*d, ...], [groups*d, ...] twice -> [groups * (heads/groups + 2) * d, ...]; biases
+    alike."""
     parts = [t.reshape(shape.groups, -1, *t.shape[1:]) for t in (query, key, value)]
     return torch.cat(parts, dim=1).reshape(-1, *query.shape[1:])
 
@@ -116,13 +145,25 @@ def launch_arguments(shape: Shape, config: dict[str, Any], multiple: int) -> lis
     """Megatron-LM's command line for this model."""
     rope = config.get("rope_parameters") or {}
     lines = [
-        "--use-mcore-models", "--ckpt-format torch_dist", "--transformer-impl transformer_engine", f"--num-layers {shape.layers}",
-        f"--hidden-size {shape.hidden}", f"--ffn-hidden-size {shape.ffn}", f"--num-attention-heads {shape.heads}",
-        "--group-query-attention", f"--num-query-groups {shape.groups}", f"--kv-channels {shape.head_dim}", "--swiglu",
-        "--normalization RMSNorm", f"--norm-epsilon {config.get('rms_norm_eps', 1e-6)}", "--disable-bias-linear",
-        "--position-embedding-type rope", f"--rotary-base {int(rope.get('rope_theta', config.get('rope_theta', 10000)))}",
-        f"--max-position-embeddings {config.get('max_position_embeddings', 0)}", f"--make-vocab-size-divisible-by {multiple}",
-    ]  # fmt: skip
+        "--use-mcore-models",
+        "--ckpt-format torch_dist",
+        "--transformer-impl transformer_engine",
+        f"--num-layers {shape.layers}",
+        f"--hidden-size {shape.hidden}",
+        f"--ffn-hidden-size {shape.ffn}",
+        f"--num-attention-heads {shape.heads}",
+        "--group-query-attention",
+        f"--num-query-groups {shape.groups}",
+        f"--kv-channels {shape.head_dim}",
+        "--swiglu",
+        "--normalization RMSNorm",
+        f"--norm-epsilon {config.get('rms_norm_eps', 1e-6)}",
+        "--disable-bias-linear",
+        "--position-embedding-type rope",
+        f"--rotary-base {int(rope.get('rope_theta', config.get('rope_theta', 10000)))}",
+        f"--max-position-embeddings {config.get('max_position_embeddings', 0)}",
+        f"--make-vocab-size-divisible-by {multiple}",
+    ]
     lines += ["--add-qkv-bias"] if shape.qkv_bias else []
     lines += ["--qk-layernorm"] if shape.qk_norm else []
     if rope.get("rope_type") == "llama3":

@@ -1,6 +1,8 @@
-"""Where a conversion writes: a temporary directory beside the target, made durable and renamed when all is there.
+"""Where a conversion writes: a temporary directory beside the target, made durable and renamed when
+all is there.
 
-A kill at any point leaves the target as it was. A target that holds something is refused unless `force` says that it may go.
+A kill at any point leaves the target as it was. A target that holds something is refused unless
+`force` says that it may go.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ def refuse_full(target: Path, *, force: bool) -> None:
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target}: is a file; --out wants a directory")
     if target.is_dir() and any(target.iterdir()) and not force:
-        raise CheckpointError(f"{target}: is not empty; choose another --out, or give --force to replace it")
+        raise CheckpointError(
+            f"{target}: is not empty; choose another --out, or give --force to replace it"
+        )
 
 
 @contextmanager
 def staged(target: Path, *, force: bool) -> Iterator[Path]:
-    """A fresh directory to fill; it becomes `target` when the block ends well, and goes away when it does not."""
+    """A fresh directory to fill; it becomes `target` when the block ends well, and goes away when
+    it does not."""
     refuse_full(target, force=force)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))

@@ -1,11 +1,13 @@
-"""A ZeRO checkpoint for another number of ranks: as DeepSpeed's universal layout, or cut anew for exactly N ranks (stage 3).
+"""A ZeRO checkpoint for another number of ranks: as DeepSpeed's universal layout, or cut anew for
+exactly N ranks (stage 3).
 
-    universal   zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt, zero/optimizer_state.pt: any number of ranks, stages 1 to 3, loaded
+    universal   zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt, zero/optimizer_state.pt: any
+    number of ranks, stages 1 to 3, loaded
                 with "checkpoint": {"load_universal": true} in DeepSpeed's configuration
     resharded   a plain ZeRO-3 checkpoint of N ranks: loaded as if N ranks had written it
 
-Both keep scheduler, ledger and cursor as they are: these are free of the world size. A rank that did not exist gets a random state
-derived from the step and its number.
+Both keep scheduler, ledger and cursor as they are: these are free of the world size. A rank that
+did not exist gets a random state derived from the step and its number.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ Report = Callable[[str], None]
 def _real(value: Any) -> Any:
     """A header without fake tensors: DeepSpeed's model states hold none besides the module's."""
     if isinstance(value, Tensor):
-        raise CheckpointError("model states: hold a tensor outside of the module, which is not supported")
+        raise CheckpointError(
+            "model states: hold a tensor outside of the module, which is not supported"
+        )
     if isinstance(value, Mapping):
         return {k: _real(v) for k, v in value.items()}
     return value
@@ -58,10 +62,12 @@ def _optimizer_header(zero: ZeroCheckpoint) -> dict[str, Any]:
 
 
 def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
-    """DeepSpeed's universal layout in `out`, loadable at stages 1, 2 and 3 on any number of ranks."""
+    """DeepSpeed's universal layout in `out`, loadable at stages 1, 2 and 3 on any number of
+    ranks."""
     if not zero.fragments:
         raise CheckpointError(
-            f"{zero.directory}: ZeRO stage 0 keeps its optimizer whole, which has no universal layout; train with zero.stage 1, 2 or 3"
+            f"{zero.directory}: ZeRO stage 0 keeps its optimizer whole, which has no "
+            "universal layout; train with zero.stage 1, 2 or 3"
         )
     header = _real(zero.header)
     # The weights come from zero/; each stage looks for the rest under its own file name.
@@ -73,7 +79,10 @@ def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
     root = out / "zero"
     root.mkdir()
     base = {"state": {0: {"step": step}}, "param_groups": [group]}
-    torch.save({**common, "optimizer_state_dict": base, "param_groups": [group]}, root / "optimizer_state.pt")
+    torch.save(
+        {**common, "optimizer_state_dict": base, "param_groups": [group]},
+        root / "optimizer_state.pt",
+    )
     states = {kind: zero.state(kind) for kind in STATES}
     for number, name in enumerate(zero.shapes, 1):
         folder = root / name
@@ -87,8 +96,11 @@ def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
             report(f"  {number}/{len(zero.shapes)} parameters")
 
 
-def _sub_groups(shapes: Mapping[str, tuple[int, ...]], world_size: int, limit: int) -> list[list[str]]:
-    """Parameters in groups, closed when their partitions reach `limit` elements: as ZeRO-3 forms them when it starts."""
+def _sub_groups(
+    shapes: Mapping[str, tuple[int, ...]], world_size: int, limit: int
+) -> list[list[str]]:
+    """Parameters in groups, closed when their partitions reach `limit` elements: as ZeRO-3 forms
+    them when it starts."""
     sizes = {name: partition(math.prod(shape), world_size, 0)[0] for name, shape in shapes.items()}
     if limit >= sum(sizes.values()):
         return [list(shapes)]
@@ -117,20 +129,38 @@ def _flat(zero: ZeroCheckpoint, kind: str, names: list[str], world_size: int, ra
 
 
 def _optimizer_of(
-    zero: ZeroCheckpoint, groups: list[list[str]], ranks: int, rank: int, group: Mapping[str, Any], scaler: Any
+    zero: ZeroCheckpoint,
+    groups: list[list[str]],
+    ranks: int,
+    rank: int,
+    group: Mapping[str, Any],
+    scaler: Any,
 ) -> dict[str, Any]:
     flat = [{kind: _flat(zero, kind, names, ranks, rank) for kind in STATES} for names in groups]
-    moments = {i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]} for i, f in enumerate(flat)}
+    moments = {
+        i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]}
+        for i, f in enumerate(flat)
+    }
     return {
-        "zero_stage": 3, "loss_scaler": scaler, "dynamic_loss_scale": False, "overflow": False, "partition_count": ranks,
-        "optimizer_state_dict": {"state": moments, "param_groups": [group]}, "fp32_flat_groups": [f["fp32"] for f in flat],
-    }  # fmt: skip
+        "zero_stage": 3,
+        "loss_scaler": scaler,
+        "dynamic_loss_scale": False,
+        "overflow": False,
+        "partition_count": ranks,
+        "optimizer_state_dict": {"state": moments, "param_groups": [group]},
+        "fp32_flat_groups": [f["fp32"] for f in flat],
+    }
 
 
-def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling: Callable[[], Any], report: Report) -> None:
+def write_resharded(
+    zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling: Callable[[], Any], report: Report
+) -> None:
     """The plain ZeRO-3 files of `ranks` ranks. One rank's optimizer file is in memory at a time."""
     if zero.stage != 3:
-        raise CheckpointError(f"{zero.directory}: ZeRO stage {zero.stage}; reshard cuts stage 3 only, use zero-to-universal for 1 and 2")
+        raise CheckpointError(
+            f"{zero.directory}: ZeRO stage {zero.stage}; reshard cuts stage 3 only, use "
+            "zero-to-universal for 1 and 2"
+        )
     header = _real(zero.header)
     limit = header["ds_config"].get("zero_optimization", {}).get("sub_group_size", _SUB_GROUP)
     groups = _sub_groups(zero.shapes, ranks, limit)
@@ -141,31 +171,54 @@ def write_resharded(zero: ZeroCheckpoint, ranks: int, out: Path, no_loss_scaling
     prefix = "bf16_" if zero.model_dtype == torch.bfloat16 else ""
     for rank in range(ranks):
         shared = dict(zero.shared) if rank == 0 else {}
-        own = {**header, "module": module, "param_shapes": shapes, "dp_world_size": ranks, "shared_params": shared}
+        own = {
+            **header,
+            "module": module,
+            "param_shapes": shapes,
+            "dp_world_size": ranks,
+            "shared_params": shared,
+        }
         torch.save(own, out / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
         path = out / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-        state = {"optimizer_state_dict": _optimizer_of(zero, groups, ranks, rank, group, no_loss_scaling())}
-        torch.save({**state, "ds_config": header["ds_config"], "ds_version": header["ds_version"]}, path)
+        state = {
+            "optimizer_state_dict": _optimizer_of(
+                zero, groups, ranks, rank, group, no_loss_scaling()
+            )
+        }
+        torch.save(
+            {**state, "ds_config": header["ds_config"], "ds_version": header["ds_version"]}, path
+        )
         del state  # or two ranks would be in memory
         report(f"  rank {rank} of {ranks}: {path.stat().st_size / 1e6:,.1f} MB")
 
 
 def _random_state(step: int, rank: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Generator states of a rank that was not there: seeded by the step and the rank's number."""
-    seed = int.from_bytes(hashlib.sha256(f"cero_rl/{step}/{rank}".encode()).digest()[:8], "little") >> 1
+    seed = (
+        int.from_bytes(hashlib.sha256(f"cero_rl/{step}/{rank}".encode()).digest()[:8], "little")
+        >> 1
+    )
     states = {"rng.cpu": torch.Generator().manual_seed(seed).get_state()}
     if "rng.cuda" in like:  # CUDA's Philox generator: seed and offset, 8 bytes each
-        states["rng.cuda"] = torch.frombuffer(bytearray(struct.pack("<Qq", seed, 0)), dtype=torch.uint8)
+        states["rng.cuda"] = torch.frombuffer(
+            bytearray(struct.pack("<Qq", seed, 0)), dtype=torch.uint8
+        )
     return states
 
 
 def write_surroundings(located: Located, out: Path, ranks: int, changes: Mapping[str, Any]) -> None:
-    """All of our checkpoint but DeepSpeed's files, random states for `ranks` ranks, and the manifest."""
+    """All of our checkpoint but DeepSpeed's files, random states for `ranks` ranks, and the
+    manifest."""
     assert located.root is not None
     assert located.manifest is not None
     for path in sorted(located.root.rglob("*")):
         name = path.relative_to(located.root)
-        if path.is_dir() or path.is_relative_to(located.zero) or path.name == MANIFEST or OWN_FILE.fullmatch(path.name):
+        if (
+            path.is_dir()
+            or path.is_relative_to(located.zero)
+            or path.name == MANIFEST
+            or OWN_FILE.fullmatch(path.name)
+        ):
             continue
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out / name)
@@ -174,5 +227,8 @@ def write_surroundings(located: Located, out: Path, ranks: int, changes: Mapping
         saved = located.root / f"rank{rank}.safetensors"
         states = load_file(saved) if saved.is_file() else _random_state(step, rank, first)
         # Rollouts that were generated ahead belong to the old ranks; they are generated anew.
-        save_file({name: state for name, state in states.items() if name.startswith("rng.")}, out / saved.name)
+        save_file(
+            {name: state for name, state in states.items() if name.startswith("rng.")},
+            out / saved.name,
+        )
     write_manifest(out, {**located.manifest, **changes})

@@ -1,4 +1,5 @@
-"""Our own checkpoint directories: find the DeepSpeed part, check the manifest first, write a new manifest for a converted one."""
+"""Our own checkpoint directories: find the DeepSpeed part, check the manifest first, write a new
+manifest for a converted one."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from cero_rl.files.durable import describe_file, write_json
 
 @dataclass(frozen=True)
 class Located:
-    """zero: the directory with DeepSpeed's files. root and manifest: of our checkpoint around it, None for a bare one."""
+    """zero: the directory with DeepSpeed's files. root and manifest: of our checkpoint around it,
+    None for a bare one."""
 
     zero: Path
     root: Path | None
@@ -33,21 +35,29 @@ def zero_directory(directory: Path) -> Path | None:
 
 
 def locate(directory: Path, *, bare: bool) -> Located:
-    """A checkpoint of ours, verified file by file, or with `bare` any DeepSpeed directory. Raises CheckpointError otherwise."""
+    """A checkpoint of ours, verified file by file, or with `bare` any DeepSpeed directory. Raises
+    CheckpointError otherwise."""
     zero = zero_directory(directory)
     if zero is None:
-        raise CheckpointError(f"{directory}: no *_model_states.pt; wanted runs/NAME/checkpoints/step_N or a DeepSpeed directory")
+        raise CheckpointError(
+            f"{directory}: no *_model_states.pt; wanted runs/NAME/checkpoints/step_N or a "
+            "DeepSpeed directory"
+        )
     if (directory / MANIFEST).is_file():
         return Located(zero, directory, verify(directory))
     if (directory.parent / MANIFEST).is_file() and zero == directory:
         return Located(zero, directory.parent, verify(directory.parent))
     if not bare:
-        raise CheckpointError(f"{directory}: has no {MANIFEST}, so nothing vouches for its files; give --bare to convert it all the same")
+        raise CheckpointError(
+            f"{directory}: has no {MANIFEST}, so nothing vouches for its files; give --bare "
+            "to convert it all the same"
+        )
     return Located(zero, None, None)
 
 
 def start_model(located: Located) -> Path | None:
-    """The model directory that the run of this checkpoint started from, as its resolved configuration names it, or a LoRA's manifest."""
+    """The model directory that the run of this checkpoint started from, as its resolved
+    configuration names it, or a LoRA's manifest."""
     if located.root is None or located.manifest is None:
         return None
     resolved = located.root.parent.parent / "config.resolved.yaml"
@@ -60,5 +70,7 @@ def start_model(located: Located) -> Path | None:
 
 def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
     """`manifest` with the files that are there now."""
-    files = {path.relative_to(directory).as_posix(): describe_file(path) for path in files_of(directory)}
+    files = {
+        path.relative_to(directory).as_posix(): describe_file(path) for path in files_of(directory)
+    }
     write_json(directory / MANIFEST, {**manifest, "files": files})

@@ -1,7 +1,9 @@
-"""safetensors, streamed: reading and writing a piece at a time, and the sharded layout of Hugging Face with its index.
+"""safetensors, streamed: reading and writing a piece at a time, and the sharded layout of Hugging
+Face with its index.
 
-The library's own `save_file` wants all tensors of a file in memory; the format (length, JSON header, raw bytes) needs nothing of the
-kind. Files are byte for byte what `save_file` writes with metadata format=pt (a test holds this).
+The library's own `save_file` wants all tensors of a file in memory; the format (length, JSON
+header, raw bytes) needs nothing of the kind. Files are byte for byte what `save_file` writes with
+metadata format=pt (a test holds this).
 """
 
 from __future__ import annotations
@@ -24,13 +26,23 @@ SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 100 * 2**20
 # By width, as the library orders a file: widest first, so that every tensor is aligned.
 _NAMES = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 _CODES = {dtype: name for name, dtype in _NAMES.items()}
 _RANK = {
     name: position
-    for position, name in enumerate(["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL"])
+    for position, name in enumerate(
+        ["U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL"]
+    )
 }
 Report = Callable[[str], None]
 
@@ -45,7 +57,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no readable JSON ({type(error).__name__}); wanted a checkpoint's own file") from None
+        raise CheckpointError(
+            f"{path}: no readable JSON ({type(error).__name__}); wanted a checkpoint's own file"
+        ) from None
 
 
 def _read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], int]:
@@ -55,28 +69,43 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[Spec, int]], int]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path}: no safetensors file (header of {length} bytes in a file of {size})")
+                raise CheckpointError(
+                    f"{path}: no safetensors file (header of {length} bytes in a file of {size})"
+                )
             header = json.loads(file.read(length))
         found = {}
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
             if entry["dtype"] not in _NAMES:
-                raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}; wanted one of {', '.join(_NAMES)}")
+                raise CheckpointError(
+                    f"{path}: {name} has dtype {entry['dtype']}; wanted one of {', '.join(_NAMES)}"
+                )
             spec = Spec(_NAMES[entry["dtype"]], tuple(int(n) for n in entry["shape"]))
             first, last = entry["data_offsets"]
-            if min(spec.shape, default=0) < 0 or last - first != spec.nbytes or first < 0 or 8 + length + last > size:
-                raise CheckpointError(f"{path}: {name} lies outside the file or has the wrong size; the file is cut or damaged")
+            if (
+                min(spec.shape, default=0) < 0
+                or last - first != spec.nbytes
+                or first < 0
+                or 8 + length + last > size
+            ):
+                raise CheckpointError(
+                    f"{path}: {name} lies outside the file or has the wrong size; the file "
+                    "is cut or damaged"
+                )
             found[name] = (spec, 8 + length + first)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: no readable safetensors header ({type(error).__name__})") from None
+        raise CheckpointError(
+            f"{path}: no readable safetensors header ({type(error).__name__})"
+        ) from None
     return found, size
 
 
 def shard_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises CheckpointError for an index that leads out of it."""
+    """The safetensors files of a model directory. Raises CheckpointError for an index that leads
+    out of it."""
     index = directory / INDEX
     if not index.exists():
         files = [directory / SINGLE] if (directory / SINGLE).exists() else []
@@ -84,21 +113,29 @@ def shard_files(directory: Path) -> list[Path]:
         try:
             names = sorted(set(read_json(index)["weight_map"].values()))
         except (KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index}: no weight_map; wanted the index of a sharded model") from None
+            raise CheckpointError(
+                f"{index}: no weight_map; wanted the index of a sharded model"
+            ) from None
         for name in names:
             if not isinstance(name, str) or len(PurePosixPath(name).parts) != 1 or name == "..":
-                raise CheckpointError(f"{index}: the entry {name!r} is no plain file name in the same directory; refused")
+                raise CheckpointError(
+                    f"{index}: the entry {name!r} is no plain file name in the same "
+                    "directory; refused"
+                )
         files = [directory / name for name in names]
     for path in files:
         if path.is_symlink() and not path.resolve().is_relative_to(_trusted_root(directory)):
-            raise CheckpointError(f"{path}: is a link to outside of the model's directory; copy the file itself there")
+            raise CheckpointError(
+                f"{path}: is a link to outside of the model's directory; copy the file itself there"
+            )
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, but {index.name} names it")
     return files
 
 
 def _trusted_root(directory: Path) -> Path:
-    """A hub cache links snapshots/x/file to ../../blobs/hash: such links stay in the model's own cache folder and are allowed."""
+    """A hub cache links snapshots/x/file to ../../blobs/hash: such links stay in the model's own
+    cache folder and are allowed."""
     root = directory.resolve()
     return root.parent.parent if root.parent.name == "snapshots" else root
 
@@ -110,9 +147,16 @@ def open_safetensors(*files: Path) -> Weights:
     for path in files:
         for name, (spec, offset) in _read_header(path)[0].items():
             if name in specs:
-                raise CheckpointError(f"{path}: {name} is also in {places[name].path.name}; wanted each tensor once")
+                raise CheckpointError(
+                    f"{path}: {name} is also in {places[name].path.name}; wanted each tensor once"
+                )
             specs[name], places[name] = spec, _Place(path, offset)
-    return Weights(specs, lambda name: read_elements(places[name].path, places[name].offset_bytes, specs[name].numel, specs[name].dtype))
+    return Weights(
+        specs,
+        lambda name: read_elements(
+            places[name].path, places[name].offset_bytes, specs[name].numel, specs[name].dtype
+        ),
+    )
 
 
 def plan_shards(specs: dict[str, Spec], max_shard_bytes: int) -> list[list[str]]:
@@ -141,7 +185,11 @@ def write_file(path: Path, weights: Weights, names: list[str]) -> int:
     end = 0
     for name in ordered:
         spec = weights.specs[name]
-        header[name] = {"dtype": codes[name], "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes]}
+        header[name] = {
+            "dtype": codes[name],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
+        }
         end += spec.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -165,13 +213,21 @@ def write_sharded(directory: Path, weights: Weights, max_shard_bytes: int, repor
     shards = plan_shards(dict(weights.specs), max_shard_bytes)
     total, where = 0, {}
     for number, names in enumerate(shards, 1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         size = write_file(directory / file, weights, names)
         total += size
         where |= dict.fromkeys(names, file)
         report(f"  {file}  {len(names)} tensors, {size / 1e6:,.1f} MB ({number}/{len(shards)})")
     if len(shards) > 1:
         specs = weights.specs.values()
-        metadata = {"total_parameters": sum(s.numel for s in specs), "total_size": sum(s.nbytes for s in specs)}
-        (directory / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2) + "\n")
+        metadata = {
+            "total_parameters": sum(s.numel for s in specs),
+            "total_size": sum(s.nbytes for s in specs),
+        }
+        (directory / INDEX).write_text(
+            json.dumps({"metadata": metadata, "weight_map": dict(sorted(where.items()))}, indent=2)
+            + "\n"
+        )
     return total

@@ -1,4 +1,5 @@
-"""Is a converted model the same model? Loads directories with transformers and compares what they compute."""
+"""Is a converted model the same model? Loads directories with transformers and compares what they
+compute."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ Say = Callable[[str], None]
 
 
 def load(directory: Path) -> Any:
-    """The model as a user gets it. Raises CheckpointError where a tensor is missing, left over, or a tie was not restored."""
+    """The model as a user gets it. Raises CheckpointError where a tensor is missing, left over, or
+    a tie was not restored."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -24,14 +26,22 @@ def load(directory: Path) -> Any:
     fit(open_safetensors(*shard_files(directory)), directory, str(directory))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", trust_remote_code=False, local_files_only=True, output_loading_info=True
+            directory,
+            dtype="auto",
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
         )
         model, info = loaded
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: transformers cannot load it ({(str(error).splitlines() or ['?'])[0]})") from None
+        raise CheckpointError(
+            f"{directory}: transformers cannot load it ({(str(error).splitlines() or ['?'])[0]})"
+        ) from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):
-            raise CheckpointError(f"{directory}: {what.replace('_', ' ')} when loading: {sorted(info[what])[0]}")
+            raise CheckpointError(
+                f"{directory}: {what.replace('_', ' ')} when loading: {sorted(info[what])[0]}"
+            )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, stored in expected_shapes(directory)[1].items():
         if parameters[name] is not parameters[stored]:
@@ -42,25 +52,39 @@ def load(directory: Path) -> Any:
 @torch.no_grad()
 def logits(model: Any, tokens: int, seed: int) -> torch.Tensor:
     """[tokens, vocabulary] in float32, on tokens drawn from the vocabulary by the seed."""
-    ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(
+        model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed)
+    )
     return model(ids).logits[0].float()
 
 
-def compare(directory: Path, against: Path | None, *, tokens: int, seed: int, tolerance: float, say: Say) -> None:
-    """Raises CheckpointError where the two answer differently by more than `tolerance` (largest logit difference)."""
+def compare(
+    directory: Path, against: Path | None, *, tokens: int, seed: int, tolerance: float, say: Say
+) -> None:
+    """Raises CheckpointError where the two answer differently by more than `tolerance` (largest
+    logit difference)."""
     model = load(directory)
     first = logits(model, tokens, seed)
     if not torch.isfinite(first).all():
         raise CheckpointError(f"{directory}: logits are not finite")
     tied = len(expected_shapes(directory)[1])
-    say(f"{directory}: loads, {sum(p.numel() for p in model.parameters()):,} parameters, {tied} tied name(s) restored, logits finite")
+    say(
+        f"{directory}: loads, {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{tied} tied name(s) restored, logits finite"
+    )
     if against is None:
         return
     del model
     second = logits(load(against), tokens, seed)
     if first.shape != second.shape:
-        raise CheckpointError(f"{against}: {second.shape[1]} logits a token, {directory} has {first.shape[1]}; not the same model")
+        raise CheckpointError(
+            f"{against}: {second.shape[1]} logits a token, {directory} has "
+            f"{first.shape[1]}; not the same model"
+        )
     gap = float((first - second).abs().max())
     if not gap <= tolerance:
-        raise CheckpointError(f"{directory} and {against}: logits differ by up to {gap:.3g} on {tokens} tokens, allowed {tolerance:g}")
+        raise CheckpointError(
+            f"{directory} and {against}: logits differ by up to {gap:.3g} on {tokens} "
+            f"tokens, allowed {tolerance:g}"
+        )
     say(f"{against}: logits differ by at most {gap:.3g} on {tokens} tokens (allowed {tolerance:g})")

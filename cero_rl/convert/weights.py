@@ -1,7 +1,9 @@
-"""Named tensors that are read a piece at a time, so that a conversion never holds a whole model, shard or large tensor.
+"""Named tensors that are read a piece at a time, so that a conversion never holds a whole model,
+shard or large tensor.
 
-A `Weights` says what there is (name, dtype, shape) and yields each tensor as flat pieces. Sources (safetensors, ZeRO shards, Megatron)
-make one, transformations wrap one, `safetensors_io.write_sharded` drains one.
+A `Weights` says what there is (name, dtype, shape) and yields each tensor as flat pieces. Sources
+(safetensors, ZeRO shards, Megatron) make one, transformations wrap one,
+`safetensors_io.write_sharded` drains one.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ class Spec:
 
 @dataclass(frozen=True)
 class Weights:
-    """specs: every tensor, in the order in which it will be written. pieces(name): its elements in order, flat, in the spec's dtype."""
+    """specs: every tensor, in the order in which it will be written. pieces(name): its elements in
+    order, flat, in the spec's dtype."""
 
     specs: Mapping[str, Spec]
     pieces: Callable[[str], Iterator[Tensor]]
@@ -55,15 +58,22 @@ class Weights:
 
 
 def cast(weights: Weights, dtype: torch.dtype) -> Weights:
-    """Floating-point tensors in another dtype, rounded to nearest even; others as they are. Raises CheckpointError on overflow."""
-    specs = {n: Spec(dtype, s.shape) if s.dtype.is_floating_point else s for n, s in weights.specs.items()}
+    """Floating-point tensors in another dtype, rounded to nearest even; others as they are. Raises
+    CheckpointError on overflow."""
+    specs = {
+        n: Spec(dtype, s.shape) if s.dtype.is_floating_point else s
+        for n, s in weights.specs.items()
+    }
 
     def pieces(name: str) -> Iterator[Tensor]:
         source, target = weights.specs[name].dtype, specs[name].dtype
         for piece in weights.pieces(name):
             converted = piece.to(target)
             if target == torch.float16 and source != target and _overflows(piece, converted):
-                raise CheckpointError(f"{name}: values beyond 65504 do not fit float16; use --dtype bfloat16 or float32")
+                raise CheckpointError(
+                    f"{name}: values beyond 65504 do not fit float16; use --dtype bfloat16 "
+                    "or float32"
+                )
             yield converted
 
     return Weights(specs, pieces)
@@ -88,8 +98,11 @@ def whole(specs: Mapping[str, Spec], make: Callable[[str], Tensor]) -> Weights:
     return Weights(specs, pieces)
 
 
-def read_elements(path: Path, offset_bytes: int, count: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """`count` elements of a file from a byte offset, by plain reads: a memory map would keep every page it touched."""
+def read_elements(
+    path: Path, offset_bytes: int, count: int, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """`count` elements of a file from a byte offset, by plain reads: a memory map would keep every
+    page it touched."""
     with path.open("rb", buffering=0) as file:
         file.seek(offset_bytes)
         step = max(PIECE_BYTES // dtype.itemsize, 1)
@@ -99,6 +112,9 @@ def read_elements(path: Path, offset_bytes: int, count: int, dtype: torch.dtype)
             while filled < len(buffer):
                 got = file.readinto(view[filled:])
                 if not got:
-                    raise CheckpointError(f"{path}: ends early, at byte {offset_bytes + first * dtype.itemsize + filled}; the file is cut")
+                    raise CheckpointError(
+                        f"{path}: ends early, at byte "
+                        f"{offset_bytes + first * dtype.itemsize + filled}; the file is cut"
+                    )
                 filled += got
             yield torch.frombuffer(buffer, dtype=dtype)

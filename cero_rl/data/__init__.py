@@ -1,1 +1,2 @@
-"""Prompts with stable content-hash ids: reading (`load`), records (`prompts`), tokens (`encode`). Imports no torch."""
+"""Prompts with stable content-hash ids: reading (`load`), records (`prompts`), tokens (`encode`).
+Imports no torch."""

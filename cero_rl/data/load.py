@@ -1,11 +1,13 @@
-"""The configuration's data section -> the prompts to train on and the prompts to judge on, with nothing shared between them.
+"""The configuration's data section -> the prompts to train on and the prompts to judge on, with
+nothing shared between them.
 
-In: DataConfig, seed. Out: PromptSplit. Paths are relative to the current directory. Order of work: read (at most `limit`
-rows), collapse exact duplicates, split, remove from train what the held-out set asks too, cut the held-out set to
-`heldout_limit`.
+In: DataConfig, seed. Out: PromptSplit. Paths are relative to the current directory. Order of work:
+read (at most `limit` rows), collapse exact duplicates, split, remove from train what the held-out
+set asks too, cut the held-out set to `heldout_limit`.
 
-The fraction split ranks questions by sha256(seed, question) and holds out the first round(fraction * questions), at least
-one: a function of content and seed, not of the order of rows. All prompts that ask the same question go to the same side.
+The fraction split ranks questions by sha256(seed, question) and holds out the first round(fraction
+* questions), at least one: a function of content and seed, not of the order of rows. All prompts
+that ask the same question go to the same side.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def _read(data: DataConfig, seed: int, heldout: bool) -> list[Prompt]:
             rows = read_procedural(source, size, seed + (_HELDOUT_SEED_OFFSET if heldout else 0))
             return read_prompts(rows, source, data, "prompt", procedural=True)
         case "hub":
-            rows = read_hub(source, data.config_name if source == data.source else None, split, limit)
+            rows = read_hub(
+                source, data.config_name if source == data.source else None, split, limit
+            )
     return read_prompts(rows, source, data, data.prompt_column, procedural=False)
 
 
@@ -68,7 +72,8 @@ def _held_questions(questions: set[str], fraction: float, seed: int) -> set[str]
 def load_prompts(data: DataConfig, seed: int) -> PromptSplit:
     """Read and split. Same configuration, data and seed: the same split, on every rank.
 
-    Raises DataError for anything wrong with a source or a row, and when nothing is left to train on.
+    Raises DataError for anything wrong with a source or a row, and when nothing is left to train
+    on.
     """
     rows = _read(data, seed, heldout=False)
     pool = _unique(rows)
@@ -80,19 +85,26 @@ def load_prompts(data: DataConfig, seed: int) -> PromptSplit:
         contaminated = sum(question in held for question in asked)
     else:
         held = _held_questions(set(asked), data.heldout_fraction, seed)
-        heldout = [prompt for prompt, question in zip(pool, asked) if question in held][: data.heldout_limit]
+        heldout = [prompt for prompt, question in zip(pool, asked) if question in held][
+            : data.heldout_limit
+        ]
         contaminated = 0
     train = tuple(prompt for prompt, question in zip(pool, asked) if question not in held)
     if not train:
         reason = (
-            f"all {len(pool)} prompts of {data.source} also stand in data.heldout_source {data.heldout_source}; choose another held-out set"
+            (
+                f"all {len(pool)} prompts of {data.source} also stand in data.heldout_source "
+                f"{data.heldout_source}; choose another held-out set"
+            )
             if data.heldout_source is not None
             else f"{data.source} has {len(pool)} prompt(s) and data.heldout_fraction "
             f"{data.heldout_fraction} holds them all out; "
             "add prompts or set data.heldout_fraction: 0"
         )
         raise DataError(f"nothing is left to train on: {reason}")
-    return PromptSplit(train=train, heldout=tuple(heldout), duplicates=duplicates, contaminated=contaminated)
+    return PromptSplit(
+        train=train, heldout=tuple(heldout), duplicates=duplicates, contaminated=contaminated
+    )
 
 
 def _is_small_file(source: str) -> bool:
@@ -100,11 +112,13 @@ def _is_small_file(source: str) -> bool:
 
 
 def count_prompts(data: DataConfig) -> int | None:
-    """Training prompts P for `validate`: None where knowing it would need the network or a long read.
+    """Training prompts P for `validate`: None where knowing it would need the network or a long
+    read.
 
-    Local files up to 32 MiB are read and split for real, so the number is exact and their errors are raised here
-    (DataError); a held-out hub or procedural set is not compared. For a procedural source it is the size less the held-out
-    share, an upper bound because equal items collapse. Imports neither torch nor datasets.
+    Local files up to 32 MiB are read and split for real, so the number is exact and their errors
+    are raised here (DataError); a held-out hub or procedural set is not compared. For a procedural
+    source it is the size less the held-out share, an upper bound because equal items collapse.
+    Imports neither torch nor datasets.
     """
     kind = kind_of(data.source, "data.source")
     if kind == "reasoning_gym":

@@ -42,9 +42,13 @@ def _encode(prompts: Sequence[Prompt], tokenizer: Any, config: Config) -> Pool:
 def load_data(config: Config, tokenizer: Any) -> Data:
     """Load, split, encode; raises DataError before any model is loaded."""
     split = load_prompts(config.data, config.seed)
-    train, heldout = _encode(split.train, tokenizer, config), _encode(split.heldout, tokenizer, config)
+    train, heldout = (
+        _encode(split.train, tokenizer, config),
+        _encode(split.heldout, tokenizer, config),
+    )
     if not len(train):
         raise DataError(
-            f"data.source: no training prompt of {config.data.source} fits data.max_prompt_tokens = {config.data.max_prompt_tokens}"
+            f"data.source: no training prompt of {config.data.source} fits "
+            f"data.max_prompt_tokens = {config.data.max_prompt_tokens}"
         )
     return Data(train, heldout, fingerprint(train.prompts))

@@ -1,7 +1,8 @@
-"""One prompt with the identity that survives runs: a hash of what is asked and what is expected, not its place in a file.
+"""One prompt with the identity that survives runs: a hash of what is asked and what is expected,
+not its place in a file.
 
-In: text or chat messages, an answer, any further columns. Out: `Prompt` records, and one fingerprint for an ordered set of
-them.
+In: text or chat messages, an answer, any further columns. Out: `Prompt` records, and one
+fingerprint for an ordered set of them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ def _digest(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One task. Exactly one of `text` and `messages` is set; build it with `make_prompt`, which fills the key."""
+    """One task. Exactly one of `text` and `messages` is set; build it with `make_prompt`, which
+    fills the key."""
 
     key: str  # 16 hex digits: sha256 of the canonical JSON of (text or messages, answer)
     text: str | None
     messages: Messages | None
-    answer: str  # a list or mapping in the data stands here as canonical JSON; the raw value stays in `columns`
+    # a list or mapping in the data stands here as canonical JSON; the raw value stays in `columns`
+    answer: str
     source: str  # data_source column, or the file, id or set it came from
     columns: Mapping[str, Any]  # every column but the prompt's
 
@@ -37,25 +40,36 @@ class Prompt:
         return self.text if self.text is not None else [dict(m) for m in self.messages or ()]
 
 
-def make_prompt(content: str | Sequence[Mapping[str, str]], answer: str, source: str, columns: Mapping[str, Any]) -> Prompt:
+def make_prompt(
+    content: str | Sequence[Mapping[str, str]], answer: str, source: str, columns: Mapping[str, Any]
+) -> Prompt:
     """Build a Prompt with its key from text or chat messages."""
     text = content if isinstance(content, str) else None
     messages = None if isinstance(content, str) else tuple(dict(m) for m in content)
     key = _digest([text if text is not None else messages, answer])[:16]
-    return Prompt(key=key, text=text, messages=messages, answer=answer, source=source, columns=columns)
+    return Prompt(
+        key=key, text=text, messages=messages, answer=answer, source=source, columns=columns
+    )
 
 
 def question_hash(prompt: Prompt) -> str:
-    """Hash of what is asked alone (64 hex): text and a single user message with the same words are the same question.
+    """Hash of what is asked alone (64 hex): text and a single user message with the same words are
+    the same question.
 
-    Splits use it, so that a question with two different answers, or in two formats, never stands on both sides.
+    Splits use it, so that a question with two different answers, or in two formats, never stands on
+    both sides.
     """
-    messages = prompt.messages if prompt.messages is not None else ({"role": "user", "content": prompt.text or ""},)
+    messages = (
+        prompt.messages
+        if prompt.messages is not None
+        else ({"role": "user", "content": prompt.text or ""},)
+    )
     return _digest([[m["role"], m["content"].strip()] for m in messages])
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
-    """sha256 (64 hex) over the keys in order: equal exactly when the same prompts stand in the same order."""
+    """sha256 (64 hex) over the keys in order: equal exactly when the same prompts stand in the same
+    order."""
     total = hashlib.sha256()
     for prompt in prompts:
         total.update(prompt.key.encode("ascii"))

@@ -1,7 +1,9 @@
-"""Row -> Prompt: finds prompt and answer by the conventions of TRL and verl, and refuses rows that cannot be trained on.
+"""Row -> Prompt: finds prompt and answer by the conventions of TRL and verl, and refuses rows that
+cannot be trained on.
 
-TRL: prompt (text or messages) + answer | solution | ground_truth. verl: data_source, prompt (messages),
-reward_model.ground_truth, extra_info. A column name given in the configuration wins over the conventions.
+TRL: prompt (text or messages) + answer | solution | ground_truth. verl: data_source, prompt
+(messages), reward_model.ground_truth, extra_info. A column name given in the configuration wins
+over the conventions.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def _example(row: object) -> str:
 
 def _missing(where: str, field: str, column: str, row: Mapping[str, Any]) -> DataError:
     return DataError(
-        f"{where}: no column {column!r} (from {field}); found columns {', '.join(map(str, row)) or 'none'}; "
+        f"{where}: no column {column!r} (from {field}); found columns "
+        f"{', '.join(map(str, row)) or 'none'}; "
         f"set {field} to one of them; the row is {_example(row)}"
     )
 
@@ -41,8 +44,13 @@ def _content(value: Any, where: str, column: str) -> str | list[dict[str, str]]:
         raise DataError(f"{where}: the prompt in column {column!r} is {_kind(value)}; {wanted}")
     messages: list[dict[str, str]] = []
     for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise DataError(f"{where}: the prompt in column {column!r} holds the message {_example(message)}; {wanted}")
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(k), str) for k in ("role", "content")
+        ):
+            raise DataError(
+                f"{where}: the prompt in column {column!r} holds the message "
+                f"{_example(message)}; {wanted}"
+            )
         messages.append({k: v for k, v in message.items() if isinstance(v, str)})
     return messages
 
@@ -50,7 +58,11 @@ def _content(value: Any, where: str, column: str) -> str | list[dict[str, str]]:
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    return f"an empty {type(value).__name__}" if value in ([], {}) else f"of type {type(value).__name__}"
+    return (
+        f"an empty {type(value).__name__}"
+        if value in ([], {})
+        else f"of type {type(value).__name__}"
+    )
 
 
 def _find_answer(row: Mapping[str, Any], data: DataConfig, where: str) -> Any:
@@ -76,11 +88,14 @@ def _answer_text(value: Any) -> str | None:
     return str(value)
 
 
-def read_prompts(rows: Iterable[Row], source: str, data: DataConfig, prompt_column: str, procedural: bool) -> list[Prompt]:
+def read_prompts(
+    rows: Iterable[Row], source: str, data: DataConfig, prompt_column: str, procedural: bool
+) -> list[Prompt]:
     """All rows as prompts, in order, duplicates included.
 
-    Raises DataError: no rows, missing column (found columns and the row), prompt of a wrong type, null answers (their rows).
-    Items of a procedural set may lack an answer: their scorer regenerates the item.
+    Raises DataError: no rows, missing column (found columns and the row), prompt of a wrong type,
+    null answers (their rows). Items of a procedural set may lack an answer: their scorer
+    regenerates the item.
     """
     prompts: list[Prompt] = []
     without_answer: list[str] = []
@@ -94,12 +109,23 @@ def read_prompts(rows: Iterable[Row], source: str, data: DataConfig, prompt_colu
             continue
         origin = row.get("data_source")
         columns = {k: v for k, v in row.items() if k != prompt_column}
-        prompts.append(make_prompt(content, answer or "", origin if isinstance(origin, str) else source, columns))
+        prompts.append(
+            make_prompt(
+                content, answer or "", origin if isinstance(origin, str) else source, columns
+            )
+        )
     if without_answer:
-        shown = ", ".join(where.removeprefix(source).lstrip(": ") for where in without_answer[:_SHOWN_ROWS])
-        more = f" and {len(without_answer) - _SHOWN_ROWS} more" if len(without_answer) > _SHOWN_ROWS else ""
+        shown = ", ".join(
+            where.removeprefix(source).lstrip(": ") for where in without_answer[:_SHOWN_ROWS]
+        )
+        more = (
+            f" and {len(without_answer) - _SHOWN_ROWS} more"
+            if len(without_answer) > _SHOWN_ROWS
+            else ""
+        )
         raise DataError(
-            f"{source}: {len(without_answer)} answers are null or empty, at {shown}{more}; fill in the answers or remove the rows"
+            f"{source}: {len(without_answer)} answers are null or empty, at {shown}{more}; "
+            "fill in the answers or remove the rows"
         )
     if not prompts:
         raise DataError(f"{source}: holds no prompts; give a file or split with at least one row")

@@ -1,7 +1,8 @@
-"""Rows from a file, a Hugging Face id or a procedural set: (where, row) pairs, `where` naming the line or row in errors.
+"""Rows from a file, a Hugging Face id or a procedural set: (where, row) pairs, `where` naming the
+line or row in errors.
 
-Raises DataError (exit 3), one line each, with the remedy. Parquet is read with pyarrow directly: no cache directory is
-written.
+Raises DataError (exit 3), one line each, with the remedy. Parquet is read with pyarrow directly: no
+cache directory is written.
 """
 
 from __future__ import annotations
@@ -22,25 +23,39 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def kind_of(source: str, field: str) -> Kind:
-    """Which reader serves `source`; `field` is the configuration key for messages. Raises DataError for what none serves."""
+    """Which reader serves `source`; `field` is the configuration key for messages. Raises DataError
+    for what none serves."""
     if source.startswith(PROCEDURAL):
         return "reasoning_gym"
     path = Path(source)
     if path.is_dir():
-        raise DataError(f"{field}: {source} is a directory; give the .jsonl or .parquet file inside it")
+        raise DataError(
+            f"{field}: {source} is a directory; give the .jsonl or .parquet file inside it"
+        )
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".parquet"):
         if not path.is_file():
-            raise DataError(f"{field}: {source} does not exist (looked in {Path.cwd()}); give the path of a .jsonl or .parquet file")
+            raise DataError(
+                f"{field}: {source} does not exist (looked in {Path.cwd()}); give the path "
+                "of a .jsonl or .parquet file"
+            )
         return "jsonl" if suffix == ".jsonl" else "parquet"
-    if path.exists() or not _HUB_ID.fullmatch(source) or suffix in (".json", ".csv", ".tsv", ".txt"):
+    if (
+        path.exists()
+        or not _HUB_ID.fullmatch(source)
+        or suffix in (".json", ".csv", ".tsv", ".txt")
+    ):
         found = "is not a kind of file this reads" if path.exists() else "does not exist"
-        raise DataError(f"{field}: {source} {found}; give a .jsonl or .parquet file, a Hugging Face id, or {PROCEDURAL}NAME")
+        raise DataError(
+            f"{field}: {source} {found}; give a .jsonl or .parquet file, a Hugging Face id, "
+            f"or {PROCEDURAL}NAME"
+        )
     return "hub"
 
 
 def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped. Raises DataError with file:line at the first broken line."""
+    """One JSON object a line; blank lines are skipped. Raises DataError with file:line at the first
+    broken line."""
     seen = 0
     try:
         with Path(path).open("rb") as file:
@@ -55,21 +70,30 @@ def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
                 except UnicodeDecodeError:
                     raise DataError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
                 except json.JSONDecodeError as error:
-                    raise DataError(f"{where}: broken JSON ({error.msg} at column {error.colno}); repair or remove the line") from None
+                    raise DataError(
+                        f"{where}: broken JSON ({error.msg} at column {error.colno}); "
+                        "repair or remove the line"
+                    ) from None
                 except RecursionError:
-                    raise DataError(f"{where}: JSON nested too deeply; repair or remove the line") from None
+                    raise DataError(
+                        f"{where}: JSON nested too deeply; repair or remove the line"
+                    ) from None
                 if not isinstance(row, dict):
                     raise DataError(
-                        f'{where}: holds a JSON {type(row).__name__}, wanted an object such as {{"prompt": ..., "answer": ...}}'
+                        f"{where}: holds a JSON {type(row).__name__}, wanted an object such "
+                        f'as {{"prompt": ..., "answer": ...}}'
                     )
                 seen += 1
                 yield where, row
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from None
 
 
 def read_parquet(path: str, limit: int | None) -> Iterator[Row]:
-    """Rows of a parquet file as plain Python values, counted from 1. Raises DataError where it is not parquet."""
+    """Rows of a parquet file as plain Python values, counted from 1. Raises DataError where it is
+    not parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -83,21 +107,28 @@ def read_parquet(path: str, limit: int | None) -> Iterator[Row]:
                     number += 1
                     yield f"{path} row {number}", row
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write the file again") from None
+        raise DataError(
+            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write the "
+            "file again"
+        ) from None
 
 
 def read_hub(source: str, config_name: str | None, split: str, limit: int | None) -> Iterator[Row]:
-    """Rows of a Hugging Face data set, counted from 1. Offline, missing or gated sets become one DataError line."""
+    """Rows of a Hugging Face data set, counted from 1. Offline, missing or gated sets become one
+    DataError line."""
     import datasets
 
     try:
         table = datasets.load_dataset(source, config_name, split=split)
-    except Exception as error:  # the library raises a dozen unrelated types here; all of them mean "not available"
+    except (
+        Exception
+    ) as error:  # the library raises a dozen unrelated types here; all of them mean "not available"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"data.source: cannot load {source!r} split {split!r} from the Hugging Face hub "
             f"({type(error).__name__}: {reason}); "
-            "check id, data.config_name and split, log in if it is gated, or without a network give "
+            "check id, data.config_name and split, log in if it is gated, or without a "
+            "network give "
             "a local .jsonl or .parquet file"
         ) from None
     for number, row in enumerate(islice(iter(table), limit), start=1):
@@ -107,30 +138,41 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
 def read_procedural(source: str, size: int, seed: int) -> Iterator[Row]:
     """Items of a reasoning_gym set, deterministic by (name, seed, index).
 
-    The row keeps only these coordinates: the scorer regenerates the item in its worker, so metadata is never held or sent.
+    The row keeps only these coordinates: the scorer regenerates the item in its worker, so metadata
+    is never held or sent.
     """
     name = source.removeprefix(PROCEDURAL)
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError:
-        raise DataError(f"data.source: {source} needs reasoning_gym; pip install 'cero_rl[procedural]'") from None
+        raise DataError(
+            f"data.source: {source} needs reasoning_gym; pip install 'cero_rl[procedural]'"
+        ) from None
     if name not in DATASETS:
         import difflib
 
         near = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"did you mean {PROCEDURAL}{near[0]}?" if near else f"known are {', '.join(sorted(DATASETS)[:8])}, ..."
+        hint = (
+            f"did you mean {PROCEDURAL}{near[0]}?"
+            if near
+            else f"known are {', '.join(sorted(DATASETS)[:8])}, ..."
+        )
         raise DataError(f"data.source: reasoning_gym has no set {name!r}; {hint}")
     try:
         items = reasoning_gym.create_dataset(name, size=size, seed=seed)
         for index in range(size):
             item = items[index]
             columns = {"reasoning_gym": name, "seed": seed, "size": size, "index": index}
-            yield f"{source} item {index}", {"prompt": item["question"], "answer": item["answer"], **columns}
+            yield (
+                f"{source} item {index}",
+                {"prompt": item["question"], "answer": item["answer"], **columns},
+            )
     except DataError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
-            f"data.source: {source} failed to generate {size} items ({reason}); lower data.procedural_size or pick another"
+            f"data.source: {source} failed to generate {size} items ({reason}); lower "
+            "data.procedural_size or pick another"
         ) from None

@@ -1,6 +1,8 @@
-"""The process group: start-up under the `deepspeed` launcher (or plain python), and the few collectives the loop needs.
+"""The process group: start-up under the `deepspeed` launcher (or plain python), and the few
+collectives the loop needs.
 
-Everything that crosses ranks goes through `Group`, as tensors or JSON text of agreed shapes; never as pickled objects.
+Everything that crosses ranks goes through `Group`, as tensors or JSON text of agreed shapes; never
+as pickled objects.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from cero_rl.errors import EngineError
 
 @dataclass(frozen=True)
 class Group:
-    """The data-parallel group. Reductions are over all ranks; every method is a collective that all ranks call in step."""
+    """The data-parallel group. Reductions are over all ranks; every method is a collective that all
+    ranks call in step."""
 
     rank: int
     world_size: int
@@ -61,7 +64,9 @@ class Group:
 
     def gather_json(self, value: Any) -> list[Any]:
         """Every rank's JSON value, in rank order, on every rank."""
-        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(
+            self.device
+        )
         longest = self.all_max(data.numel())
         padded = torch.full((longest,), ord(" "), dtype=torch.uint8, device=self.device)
         padded[: data.numel()] = data
@@ -70,16 +75,11 @@ class Group:
         return [json.loads(bytes(part.cpu().numpy()).decode()) for part in parts]
 
     def agree(self, failed: str | None, what: str) -> None:
-        """Raise on all ranks if `what` failed on any; without it one rank's error would leave the others waiting."""
+        """Raise on all ranks if `what` failed on any; without it one rank's error would leave the
+        others waiting."""
         messages = [m for m in self.gather_json(failed) if m]
         if messages:
             raise EngineError(f"{what}: {messages[0]}")
 
     def barrier(self) -> None:
         self.all_max(0)
-
-
-
-
-
-

@@ -1,7 +1,8 @@
 """Where the ranks of a run meet. On one machine nothing of it can be reached from the network.
 
-torch's store listens on every interface, and gloo on the one of the host's name, whatever MASTER_ADDR says. Where MASTER_ADDR is this
-machine's loopback address, the store gets a socket that is bound to it, and gloo and NCCL are told to use the loopback interface.
+torch's store listens on every interface, and gloo on the one of the host's name, whatever
+MASTER_ADDR says. Where MASTER_ADDR is this machine's loopback address, the store gets a socket that
+is bound to it, and gloo and NCCL are told to use the loopback interface.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def is_loopback(address: str) -> bool:
 
 
 def join(backend: str, timeout: datetime.timedelta) -> None:
-    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; port 0 is any free one, for a single rank.
+    """Join the process group that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT describe; port 0 is
+    any free one, for a single rank.
 
     Raises OSError or RuntimeError: the port is taken, or a rank does not come.
     """
@@ -38,7 +40,9 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
         dist.init_process_group(backend, timeout=timeout)
         return
     os.environ.setdefault(_BACKEND_INTERFACE[backend], _LOOPBACK_INTERFACE)
-    rank, world_size, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    rank, world_size, port = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
+    )
     listening = None
     if rank == 0:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as bound:
@@ -47,5 +51,13 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
             port = bound.getsockname()[1]
             listening = bound.detach()  # the store closes it
     os.environ["MASTER_PORT"] = str(port)
-    store = TCPStore("127.0.0.1", port, world_size, rank == 0, timeout, multi_tenant=True, master_listen_fd=listening)
+    store = TCPStore(
+        "127.0.0.1",
+        port,
+        world_size,
+        rank == 0,
+        timeout,
+        multi_tenant=True,
+        master_listen_fd=listening,
+    )
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)

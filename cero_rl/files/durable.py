@@ -1,4 +1,5 @@
-"""Files that are whole and on the disk, or not there: sha256, fsync, atomic replacement. Standard library only."""
+"""Files that are whole and on the disk, or not there: sha256, fsync, atomic replacement. Standard
+library only."""
 
 from __future__ import annotations
 

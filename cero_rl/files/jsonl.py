@@ -16,7 +16,8 @@ def _clean(value: Any) -> Any:
 
 
 def truncate_jsonl(path: Path, last_step: int) -> None:
-    """Drop lines after `last_step` (written after the checkpoint that a resumed run starts from) and any broken last line."""
+    """Drop lines after `last_step` (written after the checkpoint that a resumed run starts from)
+    and any broken last line."""
     if not path.exists():
         return
     kept = []

@@ -1,10 +1,13 @@
-"""Faults on demand, to prove what a run survives: named points in the loop and in the commit, no-ops unless CERO_FAULT names them.
+"""Faults on demand, to prove what a run survives: named points in the loop and in the commit,
+no-ops unless CERO_FAULT names them.
 
-    CERO_FAULT="learner.backward@rank=1,step=3:sigkill"          CERO_FAULT="checkpoint.write:enospc*3; sync.before:sleep=20"
+    CERO_FAULT="learner.backward@rank=1,step=3:sigkill"
+    CERO_FAULT="checkpoint.write:enospc*3; sync.before:sleep=20"
 
-A fault is POINT[@rank=R][,step=S]:ACTION[*TIMES]; the rank defaults to every rank, the step to the first time the point is reached,
-TIMES to 1. Actions: raise, enospc (no space left on device), sigkill, sigstop, sigterm, sleep=SECONDS, nan (of a tensor), and for files
-truncate, flip (one bit), zero (empty the file).
+A fault is POINT[@rank=R][,step=S]:ACTION[*TIMES]; the rank defaults to every rank, the step to the
+first time the point is reached, TIMES to 1. Actions: raise, enospc (no space left on device),
+sigkill, sigstop, sigterm, sleep=SECONDS, nan (of a tensor), and for files truncate, flip (one bit),
+zero (empty the file).
 """
 
 from __future__ import annotations
@@ -23,13 +26,45 @@ from cero_rl.errors import ConfigError
 
 VARIABLE = "CERO_FAULT"
 POINTS = (
-    "rollout.before", "rollout.after", "reward.before", "counts.before", "evidence.booked", "learner.backward", "learner.before_step",
-    "learner.after_step", "sync.before", "sync.after", "log.ledger", "log.evidence", "log.metrics", "step.end", "checkpoint.prepared",
-    "checkpoint.write", "checkpoint.written", "checkpoint.manifest", "checkpoint.before_rename", "checkpoint.renamed",
-    "checkpoint.latest", "checkpoint.prune", "finish.evaluated", "finish.saved", "export.written",
-)  # fmt: skip
+    "rollout.before",
+    "rollout.after",
+    "reward.before",
+    "counts.before",
+    "evidence.booked",
+    "learner.backward",
+    "learner.before_step",
+    "learner.after_step",
+    "sync.before",
+    "sync.after",
+    "log.ledger",
+    "log.evidence",
+    "log.metrics",
+    "step.end",
+    "checkpoint.prepared",
+    "checkpoint.write",
+    "checkpoint.written",
+    "checkpoint.manifest",
+    "checkpoint.before_rename",
+    "checkpoint.renamed",
+    "checkpoint.latest",
+    "checkpoint.prune",
+    "finish.evaluated",
+    "finish.saved",
+    "export.written",
+)
 POISONS = ("learner.loss", "learner.gradient")  # where a tensor can become nan
-ACTIONS = ("raise", "enospc", "sigkill", "sigstop", "sigterm", "sleep", "nan", "truncate", "flip", "zero")
+ACTIONS = (
+    "raise",
+    "enospc",
+    "sigkill",
+    "sigstop",
+    "sigterm",
+    "sleep",
+    "nan",
+    "truncate",
+    "flip",
+    "zero",
+)
 _FILE_ACTIONS = ("truncate", "flip", "zero")
 
 
@@ -62,23 +97,35 @@ def parse(text: str) -> list[Fault]:
         where, colon, what = part.partition(":")
         if not colon:
             actions = ", ".join(ACTIONS)
-            raise ConfigError(f"{VARIABLE}: {part!r} names no action, wanted POINT[@rank=R,step=S]:ACTION; actions are {actions}")
+            raise ConfigError(
+                f"{VARIABLE}: {part!r} names no action, wanted "
+                f"POINT[@rank=R,step=S]:ACTION; actions are {actions}"
+            )
         point, _, conditions = where.partition("@")
         if point not in POINTS + POISONS:
-            raise ConfigError(f"{VARIABLE}: unknown point {point!r}; {_nearest(point, POINTS + POISONS)}")
+            raise ConfigError(
+                f"{VARIABLE}: unknown point {point!r}; {_nearest(point, POINTS + POISONS)}"
+            )
         limits: dict[str, int] = {}
         for condition in filter(None, conditions.split(",")):
             key, _, value = condition.partition("=")
             if key not in ("rank", "step"):
-                raise ConfigError(f"{VARIABLE}: unknown condition {key!r} in {part!r}; known are rank, step")
+                raise ConfigError(
+                    f"{VARIABLE}: unknown condition {key!r} in {part!r}; known are rank, step"
+                )
             limits[key] = _number(value, int, part)
         action, _, times = what.partition("*")
         action, _, seconds = action.partition("=")
         if action not in ACTIONS:
             raise ConfigError(f"{VARIABLE}: unknown action {action!r}; {_nearest(action, ACTIONS)}")
-        wait, count = _number(seconds, float, part) if seconds else 0.0, _number(times, int, part) if times else 1
+        wait, count = (
+            _number(seconds, float, part) if seconds else 0.0,
+            _number(times, int, part) if times else 1,
+        )
         if (action == "nan") != (point in POISONS):
-            raise ConfigError(f"{VARIABLE}: {part!r}: nan is the action of {', '.join(POISONS)}, and theirs alone")
+            raise ConfigError(
+                f"{VARIABLE}: {part!r}: nan is the action of {', '.join(POISONS)}, and theirs alone"
+            )
         found.append(Fault(point, limits.get("rank"), limits.get("step"), action, wait, count))
     return found
 
@@ -104,15 +151,18 @@ def _due(point: str) -> list[Fault]:
         check()
     rank = int(os.environ.get("RANK", "0"))
     due = [
-        f for f in _faults or () if f.point == point and f.times > 0 and f.rank in (None, rank) and f.step in (None, _step)
-    ]  # fmt: skip
+        f
+        for f in _faults or ()
+        if f.point == point and f.times > 0 and f.rank in (None, rank) and f.step in (None, _step)
+    ]
     for fault in due:
         fault.times -= 1
     return due
 
 
 def point(name: str, path: Path | None = None) -> None:
-    """Do here what CERO_FAULT asks for. `path` is the file (or the folder, then its largest file) that can be damaged here."""
+    """Do here what CERO_FAULT asks for. `path` is the file (or the folder, then its largest file)
+    that can be damaged here."""
     for fault in _due(name):
         where = f"injected at {name}, step {_step}"
         if fault.action == "raise":
@@ -128,7 +178,8 @@ def point(name: str, path: Path | None = None) -> None:
 
 
 def poison(name: str, tensor: Any) -> Any:
-    """`tensor`, or, where CERO_FAULT asks for nan here, the same times nan (so that its gradient is nan too)."""
+    """`tensor`, or, where CERO_FAULT asks for nan here, the same times nan (so that its gradient is
+    nan too)."""
     return tensor * float("nan") if _due(name) else tensor
 
 

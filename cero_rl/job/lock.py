@@ -1,4 +1,5 @@
-"""One job a run directory: an advisory lock that the system gives back when its holder ends, however it ends."""
+"""One job a run directory: an advisory lock that the system gives back when its holder ends,
+however it ends."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ LOCK = ".lock"
 
 
 class RunLock:
-    """Held until `release` or the end of the process. Raises ConfigError naming the holder if another job has it."""
+    """Held until `release` or the end of the process. Raises ConfigError naming the holder if
+    another job has it."""
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -21,14 +23,22 @@ class RunLock:
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._handle, 200).decode(errors="replace").strip() or "another process"
+            holder = (
+                os.read(self._handle, 200).decode(errors="replace").strip() or "another process"
+            )
             os.close(self._handle)
-            raise ConfigError(f"{run_dir}: another job works in it ({holder}); wait for it, or set another name") from None
+            raise ConfigError(
+                f"{run_dir}: another job works in it ({holder}); wait for it, or set another name"
+            ) from None
         except OSError:
             pass  # a file system without locks
         job = os.environ.get("SLURM_JOB_ID")
         os.ftruncate(self._handle, 0)
-        os.write(self._handle, f"process {os.getpid()} on {os.uname().nodename}{f', job {job}' if job else ''}\n".encode())
+        os.write(
+            self._handle,
+            f"process {os.getpid()} on "
+            f"{os.uname().nodename}{f', job {job}' if job else ''}\n".encode(),
+        )
 
     def release(self) -> None:
         os.close(self._handle)

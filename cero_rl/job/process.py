@@ -1,6 +1,8 @@
-"""How a process that may have joined a process group ends: with its own exit status, whatever native threads still run.
+"""How a process that may have joined a process group ends: with its own exit status, whatever
+native threads still run.
 
-Python's ordinary shutdown aborts a finished rank now and then (docs/decisions/0003), so the entry points leave through here.
+Python's ordinary shutdown aborts a finished rank now and then (docs/decisions/0003), so the entry
+points leave through here.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from cero_rl import redact
 
 
 def run_and_exit(action: Callable[[], int]) -> NoReturn:
-    """Run `action` and end the process with the status it returns; never returns, so call it from `__main__` alone.
+    """Run `action` and end the process with the status it returns; never returns, so call it from
+    `__main__` alone.
 
-    SystemExit gives its code, an uncaught error its traceback and 1. Exit handlers run, logs and standard streams are flushed;
-    only the interpreter's own finalisation is left out, and only where torch was loaded.
+    SystemExit gives its code, an uncaught error its traceback and 1. Exit handlers run, logs and
+    standard streams are flushed; only the interpreter's own finalisation is left out, and only
+    where torch was loaded.
     """
     try:
         status = action()

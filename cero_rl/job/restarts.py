@@ -1,7 +1,9 @@
-"""attempts.jsonl: every start of a run and how it ended, and the brake on a job that starts again and again and gets nowhere.
+"""attempts.jsonl: every start of a run and how it ended, and the brake on a job that starts again
+and again and gets nowhere.
 
-    {"attempt": 2, "start_step": 40, "time": "2026-01-31T12:00:00+00:00", "job_id": "118", "restart_count": 1, "host": "n1"}
-    {"attempt": 2, "exit_code": 75, "time": "2026-01-31T13:58:10+00:00"}
+    {"attempt": 2, "start_step": 40, "time": "2026-01-31T12:00:00+00:00", "job_id": "118",
+    "restart_count": 1, "host": "n1"} {"attempt": 2, "exit_code": 75, "time":
+    "2026-01-31T13:58:10+00:00"}
 
 An attempt that was killed has no second line. Rank 0 alone writes the file.
 """
@@ -30,24 +32,36 @@ class Attempt:
     exit_code: int | None = None  # None: still running, or killed
 
 
-def next_attempt(earlier: Sequence[Attempt], start_step: int, *, environ: Mapping[str, str], host: str, time: str) -> Attempt:
+def next_attempt(
+    earlier: Sequence[Attempt], start_step: int, *, environ: Mapping[str, str], host: str, time: str
+) -> Attempt:
     count = environ.get("SLURM_RESTART_COUNT", "0")
     return Attempt(
-        attempt=earlier[-1].attempt + 1 if earlier else 1, start_step=start_step, time=time, job_id=environ.get("SLURM_JOB_ID"),
-        restart_count=int(count) if count.isdigit() else 0, host=host,
-    )  # fmt: skip
+        attempt=earlier[-1].attempt + 1 if earlier else 1,
+        start_step=start_step,
+        time=time,
+        job_id=environ.get("SLURM_JOB_ID"),
+        restart_count=int(count) if count.isdigit() else 0,
+        host=host,
+    )
 
 
 def restarts_without_progress(earlier: Sequence[Attempt], this: Attempt) -> int:
-    """How many attempts in a row, up to `this`, were restarts from the step that the one before them had started from.
+    """How many attempts in a row, up to `this`, were restarts from the step that the one before
+    them had started from.
 
-    A person's new job, and an attempt that ended well, begin the count anew; starts by hand, outside a cluster's jobs, do not count.
+    A person's new job, and an attempt that ended well, begin the count anew; starts by hand,
+    outside a cluster's jobs, do not count.
     """
     if this.job_id is None:
         return 0
     count = 0
     for before in reversed(earlier):
-        if before.job_id != this.job_id or before.start_step != this.start_step or before.exit_code == 0:
+        if (
+            before.job_id != this.job_id
+            or before.start_step != this.start_step
+            or before.exit_code == 0
+        ):
             break
         count += 1
     return count
@@ -59,7 +73,8 @@ def why_stop(earlier: Sequence[Attempt], this: Attempt, run_dir: Path) -> str | 
     if count < MAX_RESTARTS_WITHOUT_PROGRESS:
         return None
     return (
-        f"{run_dir}: {count} restarts in a row without a new committed step, all at step {this.start_step}; read the log of the last "
+        f"{run_dir}: {count} restarts in a row without a new committed step, all at step "
+        f"{this.start_step}; read the log of the last "
         f"attempt, then submit a new job, or remove {run_dir / FILE} and start again"
     )
 
@@ -72,16 +87,30 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
         try:
             entry = json.loads(line)
             if "exit_code" in entry:
-                found = [replace(a, exit_code=int(entry["exit_code"])) if a.attempt == entry["attempt"] else a for a in found]
+                found = [
+                    replace(a, exit_code=int(entry["exit_code"]))
+                    if a.attempt == entry["attempt"]
+                    else a
+                    for a in found
+                ]
             else:
-                found.append(Attempt(**{**entry, "attempt": int(entry["attempt"]), "start_step": int(entry["start_step"])}))
+                found.append(
+                    Attempt(
+                        **{
+                            **entry,
+                            "attempt": int(entry["attempt"]),
+                            "start_step": int(entry["start_step"]),
+                        }
+                    )
+                )
         except (ValueError, TypeError, KeyError):
             continue
     return found
 
 
 def write_attempts(run_dir: Path, attempts: Sequence[Attempt]) -> None:
-    """Append the start of each attempt, and its exit code where it is known (the time of that end is not)."""
+    """Append the start of each attempt, and its exit code where it is known (the time of that end
+    is not)."""
     for attempt in attempts:
         start = asdict(attempt)
         code = start.pop("exit_code")
@@ -97,7 +126,9 @@ def write_end(run_dir: Path, attempt: Attempt, exit_code: int, time: str) -> Non
 def _append(run_dir: Path, entry: Mapping[str, Any]) -> None:
     with (run_dir / FILE).open("ab") as file:
         if file.tell():
-            with (run_dir / FILE).open("rb") as written:  # a line that a kill cut off must not swallow this one
+            with (run_dir / FILE).open(
+                "rb"
+            ) as written:  # a line that a kill cut off must not swallow this one
                 written.seek(-1, os.SEEK_END)
                 if written.read(1) != b"\n":
                     file.write(b"\n")

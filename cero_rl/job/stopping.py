@@ -1,4 +1,5 @@
-"""Should the run stop at this step's edge? One rank's view of signals and of the job's time; the ranks agree on the largest code."""
+"""Should the run stop at this step's edge? One rank's view of signals and of the job's time; the
+ranks agree on the largest code."""
 
 from __future__ import annotations
 
@@ -10,7 +11,10 @@ from types import FrameType
 
 from cero_rl.errors import EXIT_INTERRUPT, EXIT_REQUEUE, ConfigError
 
-START, END = "SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"  # Unix seconds; set by Slurm or by the job script
+START, END = (
+    "SLURM_JOB_START_TIME",
+    "SLURM_JOB_END_TIME",
+)  # Unix seconds; set by Slurm or by the job script
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,26 @@ class Walltime:
     def remaining_seconds(self, now: float | None = None) -> float:
         return self.start + self.limit_seconds - (time.time() if now is None else now)
 
-    def should_stop(self, step_seconds: float, save_seconds: float = 0.0, now: float | None = None) -> bool:
-        """True if a step of this length and a save would not end before the limit. Ranks must agree on the answer."""
+    def should_stop(
+        self, step_seconds: float, save_seconds: float = 0.0, now: float | None = None
+    ) -> bool:
+        """True if a step of this length and a save would not end before the limit. Ranks must agree
+        on the answer."""
         return self.remaining_seconds(now) < step_seconds + save_seconds + self.margin_seconds
 
 
-def find_walltime(limit_seconds: float | None, margin_seconds: float, environ: Mapping[str, str], now: float) -> Walltime | None:
-    """The tighter of a configured limit and the job's own end; None where there is neither. `now` stands for an unknown start."""
+def find_walltime(
+    limit_seconds: float | None, margin_seconds: float, environ: Mapping[str, str], now: float
+) -> Walltime | None:
+    """The tighter of a configured limit and the job's own end; None where there is neither. `now`
+    stands for an unknown start."""
     start, end = _stamp(environ, START), _stamp(environ, END)
     start = now if start is None else start
-    limits = [limit for limit in (limit_seconds, None if end is None else end - start) if limit is not None]
+    limits = [
+        limit
+        for limit in (limit_seconds, None if end is None else end - start)
+        if limit is not None
+    ]
     return Walltime(min(limits), margin_seconds, start) if limits else None
 
 
@@ -42,12 +56,15 @@ def _stamp(environ: Mapping[str, str], name: str) -> float | None:
     if not text:
         return None
     if not text.isdigit():
-        raise ConfigError(f"{name}: got {text!r}, wanted Unix seconds; unset it or set it to `date +%s`")
+        raise ConfigError(
+            f"{name}: got {text!r}, wanted Unix seconds; unset it or set it to `date +%s`"
+        )
     return float(text)
 
 
 class Interrupt:
-    """Context manager. SIGINT asks for exit code 130, SIGTERM and SIGUSR1 for 75 (saved, start me again); the first one counts.
+    """Context manager. SIGINT asks for exit code 130, SIGTERM and SIGUSR1 for 75 (saved, start me
+    again); the first one counts.
 
     A second Ctrl-C raises KeyboardInterrupt at once: the last committed checkpoint stays valid.
     """
@@ -73,7 +90,8 @@ class Interrupt:
 
 
 class Stopping:
-    """`code` is the exit code to stop with, 0 to go on. Told how long steps and saves take, it stops while one of each still fits."""
+    """`code` is the exit code to stop with, 0 to go on. Told how long steps and saves take, it
+    stops while one of each still fits."""
 
     def __init__(self, interrupt: Interrupt, walltime: Walltime | None) -> None:
         self._interrupt, self._walltime = interrupt, walltime
@@ -87,6 +105,8 @@ class Stopping:
     def code(self) -> int:
         if self._interrupt.exit_code is not None:
             return self._interrupt.exit_code
-        if self._walltime is not None and self._walltime.should_stop(self._longest_step_seconds, self._longest_save_seconds):
+        if self._walltime is not None and self._walltime.should_stop(
+            self._longest_step_seconds, self._longest_save_seconds
+        ):
             return EXIT_REQUEUE
         return 0

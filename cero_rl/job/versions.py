@@ -1,6 +1,8 @@
-"""Which versions of other packages this one runs with: what pyproject.toml asks for, and what the tests ran with.
+"""Which versions of other packages this one runs with: what pyproject.toml asks for, and what the
+tests ran with.
 
-In: what is installed, as its metadata says; nothing is imported. Out: a verdict for each package, or EngineError at the start of a run.
+In: what is installed, as its metadata says; nothing is imported. Out: a verdict for each package,
+or EngineError at the start of a run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Range:
 
 
 RANGES = {
-    "torch": Range("2.10", None, "2.13.0"),  # older ones run code from files that torch.load(weights_only=True) should refuse
+    "torch": Range(
+        "2.10", None, "2.13.0"
+    ),  # older ones run code from files that torch.load(weights_only=True) should refuse
     "deepspeed": Range("0.19.8", "0.19.8.1", "0.19.8"),
     "transformers": Range("5.19", "5.20", "5.19.0"),
     "numpy": Range("2.0", None, "2.4.6"),
@@ -62,14 +66,17 @@ def judge(name: str) -> Verdict:
     if numbers(version) < numbers(wanted.lowest):
         return Verdict("bad", f"{version} is older than {wanted.lowest}; {remedy}")
     if wanted.below is not None and numbers(version) >= numbers(wanted.below):
-        return Verdict("bad", f"{version} is newer than what this version of cero_rl knows; {remedy}")
+        return Verdict(
+            "bad", f"{version} is newer than what this version of cero_rl knows; {remedy}"
+        )
     if numbers(version) == numbers(wanted.tested):
         return Verdict("ok", version)
     return Verdict("note", f"{version}; tested with {wanted.tested}")
 
 
 def refuse_unfit(names: Sequence[str] = TRAINING) -> None:
-    """Raises EngineError for the first package that may not run; called before any of them is imported."""
+    """Raises EngineError for the first package that may not run; called before any of them is
+    imported."""
     for name in names:
         if (verdict := judge(name)).status == "bad":
             raise EngineError(f"{name}: {verdict.text}")

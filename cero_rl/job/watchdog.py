@@ -1,7 +1,9 @@
-"""No wait without an end: a phase that stands still for too long ends the process, with one line that says who waited for what.
+"""No wait without an end: a phase that stands still for too long ends the process, with one line
+that says who waited for what.
 
-A collective that waits for a lost rank, or native code that hangs, cannot be interrupted from Python; so a thread watches, and what it
-does is write all stacks to a file, print the error and leave with the exit code of the phase. The other ranks' collectives then fail.
+A collective that waits for a lost rank, or native code that hangs, cannot be interrupted from
+Python; so a thread watches, and what it does is write all stacks to a file, print the error and
+leave with the exit code of the phase. The other ranks' collectives then fail.
 """
 
 from __future__ import annotations
@@ -28,12 +30,18 @@ def _leave(message: str) -> None:
 
 
 @contextmanager
-def deadline(seconds: float, what: str, *, key: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
-    """Run the block for at most `seconds`. `key` is the configuration key that holds them; `detail` says where it stands."""
+def deadline(
+    seconds: float, what: str, *, key: str, detail: Callable[[], str] | None = None
+) -> Iterator[None]:
+    """Run the block for at most `seconds`. `key` is the configuration key that holds them; `detail`
+    says where it stands."""
 
     def expired() -> None:
         at = f" ({detail()})" if detail is not None else ""
-        _leave(f"{what} took longer than {key} = {seconds:g} s{at}; a rank is lost or the engine hangs. Resume, or raise {key}")
+        _leave(
+            f"{what} took longer than {key} = {seconds:g} s{at}; a rank is lost or the "
+            f"engine hangs. Resume, or raise {key}"
+        )
 
     timer = threading.Timer(seconds, expired)
     timer.daemon = True
@@ -47,8 +55,11 @@ def deadline(seconds: float, what: str, *, key: str, detail: Callable[[], str] |
 _EXIT_CODES = {"checkpoint": CheckpointError.exit_code, "reward": RewardError.exit_code}
 
 
-def leave_stuck(message: str, exit_code: int = EngineError.exit_code, stacks: Path | None = None) -> NoReturn:
-    """Print one error line, with the stacks of all threads in `stacks`, and end the process here and now."""
+def leave_stuck(
+    message: str, exit_code: int = EngineError.exit_code, stacks: Path | None = None
+) -> NoReturn:
+    """Print one error line, with the stacks of all threads in `stacks`, and end the process here
+    and now."""
     if stacks is not None:
         try:
             with stacks.open("w", encoding="utf-8") as file:
@@ -61,7 +72,8 @@ def leave_stuck(message: str, exit_code: int = EngineError.exit_code, stacks: Pa
 
 
 class Watchdog:
-    """Watches one rank's phases; use as a context manager. `limit_seconds` holds for a phase that names no limit of its own."""
+    """Watches one rank's phases; use as a context manager. `limit_seconds` holds for a phase that
+    names no limit of its own."""
 
     def __init__(self, limit_seconds: float, run_dir: Path) -> None:
         self._limit = limit_seconds
@@ -83,7 +95,8 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str, awaits: str, limit_seconds: float | None = None) -> Iterator[None]:
-        """The block is `name`; while it lasts the rank waits for `awaits`, for at most the limit. On an error the name stays."""
+        """The block is `name`; while it lasts the rank waits for `awaits`, for at most the limit.
+        On an error the name stays."""
         before = self._now
         self._now = (name, awaits, time.monotonic(), limit_seconds or self._limit)
         yield
@@ -97,7 +110,8 @@ class Watchdog:
             name, awaits, since, limit = now
             if time.monotonic() - since > limit:
                 leave_stuck(
-                    f"{name} stands still for more than {limit:g} s, waiting for {awaits}; resume with --resume auto, or raise "
+                    f"{name} stands still for more than {limit:g} s, waiting for {awaits}; "
+                    "resume with --resume auto, or raise "
                     "watchdog.stall_seconds",
                     _EXIT_CODES.get(name, EngineError.exit_code),
                     self._stacks,
@@ -106,15 +120,19 @@ class Watchdog:
 
 @contextmanager
 def explained(watchdog: Watchdog, run_dir: Path) -> Iterator[None]:
-    """An error of torch, a collective or the disk becomes one line that names the phase; the traceback goes to a file."""
+    """An error of torch, a collective or the disk becomes one line that names the phase; the
+    traceback goes to a file."""
     try:
         yield
     except (RuntimeError, OSError) as error:
         where = run_dir / f"error_rank{os.environ.get('RANK', '0')}.txt"
         with suppress(OSError):
             where.write_text(redact.text(traceback.format_exc()), encoding="utf-8")
-        first = re.sub(r"^\[\S+:\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0])  # the place in torch's source
+        first = re.sub(
+            r"^\[\S+:\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0]
+        )  # the place in torch's source
         raise EngineError(
-            f"{watchdog.phase_name} failed ({type(error).__name__}: {first}); if another rank ended, its own line says why. Traceback in "
+            f"{watchdog.phase_name} failed ({type(error).__name__}: {first}); if another "
+            "rank ended, its own line says why. Traceback in "
             f"{where}; go on with --resume auto"
         ) from error

@@ -1,9 +1,11 @@
-"""Correction for a sampler that computes log-probabilities with other code than the learner, as vLLM does: pure functions on [T].
+"""Correction for a sampler that computes log-probabilities with other code than the learner, as
+vLLM does: pure functions on [T].
 
-Tokens come from the sampler's distribution b, the gradient is that of the learner's p: without a weight p/b the estimate is biased, and
-a run can drift and collapse ("Your efficient RL framework secretly brings you off-policy RL training", Yao et al., 2025). The weight is
-bounded: truncated from above (truncated importance sampling, Ionides 2008), or set to 0 outside a range (masked, as IcePop does), for
-each token or for the whole response. Weights carry no gradient.
+Tokens come from the sampler's distribution b, the gradient is that of the learner's p: without a
+weight p/b the estimate is biased, and a run can drift and collapse ("Your efficient RL framework
+secretly brings you off-policy RL training", Yao et al., 2025). The weight is bounded: truncated
+from above (truncated importance sampling, Ionides 2008), or set to 0 outside a range (masked, as
+IcePop does), for each token or for the whole response. Weights carry no gradient.
 """
 
 from __future__ import annotations
@@ -24,35 +26,55 @@ QUANTILES = (0.01, 0.5, 0.99)
 
 def log_ratio(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor) -> Tensor:
     """log(p/b) of each response token, f32[T]; 0 where the mask is False, whatever stands there."""
-    return torch.where(mask, logp_learner.detach() - logp_behavior, torch.zeros((), device=mask.device))
+    return torch.where(
+        mask, logp_learner.detach() - logp_behavior, torch.zeros((), device=mask.device)
+    )
 
 
 def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """[T] with the sum of a token's sequence at each of its tokens. Sequence s is cu_seqlens[s]:cu_seqlens[s+1]."""
+    """[T] with the sum of a token's sequence at each of its tokens. Sequence s is
+    cu_seqlens[s]:cu_seqlens[s+1]."""
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths.to(values.device))
-    sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device).index_add_(0, owner, values.double())
+    owner = torch.repeat_interleave(
+        torch.arange(len(lengths), device=values.device), lengths.to(values.device)
+    )
+    sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device).index_add_(
+        0, owner, values.double()
+    )
     return sums[owner].to(values.dtype)
 
 
 @dataclass(frozen=True)
 class Correction:
-    """weight f32[T], 1 where there is nothing to correct; cut bool[T]: tokens whose weight is not p/b; logs f32[T]: log(p/b) by token."""
+    """weight f32[T], 1 where there is nothing to correct; cut bool[T]: tokens whose weight is not
+    p/b; logs f32[T]: log(p/b) by token."""
 
     weight: Tensor
     cut: Tensor
     logs: Tensor
 
 
-def importance_weights(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor, cu_seqlens: Tensor, config: LearnerConfig) -> Correction:
-    """Weights of the tokens of packed sequences; all 1 without a correction ("auto" is resolved before, and counts as none here).
+def importance_weights(
+    logp_learner: Tensor,
+    logp_behavior: Tensor,
+    mask: Tensor,
+    cu_seqlens: Tensor,
+    config: LearnerConfig,
+) -> Correction:
+    """Weights of the tokens of packed sequences; all 1 without a correction ("auto" is resolved
+    before, and counts as none here).
 
-    truncate: min(p/b, cap). mask: p/b inside [floor, cap], else 0. At level "sequence" p/b is the product over the response.
+    truncate: min(p/b, cap). mask: p/b inside [floor, cap], else 0. At level "sequence" p/b is the
+    product over the response.
     """
     logs = log_ratio(logp_learner, logp_behavior, mask)
     if config.importance_sampling in ("none", "auto"):
         return Correction(torch.ones_like(logs), torch.zeros_like(mask), logs)
-    ratio = torch.exp((sequence_sums(logs, cu_seqlens) if config.importance_level == "sequence" else logs).clamp(-_MAX_LOG, _MAX_LOG))
+    ratio = torch.exp(
+        (sequence_sums(logs, cu_seqlens) if config.importance_level == "sequence" else logs).clamp(
+            -_MAX_LOG, _MAX_LOG
+        )
+    )
     if config.importance_sampling == "truncate":
         cut = mask & (ratio > config.importance_cap)
         weight = ratio.clamp(max=config.importance_cap)
@@ -63,24 +85,35 @@ def importance_weights(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor
 
 
 def _edges() -> Tensor:
-    """Bin edges f64[HISTOGRAM_BINS + 1] of log-ratios, fine at 0 and wide far out: sinh-spaced up to +-_MAX_LOG."""
+    """Bin edges f64[HISTOGRAM_BINS + 1] of log-ratios, fine at 0 and wide far out: sinh-spaced up
+    to +-_MAX_LOG."""
     top = torch.asinh(torch.tensor(_MAX_LOG / _STRETCH, dtype=torch.float64))
-    return torch.sinh(torch.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1, dtype=torch.float64) * top) * _STRETCH
+    return (
+        torch.sinh(torch.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1, dtype=torch.float64) * top)
+        * _STRETCH
+    )
 
 
 def histogram(logs: Tensor, mask: Tensor) -> Tensor:
-    """Counts f64[HISTOGRAM_BINS] of the response tokens' log-ratios; histograms of micro-batches and ranks add up."""
+    """Counts f64[HISTOGRAM_BINS] of the response tokens' log-ratios; histograms of micro-batches
+    and ranks add up."""
     values = logs[mask].double().cpu().clamp(-_MAX_LOG, _MAX_LOG)
     bins = (torch.bucketize(values, _edges()[1:-1]) if values.numel() else values.long()).long()
     return torch.bincount(bins, minlength=HISTOGRAM_BINS).double()
 
 
 def ratio_quantiles(counts: Sequence[float]) -> dict[str, float]:
-    """Quantiles of p/b from a summed histogram, to half a bin (about 4 % of the log-ratio); 1 when it is empty."""
+    """Quantiles of p/b from a summed histogram, to half a bin (about 4 % of the log-ratio); 1 when
+    it is empty."""
     total = torch.tensor(list(counts), dtype=torch.float64)
     if not float(total.sum()):
         return {f"mismatch/ratio_q{round(q * 100):02d}": 1.0 for q in QUANTILES}
     share = total.cumsum(0) / total.sum()
     edges = _edges()
     centers = (edges[1:] + edges[:-1]) / 2
-    return {f"mismatch/ratio_q{round(q * 100):02d}": float(centers[int(torch.searchsorted(share, q))].exp()) for q in QUANTILES}
+    return {
+        f"mismatch/ratio_q{round(q * 100):02d}": float(
+            centers[int(torch.searchsorted(share, q))].exp()
+        )
+        for q in QUANTILES
+    }

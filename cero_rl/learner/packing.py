@@ -1,8 +1,8 @@
 """Ragged rollouts -> packed batch -> micro-batches by token budget, as many on every rank.
 
-In: groups of completions with their rewards. Out: `RolloutBatch`, then `StepPlan`. Nothing is ever shaped [G, n, L]. The
-aggregation is carried by a weight per token and one global denominator, so how tokens fall into micro-batches and ranks does
-not change the loss.
+In: groups of completions with their rewards. Out: `RolloutBatch`, then `StepPlan`. Nothing is ever
+shaped [G, n, L]. The aggregation is carried by a weight per token and one global denominator, so
+how tokens fall into micro-batches and ranks does not change the loss.
 """
 
 from __future__ import annotations
@@ -22,31 +22,45 @@ from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 _Ints = npt.NDArray[np.int64]
 
 
-def pack_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[npt.NDArray[np.float32]]) -> RolloutBatch:
-    """Pack every completion that has a reward (f32[n] a group); nan is missing, so a group may shrink to one rollout or none.
+def pack_rollouts(
+    groups: Sequence[RolloutGroup], rewards: Sequence[npt.NDArray[np.float32]]
+) -> RolloutBatch:
+    """Pack every completion that has a reward (f32[n] a group); nan is missing, so a group may
+    shrink to one rollout or none.
 
-    Raises ValueError where rewards and completions do not match, and for an empty prompt (nothing predicts its first token).
+    Raises ValueError where rewards and completions do not match, and for an empty prompt (nothing
+    predicts its first token).
     """
     tokens, masks, logps, values = [], [], [], []
     lengths, offsets = [0], [0]
     for group, group_rewards in zip(groups, rewards, strict=True):
         if len(group.completions) != len(group_rewards):
-            raise ValueError(f"prompt {group.prompt_id}: {len(group.completions)} completions but {len(group_rewards)} rewards")
+            raise ValueError(
+                f"prompt {group.prompt_id}: {len(group.completions)} completions but "
+                f"{len(group_rewards)} rewards"
+            )
         if len(group.prompt_tokens) == 0:
-            raise ValueError(f"prompt {group.prompt_id}: got 0 prompt tokens, wanted at least one; give it a beginning-of-sequence token")
+            raise ValueError(
+                f"prompt {group.prompt_id}: got 0 prompt tokens, wanted at least one; give "
+                "it a beginning-of-sequence token"
+            )
         for completion, reward in zip(group.completions, group_rewards.tolist()):
             if np.isnan(reward):
                 continue
             prompt, response = group.prompt_tokens, completion.token_ids
             tokens.append(np.concatenate([prompt, response]))
             masks.append(np.repeat([False, True], [len(prompt), len(response)]))
-            logps.append(np.concatenate([np.zeros(len(prompt), np.float32), completion.logp_behavior]))
+            logps.append(
+                np.concatenate([np.zeros(len(prompt), np.float32), completion.logp_behavior])
+            )
             lengths.append(len(prompt) + len(response))
             values.append(reward)
         offsets.append(len(values))
 
     def joined(parts: list[np.ndarray], dtype: type[np.generic]) -> Tensor:
-        return torch.from_numpy(np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False))
+        return torch.from_numpy(
+            np.concatenate([*parts, np.empty(0, dtype)]).astype(dtype, copy=False)
+        )
 
     return RolloutBatch(
         tokens=joined(tokens, np.int64),
@@ -59,7 +73,13 @@ def pack_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[npt.NDArray[
     )
 
 
-def _weights(response: _Ints, group_of: _Ints, counted: npt.NDArray[np.bool_], aggregation: str, constant: int) -> tuple[np.ndarray, float]:
+def _weights(
+    response: _Ints,
+    group_of: _Ints,
+    counted: npt.NDArray[np.bool_],
+    aggregation: str,
+    constant: int,
+) -> tuple[np.ndarray, float]:
     """(weight of each response token by rollout f64[R], this rank's share of the denominator)."""
     if aggregation == "token_mean":
         return np.ones(len(response)), float(response[counted].sum())
@@ -68,13 +88,19 @@ def _weights(response: _Ints, group_of: _Ints, counted: npt.NDArray[np.bool_], a
     if aggregation == "constant":
         return np.ones(len(response)), float(counted.sum()) * constant
     if aggregation == "prompt_mean":
-        per_group = np.bincount(group_of, weights=response, minlength=int(group_of.max(initial=-1)) + 1)
+        per_group = np.bincount(
+            group_of, weights=response, minlength=int(group_of.max(initial=-1)) + 1
+        )
         return 1.0 / np.maximum(per_group[group_of], 1), float(len(np.unique(group_of[counted])))
-    raise ValueError(f"learner.aggregation: got {aggregation!r}, wanted token_mean, seq_mean, prompt_mean or constant")
+    raise ValueError(
+        f"learner.aggregation: got {aggregation!r}, wanted token_mean, seq_mean, "
+        "prompt_mean or constant"
+    )
 
 
 def split_by_tokens(lengths: _Ints, max_tokens: int) -> list[_Ints]:
-    """Indices of sequences, longest first, cut into runs of at most `max_tokens` tokens; a longer sequence goes alone."""
+    """Indices of sequences, longest first, cut into runs of at most `max_tokens` tokens; a longer
+    sequence goes alone."""
     order = np.argsort(-lengths, kind="stable")
     cuts, size = [0], 0
     for position, length in enumerate(lengths[order].tolist()):
@@ -85,14 +111,24 @@ def split_by_tokens(lengths: _Ints, max_tokens: int) -> list[_Ints]:
     return [order[a:b] for a, b in pairwise([*cuts, len(order)]) if b > a]
 
 
-def _micro_batch(batch: RolloutBatch, chosen: _Ints, adv: Tensor, weight: np.ndarray, chunks: int, device: torch.device) -> MicroBatch:
+def _micro_batch(
+    batch: RolloutBatch,
+    chosen: _Ints,
+    adv: Tensor,
+    weight: np.ndarray,
+    chunks: int,
+    device: torch.device,
+) -> MicroBatch:
     starts, ends = batch.cu_seqlens[:-1].numpy()[chosen], batch.cu_seqlens[1:].numpy()[chosen]
     lengths = ends - starts
     positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
     source = torch.from_numpy(positions + np.repeat(starts, lengths))
     owner = torch.from_numpy(np.repeat(chosen, lengths))
     mask = batch.loss_mask[source]
-    cu_seqlens, seq_rollout = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)), torch.from_numpy(chosen.astype(np.int32))
+    cu_seqlens, seq_rollout = (
+        torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
+        torch.from_numpy(chosen.astype(np.int32)),
+    )
     return MicroBatch(
         tokens=batch.tokens[source].to(device),
         positions=torch.from_numpy(positions).to(device),
@@ -101,7 +137,9 @@ def _micro_batch(batch: RolloutBatch, chosen: _Ints, adv: Tensor, weight: np.nda
         loss_mask=mask.to(device),
         logp_behavior=batch.logp_behavior[source].to(device),
         token_adv=token_advantage(adv.cpu(), cu_seqlens, mask, seq_rollout=seq_rollout).to(device),
-        seq_weight=torch.where(mask, torch.from_numpy(weight.astype(np.float32))[owner], 0.0).to(device),
+        seq_weight=torch.where(mask, torch.from_numpy(weight.astype(np.float32))[owner], 0.0).to(
+            device
+        ),
         head_chunks=chunks,
         is_dummy=False,
     )
@@ -136,17 +174,22 @@ def build_step_plan(
     all_sum: Callable[[Sequence[float]], list[float]],
     all_max: Callable[[int], int],
 ) -> StepPlan:
-    """Micro-batches of one optimizer step from advantages adv f32[R] and live bool[G]. A collective.
+    """Micro-batches of one optimizer step from advantages adv f32[R] and live bool[G]. A
+    collective.
 
-    Groups without signal ("dead"): under zero_variance "keep" the denominator counts them, under "drop" it does not. Their
-    policy gradient is exactly 0, so they are forwarded only where a KL term gives them one. A plan without micro-batches means
-    that no rank has anything to learn from: all skip the step together.
+    Groups without signal ("dead"): under zero_variance "keep" the denominator counts them, under
+    "drop" it does not. Their policy gradient is exactly 0, so they are forwarded only where a KL
+    term gives them one. A plan without micro-batches means that no rank has anything to learn from:
+    all skip the step together.
     """
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     lengths = np.diff(batch.cu_seqlens.numpy()).astype(np.int64)
     response = (
-        np.add.reduceat(np.append(batch.loss_mask.numpy(), False).astype(np.int64), batch.cu_seqlens[:-1].numpy())
+        np.add.reduceat(
+            np.append(batch.loss_mask.numpy(), False).astype(np.int64),
+            batch.cu_seqlens[:-1].numpy(),
+        )
         if len(lengths)
         else lengths
     )
@@ -156,11 +199,15 @@ def build_step_plan(
     forwarded = np.flatnonzero((counted if config.kl_coefficient > 0 else alive) & (response > 0))
     weight, share = _weights(response, group_of, counted, config.aggregation, max_response_tokens)
 
-    chunks_of = [forwarded[run] for run in split_by_tokens(lengths[forwarded], config.max_micro_batch_tokens)]
+    chunks_of = [
+        forwarded[run] for run in split_by_tokens(lengths[forwarded], config.max_micro_batch_tokens)
+    ]
     most = max((int(response[chosen].sum()) for chosen in chunks_of), default=0)
     head_chunks = max(1, all_max(-(-most // head_chunk_tokens)))
     count = all_max(len(chunks_of))
     denominator = all_sum([share])[0]
-    micro_batches = [_micro_batch(batch, chosen, adv, weight, head_chunks, device) for chosen in chunks_of]
+    micro_batches = [
+        _micro_batch(batch, chosen, adv, weight, head_chunks, device) for chosen in chunks_of
+    ]
     micro_batches += [_dummy(head_chunks, device)] * (count - len(micro_batches))
     return StepPlan(tuple(micro_batches), denominator)

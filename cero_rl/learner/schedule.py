@@ -8,7 +8,8 @@ from cero_rl.config.learner import OptimizerConfig
 
 
 def learning_rate_at(update: int, optimizer: OptimizerConfig, planned_updates: int) -> float:
-    """Learning rate of optimizer step `update` (0-based): linear warm-up, then constant, linear or cosine decay to 0."""
+    """Learning rate of optimizer step `update` (0-based): linear warm-up, then constant, linear or
+    cosine decay to 0."""
     if update < optimizer.warmup_steps:
         return optimizer.learning_rate * (update + 1) / optimizer.warmup_steps
     span = max(planned_updates - optimizer.warmup_steps, 1)

@@ -10,7 +10,8 @@ from typing import Any
 
 
 class Console:
-    """Rank 0's words to a person: plain lines, and one progress line (live on a terminal, now and then elsewhere)."""
+    """Rank 0's words to a person: plain lines, and one progress line (live on a terminal, now and
+    then elsewhere)."""
 
     _PLAIN_EVERY_SECONDS = 15.0
 
@@ -25,7 +26,11 @@ class Console:
         if active and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._progress = Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[status]}"))
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[status]}"),
+            )
             self._task = self._progress.add_task("training", total=total_rollouts, status="")
 
     def say(self, text: str) -> None:
@@ -37,7 +42,8 @@ class Console:
             print(text, flush=True)
 
     def progress(self, numbers: Mapping[str, float | int], step: int) -> None:
-        """One line: step, reward, live groups, budget used, tokens a second, time left at the present pace."""
+        """One line: step, reward, live groups, budget used, tokens a second, time left at the
+        present pace."""
         if not self._active:
             return
         spent, now = int(numbers["budget/spent_rollouts"]), time.monotonic()
@@ -46,8 +52,10 @@ class Console:
         done = spent - self._start_spent
         left = (self._total - spent) * (now - self._started) / done if done else math.nan
         status = (
-            f"step {step}  reward {numbers['reward']:.3f}  live groups {numbers['cero/effective_group_rate']:.0%}  "
-            f"budget {spent}/{self._total} ({spent / self._total:.0%})  {numbers['perf/tokens_per_second']:.0f} tokens/s  "
+            f"step {step}  reward {numbers['reward']:.3f}  live groups "
+            f"{numbers['cero/effective_group_rate']:.0%}  "
+            f"budget {spent}/{self._total} ({spent / self._total:.0%})  "
+            f"{numbers['perf/tokens_per_second']:.0f} tokens/s  "
             f"ETA {_clock(left)}"
         )
         if self._progress is not None:

@@ -1,6 +1,8 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, wandb where asked for, and one progress line. Rank 0 only.
+"""Where numbers go: metrics.jsonl, TensorBoard, wandb where asked for, and one progress line. Rank
+0 only.
 
-One JSON object per optimizer step, with the names that users of other trainers know; non-finite numbers are written as null.
+One JSON object per optimizer step, with the names that users of other trainers know; non-finite
+numbers are written as null.
 """
 
 from __future__ import annotations
@@ -16,24 +18,33 @@ from cero_rl.files.jsonl import append_jsonl
 
 
 class Recorder:
-    """Writes each step's numbers to every sink. A tracker that fails is said once and left out; metrics.jsonl is never left out."""
+    """Writes each step's numbers to every sink. A tracker that fails is said once and left out;
+    metrics.jsonl is never left out."""
 
     def __init__(self, run_dir: Path, config: Config, *, active: bool) -> None:
         self._path = run_dir / "metrics.jsonl"
         self._active = active
         self._trackers: dict[str, Any] = {}
         if active and config.logging.tensorboard:
-            self._guard("tensorboard", lambda: self._trackers.update(tensorboard=_tensorboard(run_dir)))
+            self._guard(
+                "tensorboard", lambda: self._trackers.update(tensorboard=_tensorboard(run_dir))
+            )
         if active and config.logging.wandb:
             self._guard("wandb", lambda: self._trackers.update(wandb=_wandb(run_dir, config)))
 
     def _guard(self, name: str, action: Callable[[], Any]) -> None:
         try:
             action()
-        except Exception as error:  # whatever a tracker or its network raises: the run is worth more
+        except (
+            Exception
+        ) as error:  # whatever a tracker or its network raises: the run is worth more
             self._trackers.pop(name, None)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{name} failed and is left out from here on ({type(error).__name__}: {first}); metrics.jsonl goes on", flush=True)
+            print(
+                f"{name} failed and is left out from here on ({type(error).__name__}: "
+                f"{first}); metrics.jsonl goes on",
+                flush=True,
+            )
 
     def write(self, step: int, numbers: Mapping[str, float | int]) -> None:
         if not self._active:
@@ -48,7 +59,9 @@ class Recorder:
 
 
 class _Tracker:
-    def __init__(self, write: Callable[[int, Mapping[str, float | int]], None], close: Callable[[], None]) -> None:
+    def __init__(
+        self, write: Callable[[int, Mapping[str, float | int]], None], close: Callable[[], None]
+    ) -> None:
         self.write, self.close = write, close
 
 
@@ -68,9 +81,10 @@ def _tensorboard(run_dir: Path) -> _Tracker:
 def _wandb(run_dir: Path, config: Config) -> _Tracker:
     import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
-    run = wandb.init(project="cero_rl", name=config.name, dir=str(run_dir), config=redact.tree(config.model_dump(mode="json")))
+    run = wandb.init(
+        project="cero_rl",
+        name=config.name,
+        dir=str(run_dir),
+        config=redact.tree(config.model_dump(mode="json")),
+    )
     return _Tracker(lambda step, numbers: run.log(dict(numbers), step=step), run.finish)
-
-
-
-

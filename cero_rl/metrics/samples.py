@@ -1,4 +1,5 @@
-"""Sample dumps: what the model was asked, what it answered and what that was worth, for a person to read."""
+"""Sample dumps: what the model was asked, what it answered and what that was worth, for a person to
+read."""
 
 from __future__ import annotations
 
@@ -12,10 +13,15 @@ from cero_rl.files.jsonl import append_jsonl
 from cero_rl.rollout.collector import Collected
 
 
-def dump_samples(run_dir: Path, step: int, collected: Collected, prompts: Sequence[Prompt], count: int) -> None:
-    """Append the first completion of up to `count` groups, spread evenly over this rank's groups, to samples.jsonl."""
+def dump_samples(
+    run_dir: Path, step: int, collected: Collected, prompts: Sequence[Prompt], count: int
+) -> None:
+    """Append the first completion of up to `count` groups, spread evenly over this rank's groups,
+    to samples.jsonl."""
     total = len(collected.groups)
-    for index in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)) if total else ():
+    for index in (
+        np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)) if total else ()
+    ):
         group, rewards = collected.groups[index], collected.rewards[index]
         if not group.completions:
             continue

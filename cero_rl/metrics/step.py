@@ -1,6 +1,8 @@
-"""The numbers of one step, under the names that users of other trainers know. All are over all ranks.
+"""The numbers of one step, under the names that users of other trainers know. All are over all
+ranks.
 
-Denominators: rewards over rollouts with a reward; lengths and truncation over rollouts generated; group rates over groups.
+Denominators: rewards over rollouts with a reward; lengths and truncation over rollouts generated;
+group rates over groups.
 """
 
 from __future__ import annotations
@@ -35,21 +37,32 @@ def scheduler_numbers(scheduler: Scheduler) -> dict[str, float | int]:
 
 
 def skew_numbers(seconds: Mapping[str, float], group: Group) -> dict[str, float | int]:
-    """How unequal the ranks' work was: the slowest rank's seconds over the mean, for each stage, and which rank it was. A collective."""
+    """How unequal the ranks' work was: the slowest rank's seconds over the mean, for each stage,
+    and which rank it was. A collective."""
     rows = group.gather_floats(list(seconds.values()))
-    worst = {f"skew/{name}": float(row.max() / row.mean()) if row.mean() else 1.0 for name, row in zip(seconds, rows.T)}
+    worst = {
+        f"skew/{name}": float(row.max() / row.mean()) if row.mean() else 1.0
+        for name, row in zip(seconds, rows.T)
+    }
     return {**worst, "skew/slowest_rank": int(rows.sum(axis=1).argmax())}
 
 
 def step_numbers(
-    collected: Collected, result: UpdateResult, pool: Pool, ledger: Ledger, group: Group, premise: float
+    collected: Collected,
+    result: UpdateResult,
+    pool: Pool,
+    ledger: Ledger,
+    group: Group,
+    premise: float,
 ) -> dict[str, float | int]:
     """A collective: every rank calls it. Timings are added by the loop."""
     evidence = collected.evidence
     trials, generated = int(evidence.trials.sum()), int(evidence.generated.sum())
     mean = float(evidence.successes.sum() / max(trials, 1))
     live = float(evidence.live.mean())
-    prompt_tokens = sum(len(pool.tokens[i]) * int(n) for i, n in zip(evidence.prompt_ids, evidence.generated))
+    prompt_tokens = sum(
+        len(pool.tokens[i]) * int(n) for i, n in zip(evidence.prompt_ids, evidence.generated)
+    )
     counts = collected.reward_counts
     known = np.concatenate(collected.rewards) if collected.rewards else np.zeros(0)
     squares = float(np.nansum((known - mean) ** 2))
@@ -76,7 +89,8 @@ def step_numbers(
 
 
 def evidence_entry(step: int, round_index: int, evidence: Evidence) -> dict[str, Any]:
-    """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the scheduler."""
+    """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the
+    scheduler."""
     return {
         "step": step,
         "round": round_index,

@@ -1,8 +1,10 @@
-"""Log-probabilities of response tokens from packed sequences, with the vocabulary projection in chunks.
+"""Log-probabilities of response tokens from packed sequences, with the vocabulary projection in
+chunks.
 
-Only positions that predict a response token go through the head, a chunk of rows at a time; with several chunks each is
-recomputed in the backward pass, so no [T, V] tensor ever lives. Under ZeRO-3 every call of the head gathers its weight, a
-collective: the number of chunks is therefore part of the plan and the same on every rank, whatever the rank's own tokens.
+Only positions that predict a response token go through the head, a chunk of rows at a time; with
+several chunks each is recomputed in the backward pass, so no [T, V] tensor ever lives. Under ZeRO-3
+every call of the head gathers its weight, a collective: the number of chunks is therefore part of
+the plan and the same on every rank, whatever the rank's own tokens.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from torch.utils.checkpoint import checkpoint
 from cero_rl.models.attention import PACKED, packed_layout
 
 _CHUNK_BYTES = 2**29  # float32 logits of one chunk
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # Gemma 2 and 3, Cohere, Granite
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+)  # Gemma 2 and 3, Cohere, Granite
 
 
 def head_chunk_tokens(vocabulary: int) -> int:
@@ -25,9 +31,11 @@ def head_chunk_tokens(vocabulary: int) -> int:
 
 
 class PolicyModule(nn.Module):
-    """A causal language model that answers with log-probabilities. `temperature` divides the logits, as in sampling.
+    """A causal language model that answers with log-probabilities. `temperature` divides the
+    logits, as in sampling.
 
-    Raises ValueError for a model that caps or scales its logits after the head: that is not applied here.
+    Raises ValueError for a model that caps or scales its logits after the head: that is not applied
+    here.
     """
 
     def __init__(self, causal_lm: Any, *, temperature: float = 1.0) -> None:
@@ -35,7 +43,8 @@ class PolicyModule(nn.Module):
         for name in _LOGIT_TRANSFORMS:
             if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
                 raise ValueError(
-                    f"model.path: {type(causal_lm).__name__} changes its logits after the head ({name}), which this trainer "
+                    f"model.path: {type(causal_lm).__name__} changes its logits after the "
+                    f"head ({name}), which this trainer "
                     "does not apply; use a model without it"
                 )
         self.causal_lm = causal_lm
@@ -51,42 +60,70 @@ class PolicyModule(nn.Module):
         head_chunks: int,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] -> (logp f32[T], entropy f32[T] in nats, no gradient).
+        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] -> (logp f32[T], entropy
+        f32[T] in nats, no gradient).
 
-        Entry t is about token t given the tokens before it in its sequence; both are 0 where loss_mask is False.
+        Entry t is about token t given the tokens before it in its sequence; both are 0 where
+        loss_mask is False.
         """
         if self.causal_lm.config._attn_implementation == PACKED:
             packed_cells, padded_shape = packed_layout(cu_seqlens, max_seqlen)
             layout: dict[str, Any] = {"packed_cells": packed_cells, "padded_shape": padded_shape}
         else:
-            layout = {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens, "max_length_q": max_seqlen, "max_length_k": max_seqlen}
-        hidden = self.causal_lm.model(input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout).last_hidden_state[0]
+            layout = {
+                "cu_seq_lens_q": cu_seqlens,
+                "cu_seq_lens_k": cu_seqlens,
+                "max_length_q": max_seqlen,
+                "max_length_k": max_seqlen,
+            }
+        hidden = self.causal_lm.model(
+            input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout
+        ).last_hidden_state[0]
         target = loss_mask.nonzero().squeeze(1)
         real = target.shape[0]
-        if real < head_chunks:  # every chunk needs a row, and its backward pass: fill up with rows whose result is multiplied by 0
+        if (
+            real < head_chunks
+            # every chunk needs a row, and its backward pass: fill up with rows whose result is
+            # multiplied by 0
+        ):
             target = torch.cat([target, target.new_ones(head_chunks - real)])
         sizes = [len(part) for part in target.tensor_split(head_chunks)]
-        rows, wanted = hidden.index_select(0, target - 1).split(sizes), tokens.index_select(0, target).split(sizes)
-        parts = [self._head_chunk(row, want, with_entropy, recompute=head_chunks > 1) for row, want in zip(rows, wanted)]
+        rows, wanted = (
+            hidden.index_select(0, target - 1).split(sizes),
+            tokens.index_select(0, target).split(sizes),
+        )
+        parts = [
+            self._head_chunk(row, want, with_entropy, recompute=head_chunks > 1)
+            for row, want in zip(rows, wanted)
+        ]
         logp = torch.cat([p[0] for p in parts])
         entropy = torch.cat([p[1] for p in parts])
-        out = torch.zeros(tokens.shape[0], device=tokens.device).index_put((target[:real],), logp[:real])
+        out = torch.zeros(tokens.shape[0], device=tokens.device).index_put(
+            (target[:real],), logp[:real]
+        )
         if real < target.shape[0]:
             out = out + 0.0 * logp[real:].sum()
-        return out, torch.zeros_like(out, requires_grad=False).index_put((target[:real],), entropy[:real])
+        return out, torch.zeros_like(out, requires_grad=False).index_put(
+            (target[:real],), entropy[:real]
+        )
 
-    def _head_chunk(self, rows: Tensor, wanted: Tensor, with_entropy: bool, *, recompute: bool) -> tuple[Tensor, Tensor]:
+    def _head_chunk(
+        self, rows: Tensor, wanted: Tensor, with_entropy: bool, *, recompute: bool
+    ) -> tuple[Tensor, Tensor]:
         if recompute and torch.is_grad_enabled():
             return checkpoint(self._head, rows, wanted, with_entropy, use_reentrant=False)
         return self._head(rows, wanted, with_entropy)
 
     def _head(self, rows: Tensor, wanted: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        """rows [n, hidden], wanted i64[n] -> (log-prob of each wanted token f32[n], entropy f32[n])."""
+        """rows [n, hidden], wanted i64[n] -> (log-prob of each wanted token f32[n], entropy
+        f32[n])."""
         logits = self.causal_lm.lm_head(rows).float() / self._temperature
         every = torch.log_softmax(logits, dim=-1)
         logp = every.gather(-1, wanted[:, None]).squeeze(1)
         entropy = torch.zeros_like(logp, requires_grad=False)
-        if with_entropy:  # last, so that the recomputation, which ends with the last saved tensor, leaves it out
+        if (
+            with_entropy
+        ):  # last, so that the recomputation, which ends with the last saved tensor, leaves it out
             with torch.no_grad():
                 entropy = torch.special.entr(every.exp()).sum(-1)
         return logp, entropy

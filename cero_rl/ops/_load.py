@@ -1,4 +1,5 @@
-"""Loads the native operator libraries that setup.py built. A missing `_C` is an ImportError that names the build command."""
+"""Loads the native operator libraries that setup.py built. A missing `_C` is an ImportError that
+names the build command."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ _BUILD = "pip install --no-build-isolation -e ."
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What was found and loaded; `cuda_note` says why the CUDA library is not in use, if it is not."""
+    """What was found and loaded; `cuda_note` says why the CUDA library is not in use, if it is
+    not."""
 
     cpu_library: str
     cuda_library: str | None
@@ -30,11 +32,16 @@ def _library(stem: str) -> Path | None:
 def _load() -> BuildInfo:
     cpu, cuda = _library("_C"), _library("_C_cuda")
     if cpu is None:
-        raise ImportError(f"cero_rl's native operators are not built; run `{_BUILD}` in the project's folder")
+        raise ImportError(
+            f"cero_rl's native operators are not built; run `{_BUILD}` in the project's folder"
+        )
     try:
         torch.ops.load_library(str(cpu))
     except OSError as error:
-        message = f"{cpu.name} does not load into torch {torch.__version__} ({error}); build it again: `{_BUILD}`"
+        message = (
+            f"{cpu.name} does not load into torch {torch.__version__} ({error}); build it "
+            f"again: `{_BUILD}`"
+        )
         raise ImportError(message) from error
     if cuda is None:
         return BuildInfo(cpu.name, None, "CUDA library not built")
@@ -43,7 +50,9 @@ def _load() -> BuildInfo:
     try:
         torch.ops.load_library(str(cuda))
     except OSError as error:  # CPU tensors still work; CUDA tensors raise, with this note
-        return BuildInfo(cpu.name, None, f"{cuda.name} does not load into torch {torch.__version__} ({error})")
+        return BuildInfo(
+            cpu.name, None, f"{cuda.name} does not load into torch {torch.__version__} ({error})"
+        )
     return BuildInfo(cpu.name, cuda.name, "")
 
 

@@ -1,7 +1,7 @@
 """What the operators mean, in float64 and plain torch: the oracle of the tests, never a fallback.
 
-A group is the rewards of one prompt's rollouts. A group with fewer than two rollouts, or whose rewards are all equal, is
-dead: its advantages are exactly 0. See advantage.py for the norms.
+A group is the rewards of one prompt's rollouts. A group with fewer than two rollouts, or whose
+rewards are all equal, is dead: its advantages are exactly 0. See advantage.py for the norms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def group_advantage(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(adv f64[R], mean f64[G], std f64[G], wins i32[G], live bool[G]), group by group."""
     groups = group_offsets.numel() - 1
-    threshold = torch.tensor(success_threshold, dtype=torch.float32)  # compared in the precision of the rewards
+    threshold = torch.tensor(
+        success_threshold, dtype=torch.float32
+    )  # compared in the precision of the rewards
     adv = torch.zeros(rewards.numel(), dtype=torch.float64)
     mean, std = torch.zeros(groups, dtype=torch.float64), torch.zeros(groups, dtype=torch.float64)
     wins, live = torch.zeros(groups, dtype=torch.int32), torch.zeros(groups, dtype=torch.bool)
@@ -48,11 +50,15 @@ def group_advantage(
             "rloo": size / (size - 1),
             "maxrl": 1.0 / float(mean[g]) if mean[g] > 0 else 0.0,
         }[norm]
-        adv[first:last] = centered * scale * (1.0 if group_weight is None else float(group_weight[g]))
+        adv[first:last] = (
+            centered * scale * (1.0 if group_weight is None else float(group_weight[g]))
+        )
     return adv, mean, std, wins, live
 
 
-def token_advantage(adv: Tensor, cu_seqlens: Tensor, loss_mask: Tensor, seq_rollout: Tensor | None = None) -> Tensor:
+def token_advantage(
+    adv: Tensor, cu_seqlens: Tensor, loss_mask: Tensor, seq_rollout: Tensor | None = None
+) -> Tensor:
     """adv of each token's rollout where loss_mask is True, else 0; [T]."""
     out = torch.zeros(loss_mask.numel(), dtype=adv.dtype)
     for s in range(cu_seqlens.numel() - 1):

@@ -1,7 +1,8 @@
 """What a reward function is asked and what comes back.
 
-A reward is a number in [0, 1], or missing (NaN): a verifier that timed out or failed says nothing about the completion, so
-it must not count as 0. Missing rewards leave the group's baseline and the posterior, and are counted.
+A reward is a number in [0, 1], or missing (NaN): a verifier that timed out or failed says nothing
+about the completion, so it must not count as 0. Missing rewards leave the group's baseline and the
+posterior, and are counted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class RewardCounts:
         return self.scored + self.timeouts + self.errors
 
     def __add__(self, other: RewardCounts) -> RewardCounts:
-        return RewardCounts(self.scored + other.scored, self.timeouts + other.timeouts, self.errors + other.errors)
+        return RewardCounts(
+            self.scored + other.scored, self.timeouts + other.timeouts, self.errors + other.errors
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """User reward functions, `path/to/file.py:function`, in the two signatures people already have.
 
-TRL's   f(prompts, completions, **columns) -> list[float | None]        scores a batch
-verl's  compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict with "score"   scores one item
-Either may be async. This module runs in the worker process; in the trainer it only looks at the path. Raises RewardError
-(exit 5).
+TRL's   f(prompts, completions, **columns) -> list[float | None]        scores a batch verl's
+compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict with "score"
+scores one item Either may be async. This module runs in the worker process; in the trainer it only
+looks at the path. Raises RewardError (exit 5).
 """
 
 from __future__ import annotations
@@ -36,38 +36,53 @@ class Scorer:
 
 
 def split_path(function: str) -> tuple[Path, str]:
-    """`path.py:name` -> (path, name), checked without importing. Raises RewardError for a missing file or a malformed
-    value."""
+    """`path.py:name` -> (path, name), checked without importing. Raises RewardError for a missing
+    file or a malformed value."""
     path_text, _, name = function.rpartition(":")
     path = Path(path_text)
     if not path_text.endswith(".py") or not name.isidentifier():
         raise RewardError(
-            f"reward.function: got {function!r}, wanted exact, math, reasoning_gym or path/to/file.py:function"
+            f"reward.function: got {function!r}, wanted exact, math, reasoning_gym or "
+            "path/to/file.py:function"
         )
     if not path.is_file():
-        raise RewardError(f"reward.function: {path} does not exist (looked in {Path.cwd()}); give the path of a Python file")
+        raise RewardError(
+            f"reward.function: {path} does not exist (looked in {Path.cwd()}); give the "
+            "path of a Python file"
+        )
     return path.resolve(), name
 
 
 def load_plugin(function: str) -> Scorer:
-    """Import the file and adapt its function. Raises RewardError: import failure, no such function, unknown signature."""
+    """Import the file and adapt its function. Raises RewardError: import failure, no such function,
+    unknown signature."""
     path, name = split_path(function)
     spec = importlib.util.spec_from_file_location("cero_reward_plugin", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.append(str(path.parent))  # last, so that a neighbour of the plug-in cannot shadow a library
+    sys.path.append(
+        str(path.parent)
+    )  # last, so that a neighbour of the plug-in cannot shadow a library
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RewardError(
-            f"reward.function: importing {path} failed ({describe(error)}); the file must import on its own"
+            f"reward.function: importing {path} failed ({describe(error)}); the file must "
+            "import on its own"
         ) from None
     found = vars(module).get(name)
     if not callable(found):
-        functions = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == spec.name]
-        raise RewardError(f"reward.function: {path} has no function {name!r}; it has {', '.join(functions) or 'none'}")
+        functions = [
+            n
+            for n, v in vars(module).items()
+            if inspect.isfunction(v) and v.__module__ == spec.name
+        ]
+        raise RewardError(
+            f"reward.function: {path} has no function {name!r}; it has "
+            f"{', '.join(functions) or 'none'}"
+        )
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
@@ -98,7 +113,8 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _select(parameters: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """The offered arguments the function takes. Raises RewardError for a required parameter that is not offered."""
+    """The offered arguments the function takes. Raises RewardError for a required parameter that is
+    not offered."""
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         chosen = offered
     else:
@@ -113,17 +129,23 @@ def _select(parameters: Any, offered: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _adapt_trl(function: Callable[..., Any], parameters: Any) -> Callable[[Sequence[RewardItem]], list[Any]]:
+def _adapt_trl(
+    function: Callable[..., Any], parameters: Any
+) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def score(items: Sequence[RewardItem]) -> list[Any]:
         names = list(dict.fromkeys(name for item in items for name in item.columns))
-        columns: dict[str, Any] = {name: [item.columns.get(name) for item in items] for name in names}
+        columns: dict[str, Any] = {
+            name: [item.columns.get(name) for item in items] for name in names
+        }
         offered: dict[str, Any] = {
             "answer": [item.answer for item in items],
             "data_source": [item.source for item in items],
             **columns,
             "prompts": [item.prompt for item in items],
             "completions": [
-                item.completion if isinstance(item.prompt, str) else [{"role": "assistant", "content": item.completion}]
+                item.completion
+                if isinstance(item.prompt, str)
+                else [{"role": "assistant", "content": item.completion}]
                 for item in items
             ],
         }
@@ -137,14 +159,17 @@ def _adapt_trl(function: Callable[..., Any], parameters: Any) -> Callable[[Seque
             ) from None
         if len(values) != len(items):
             raise RewardError(
-                f"reward.function: got {len(values)} rewards for {len(items)} completions; return one for each"
+                f"reward.function: got {len(values)} rewards for {len(items)} completions; "
+                "return one for each"
             )
         return values
 
     return score
 
 
-def _adapt_verl(function: Callable[..., Any], parameters: Any) -> Callable[[Sequence[RewardItem]], list[Any]]:
+def _adapt_verl(
+    function: Callable[..., Any], parameters: Any
+) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def one(item: RewardItem) -> Any:
         reward_model = item.columns.get("reward_model")
         raw = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
@@ -158,7 +183,8 @@ def _adapt_verl(function: Callable[..., Any], parameters: Any) -> Callable[[Sequ
         if isinstance(value, dict):
             if "score" not in value:
                 raise RewardError(
-                    f"reward.function: got a dict with {', '.join(map(str, value)) or 'no keys'}, wanted the key 'score'"
+                    "reward.function: got a dict with "
+                    f"{', '.join(map(str, value)) or 'no keys'}, wanted the key 'score'"
                 )
             value = value["score"]
         return value

@@ -1,11 +1,14 @@
-"""RewardPool: rewards from worker processes that can be killed, so that no answer can hang, crash or fill the trainer.
+"""RewardPool: rewards from worker processes that can be killed, so that no answer can hang, crash
+or fill the trainer.
 
-In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and the counts. `exact` runs
-in-process. Every item has `timeout_seconds` from the moment an idle worker gets it; then the worker's process group is
-killed and another started. Batch plug-ins (TRL's signature) get chunks of up to 8 completions under one deadline; a chunk
-that is lost is retried one item at a time, so a plug-in must not compare the items of one call with each other. Completions
-longer than `max_chars` are scored on their last `max_chars` characters, where the final answer stands. Call `score` from the
-thread that opened the pool: on Linux workers die with the thread that started them.
+In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and the
+counts. `exact` runs in-process. Every item has `timeout_seconds` from the moment an idle worker
+gets it; then the worker's process group is killed and another started. Batch plug-ins (TRL's
+signature) get chunks of up to 8 completions under one deadline; a chunk that is lost is retried one
+item at a time, so a plug-in must not compare the items of one call with each other. Completions
+longer than `max_chars` are scored on their last `max_chars` characters, where the final answer
+stands. Call `score` from the thread that opened the pool: on Linux workers die with the thread that
+started them.
 """
 
 from __future__ import annotations
@@ -47,13 +50,18 @@ def _refuse_unknown(function: str) -> None:
         return
     if ":" not in function and "/" not in function and not function.endswith(".py"):
         near = difflib.get_close_matches(function, _BUILT_IN, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"wanted {', '.join(_BUILT_IN)} or path/to/file.py:function"
+        hint = (
+            f"did you mean {near[0]}?"
+            if near
+            else f"wanted {', '.join(_BUILT_IN)} or path/to/file.py:function"
+        )
         raise RewardError(f"reward.function: unknown reward {function!r}; {hint}")
     split_path(function)
 
 
 class _Worker:
-    """One process with its pipes. `batch` is what it works on; `deadline` is when it is killed (monotonic seconds)."""
+    """One process with its pipes. `batch` is what it works on; `deadline` is when it is killed
+    (monotonic seconds)."""
 
     def __init__(self, config: RewardConfig) -> None:
         package_root = str(Path(__file__).resolve().parents[2])
@@ -64,7 +72,8 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,  # its own group: Ctrl-C does not reach it, and a kill takes its children along
+            # its own group: Ctrl-C does not reach it, and a kill takes its children along
+            start_new_session=True,
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -77,7 +86,13 @@ class _Worker:
         self.batched = False
         self.batch: list[int] = []
         self.deadline = time.monotonic() + _BOOT_SECONDS
-        self.queue({"function": config.function, "memory_limit_mb": config.memory_limit_mb, "parent": os.getpid()})
+        self.queue(
+            {
+                "function": config.function,
+                "memory_limit_mb": config.memory_limit_mb,
+                "parent": os.getpid(),
+            }
+        )
         self.flush()  # it loads while nobody waits for it
 
     @property
@@ -88,7 +103,8 @@ class _Worker:
         self.outgoing += json.dumps(message, default=_jsonable).encode("ascii") + b"\n"
 
     def flush(self) -> None:
-        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end of file."""
+        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end of
+        file."""
         try:
             self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
         except BlockingIOError:
@@ -97,7 +113,8 @@ class _Worker:
             self.outgoing = b""
 
     def receive(self) -> dict[str, Any] | bool | None:
-        """A whole reply; True when there is none yet; None when the worker is gone or talks nonsense."""
+        """A whole reply; True when there is none yet; None when the worker is gone or talks
+        nonsense."""
         try:
             data = os.read(self.stdout, 65536)
         except BlockingIOError:
@@ -121,7 +138,9 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process in uninterruptible I/O must not hold us up
+        with contextlib.suppress(
+            subprocess.TimeoutExpired
+        ):  # a process in uninterruptible I/O must not hold us up
             self.process.wait(timeout=5)
 
 
@@ -145,7 +164,9 @@ class _Tally:
     def failed(self, count: int, message: str) -> None:
         self.done += count
         self.errors += count
-        self.first_error = self.first_error or redact.text(message)  # a plug-in may put its key into what it raises
+        self.first_error = self.first_error or redact.text(
+            message
+        )  # a plug-in may put its key into what it raises
 
     def scored_as(self, index: int, value: float | None) -> None:
         if value is None or not math.isfinite(value):
@@ -185,17 +206,21 @@ class RewardPool:
         self._workers = []
 
     def wait_ready(self) -> None:
-        """Wait until one worker has loaded the function. Raises RewardError with the reason it could not."""
+        """Wait until one worker has loaded the function. Raises RewardError with the reason it
+        could not."""
         if self._workers:
             self._run([], until_ready=True)
 
     def score(self, items: Sequence[RewardItem]) -> RewardResult:
         """Rewards [n] in the order of the items, NaN where missing.
 
-        Raises RewardError (the run must end): load failure, wrong number or type of rewards, a reward outside [0, 1].
+        Raises RewardError (the run must end): load failure, wrong number or type of rewards, a
+        reward outside [0, 1].
         """
         if self._config.function == "exact":
-            values = np.array([verifiers.exact(self._clipped(item)) for item in items], dtype=np.float32)
+            values = np.array(
+                [verifiers.exact(self._clipped(item)) for item in items], dtype=np.float32
+            )
             return RewardResult(values, RewardCounts(scored=len(items)))
         if not self._workers:
             raise RuntimeError("RewardPool: score() outside its `with` block")
@@ -206,7 +231,13 @@ class RewardPool:
     def _clipped(self, item: RewardItem) -> RewardItem:
         if len(item.completion) <= self._config.max_chars:
             return item
-        return RewardItem(item.prompt, item.completion[-self._config.max_chars :], item.answer, item.source, item.columns)
+        return RewardItem(
+            item.prompt,
+            item.completion[-self._config.max_chars :],
+            item.answer,
+            item.source,
+            item.columns,
+        )
 
     def _message(self, item: RewardItem) -> dict[str, Any]:
         item = self._clipped(item)
@@ -220,10 +251,12 @@ class RewardPool:
         }
 
     def _run(self, items: Sequence[RewardItem], until_ready: bool) -> _Tally:
-        """The event loop: hand out work, read replies, kill what is late, until every item is done."""
+        """The event loop: hand out work, read replies, kill what is late, until every item is
+        done."""
         tally = _Tally(np.full(len(items), np.nan, dtype=np.float32))
         for worker in self._workers:
-            if not worker.ready:  # nobody looked at it while the first rollouts were generated, which may have taken long
+            # nobody looked at it while the first rollouts were generated, which may have taken long
+            if not worker.ready:
                 worker.deadline = time.monotonic() + _BOOT_SECONDS
         fresh, singles = deque(range(len(items))), deque[int]()
         while (not any(w.ready for w in self._workers)) if until_ready else tally.done < len(items):
@@ -233,7 +266,9 @@ class RewardPool:
             self._wait(tally, singles)
         return tally
 
-    def _hand_out(self, slot: int, items: Sequence[RewardItem], fresh: deque[int], singles: deque[int]) -> None:
+    def _hand_out(
+        self, slot: int, items: Sequence[RewardItem], fresh: deque[int], singles: deque[int]
+    ) -> None:
         worker = self._workers[slot]
         if worker.process.poll() is not None:  # died between calls: nobody's fault in this one
             self._restart(slot)
@@ -269,7 +304,9 @@ class RewardPool:
             if not worker.idle and worker.deadline <= time.monotonic():
                 self._expire(slot, tally, singles)
 
-    def _settle(self, slot: int, reply: dict[str, Any] | bool | None, tally: _Tally, singles: deque[int]) -> None:
+    def _settle(
+        self, slot: int, reply: dict[str, Any] | bool | None, tally: _Tally, singles: deque[int]
+    ) -> None:
         worker = self._workers[slot]
         if reply is True:
             return
@@ -287,7 +324,8 @@ class RewardPool:
         if isinstance(reply, dict) and "values" in reply:
             if len(reply["values"]) != len(batch):
                 self._fatal(
-                    f"reward.function: got {len(reply['values'])} rewards for {len(batch)} completions; return one for each"
+                    f"reward.function: got {len(reply['values'])} rewards for {len(batch)} "
+                    "completions; return one for each"
                 )
             try:
                 for index, value in zip(batch, reply["values"]):
@@ -330,7 +368,8 @@ class RewardPool:
 def check_reward(config: RewardConfig) -> None:
     """Load the reward function in a worker and drop it again: call it before the model loads.
 
-    Raises RewardError (exit 5): unknown name, missing file or function, import failure, unknown signature, missing package.
+    Raises RewardError (exit 5): unknown name, missing file or function, import failure, unknown
+    signature, missing package.
     """
     with RewardPool(config.model_copy(update={"workers": 1})) as pool:
         pool.wait_ready()

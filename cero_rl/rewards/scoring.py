@@ -17,18 +17,27 @@ from cero_rl.types import RolloutGroup
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards f32[n] of each group, nan where missing; how many were missing and why; the first failure in words."""
+    """Rewards f32[n] of each group, nan where missing; how many were missing and why; the first
+    failure in words."""
 
     values: list[npt.NDArray[np.float32]]
     counts: RewardCounts
     first_error: str | None
 
 
-def score_groups(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool) -> Scores:
+def score_groups(
+    groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool
+) -> Scores:
     items = []
     for group in groups:
         p = prompts[group.prompt_id]
-        items.extend(RewardItem(p.content, c.text, p.answer, p.source, p.columns) for c in group.completions)
+        items.extend(
+            RewardItem(p.content, c.text, p.answer, p.source, p.columns) for c in group.completions
+        )
     result = rewards.score(items)
     edges = np.cumsum([0, *(len(group.completions) for group in groups)])
-    return Scores([result.values[first:last] for first, last in pairwise(edges)], result.counts, result.first_error)
+    return Scores(
+        [result.values[first:last] for first, last in pairwise(edges)],
+        result.counts,
+        result.first_error,
+    )

@@ -1,8 +1,9 @@
 """The built-in verifiers: RewardItem -> 1.0 or 0.0.
 
-`exact` cannot hang and runs in the trainer. `math` and `reasoning_gym` run in workers only: they read model-written text
-with libraries that can loop or allocate without end, so their own timeouts (SIGALRM) are off and the pool's deadline holds.
-An exception means that the item could not be judged; the caller counts it as missing.
+`exact` cannot hang and runs in the trainer. `math` and `reasoning_gym` run in workers only: they
+read model-written text with libraries that can loop or allocate without end, so their own timeouts
+(SIGALRM) are off and the pool's deadline holds. An exception means that the item could not be
+judged; the caller counts it as missing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 from cero_rl.rewards.base import RewardItem
 
-# math-verify's own timeouts are signals and work in the main thread only; the pool kills a late worker instead. None turns them off,
-# which its annotations do not know.
+# math-verify's own timeouts are signals and work in the main thread only; the pool kills a late
+# worker instead. None turns them off, which its annotations do not know.
 _NO_TIMEOUT: Any = None
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
@@ -35,16 +36,20 @@ def _gold(answer: str) -> tuple[Any, ...]:
 
     text = final_part(answer)
     marked = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
-    parsed = parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=_NO_TIMEOUT) or parse(text, parsing_timeout=_NO_TIMEOUT)
+    parsed = parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=_NO_TIMEOUT) or parse(
+        text, parsing_timeout=_NO_TIMEOUT
+    )
     if not parsed:
         raise ValueError(
-            f"the answer {answer[:80]!r} cannot be read as mathematics; use reward.function: exact or a plug-in"
+            f"the answer {answer[:80]!r} cannot be read as mathematics; use "
+            "reward.function: exact or a plug-in"
         )
     return tuple(parsed)
 
 
 def math(item: RewardItem) -> float:
-    """1.0 when the completion's final expression equals the answer (math-verify; a \\boxed{} expression comes first).
+    """1.0 when the completion's final expression equals the answer (math-verify; a \\boxed{}
+    expression comes first).
 
     Raises ValueError when the answer itself is not mathematics.
     """
@@ -66,9 +71,9 @@ def _procedural(name: str, seed: int, size: int) -> Any:
 def reasoning_gym(item: RewardItem) -> float:
     """1.0 when the set's own scorer gives exactly 1.0 (some give crumbs for wrong answers).
 
-    Reads the last <answer>...</answer>, or the whole completion. A scorer that raises on this text but accepts the reference
-    answer says "wrong" (0.0); one that raises on both is broken, and its exception passes on. Raises KeyError for items of
-    other data.
+    Reads the last <answer>...</answer>, or the whole completion. A scorer that raises on this text
+    but accepts the reference answer says "wrong" (0.0); one that raises on both is broken, and its
+    exception passes on. Raises KeyError for items of other data.
     """
     columns = item.columns
     dataset = _procedural(columns["reasoning_gym"], columns["seed"], columns["size"])

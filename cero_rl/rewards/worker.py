@@ -1,9 +1,11 @@
-"""The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed by `pool`.
+"""The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed by
+`pool`.
 
-One JSON object a line on stdin, one on stdout. First {"function", "memory_limit_mb", "parent"} -> {"ready": true, "batched"}
-or {"fatal"}; then {"items": [...]} -> {"values": [...]}, {"error"} (these items are missing) or {"fatal"} (the run must
-end). No pickles: what a worker answers is data. Plug-in output goes to /dev/null. The process dies with its parent, and an
-item that exhausts its memory ends it.
+One JSON object a line on stdin, one on stdout. First {"function", "memory_limit_mb", "parent"} ->
+{"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]}, {"error"}
+(these items are missing) or {"fatal"} (the run must end). No pickles: what a worker answers is
+data. Plug-in output goes to /dev/null. The process dies with its parent, and an item that exhausts
+its memory ends it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _private_pipes() -> tuple[IO[str], IO[str]]:
-    """Our own copies of stdin and stdout, not inherited by children; the standard ones become /dev/null."""
+    """Our own copies of stdin and stdout, not inherited by children; the standard ones become
+    /dev/null."""
     requests, replies = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -36,20 +39,25 @@ def _private_pipes() -> tuple[IO[str], IO[str]]:
 
 
 def _die_with(parent: int) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # Linux only; elsewhere the end of stdin ends the worker
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # Linux only; elsewhere the end of stdin ends the worker
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def _limit_memory(limit_mb: int) -> None:
-    """Cap the address space at what is mapped now plus `limit_mb`, so the limit measures items and not imports."""
+    """Cap the address space at what is mapped now plus `limit_mb`, so the limit measures items and
+    not imports."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
     mapped = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = mapped + limit_mb * 1024 * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+    resource.setrlimit(
+        resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard)
+    )
 
 
 def _load(function: str) -> Scorer:
@@ -57,14 +65,20 @@ def _load(function: str) -> Scorer:
         try:
             import math_verify  # noqa: F401  paid for now, not inside the first item's deadline
         except ImportError:
-            raise RewardError("reward.function: math needs math-verify; pip install math-verify") from None
+            raise RewardError(
+                "reward.function: math needs math-verify; pip install math-verify"
+            ) from None
         return Scorer(score=lambda items: [verifiers.math(item) for item in items], batched=False)
     if function == "reasoning_gym":
         try:
             import reasoning_gym  # noqa: F401
         except ImportError:
-            raise RewardError("reward.function: reasoning_gym is not installed; pip install 'cero_rl[procedural]'") from None
-        return Scorer(score=lambda items: [verifiers.reasoning_gym(item) for item in items], batched=False)
+            raise RewardError(
+                "reward.function: reasoning_gym is not installed; pip install 'cero_rl[procedural]'"
+            ) from None
+        return Scorer(
+            score=lambda items: [verifiers.reasoning_gym(item) for item in items], batched=False
+        )
     return load_plugin(function)
 
 
@@ -74,16 +88,24 @@ def _number(value: Any) -> float | None:
     try:
         return float("no" if isinstance(value, (str, bytes)) else value)
     except (TypeError, ValueError):
-        raise RewardError(f"reward.function: got a {type(value).__name__} as a reward, wanted a number or None") from None
+        raise RewardError(
+            f"reward.function: got a {type(value).__name__} as a reward, wanted a number or None"
+        ) from None
 
 
 def _answer(scorer: Scorer, items: list[dict[str, Any]]) -> dict[str, Any]:
     try:
-        return {"values": [_number(value) for value in scorer.score([RewardItem(**item) for item in items])]}
+        return {
+            "values": [
+                _number(value) for value in scorer.score([RewardItem(**item) for item in items])
+            ]
+        }
     except RewardError as error:
         return {"fatal": str(error)}
     except MemoryError:
-        os._exit(1)  # the heap is in no state to go on; the pool counts the item and starts another worker
+        os._exit(
+            1
+        )  # the heap is in no state to go on; the pool counts the item and starts another worker
     except Exception as error:
         return {"error": describe(error)}
     except BaseException as error:  # SystemExit, KeyboardInterrupt, libraries' own timeouts

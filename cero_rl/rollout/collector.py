@@ -1,9 +1,12 @@
-"""One slice of an allocation -> scored, packed rollouts on this rank, and the evidence of all ranks.
+"""One slice of an allocation -> scored, packed rollouts on this rank, and the evidence of all
+ranks.
 
-In: the prompts and group sizes of the slice (the same on every rank). Out: `Collected`: this rank's batch with its advantages, and
-per-group counts summed over ranks in exact integers, so that every rank learns the same whatever the number of ranks.
-A scheduler may answer the counts with a further wave of rollouts; a prompt that comes again keeps its rank, so that its group is
-whole when its advantage is computed. The first wave of a slice can be begun while the learner still works on the slice before.
+In: the prompts and group sizes of the slice (the same on every rank). Out: `Collected`: this rank's
+batch with its advantages, and per-group counts summed over ranks in exact integers, so that every
+rank learns the same whatever the number of ranks. A scheduler may answer the counts with a further
+wave of rollouts; a prompt that comes again keeps its rank, so that its group is whole when its
+advantage is computed. The first wave of a slice can be begun while the learner still works on the
+slice before.
 """
 
 from __future__ import annotations
@@ -35,11 +38,9 @@ from cero_rl.scheduler.protocol import Keep, NextWave
 from cero_rl.scheduler.sizes import Evidence
 from cero_rl.types import RolloutBatch, RolloutGroup
 
-_FIXED_POINT = 2**20  # graded rewards cross ranks as integers: sums are exact and do not depend on the order of ranks
-
-
-
-
+_FIXED_POINT = (
+    2**20
+)  # graded rewards cross ranks as integers: sums are exact and do not depend on the order of ranks
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,23 @@ class Collected:
     reduce_seconds: float  # the all-reduce of counts, waiting for the slowest rank included
 
 
-
-
-
-
 @dataclass
 class _Round:
-    """What the waves of a slice have brought so far; grows by `add`. Global fields are the same on every rank."""
+    """What the waves of a slice have brought so far; grows by `add`. Global fields are the same on
+    every rank."""
 
-    prompt_ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] in order of appearance
-    owner: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G] rank
-    requested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))  # [G]
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((7, 0), dtype=np.int64))  # [7, G]
+    prompt_ids: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )  # [G] in order of appearance
+    owner: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )  # [G] rank
+    requested: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64)
+    )  # [G]
+    counts: npt.NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((7, 0), dtype=np.int64)
+    )  # [7, G]
     live: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [G]
     groups: dict[int, RolloutGroup] = field(default_factory=dict)  # this rank's, by position
     rewards: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -94,7 +100,9 @@ class _Round:
 
     def take(self, position: int, group: RolloutGroup, rewards: npt.NDArray[np.float32]) -> None:
         if position in self.groups:
-            group = replace(group, completions=self.groups[position].completions + group.completions)
+            group = replace(
+                group, completions=self.groups[position].completions + group.completions
+            )
             rewards = np.concatenate((self.rewards[position], rewards))
         self.groups[position], self.rewards[position] = group, rewards
 
@@ -107,14 +115,23 @@ class _Round:
     def evidence(self) -> Evidence:
         generated, trials, wins, successes, squares, response_tokens, truncated = self.counts
         return Evidence(
-            self.prompt_ids, generated, trials, wins, successes / _FIXED_POINT, squares / _FIXED_POINT, response_tokens, truncated,
-            self.live, requested=int(self.requested.sum()),
-        )  # fmt: skip
+            self.prompt_ids,
+            generated,
+            trials,
+            wins,
+            successes / _FIXED_POINT,
+            squares / _FIXED_POINT,
+            response_tokens,
+            truncated,
+            self.live,
+            requested=int(self.requested.sum()),
+        )
 
 
 @dataclass
 class Wave:
-    """A wave of a slice, dealt to ranks; the same on every rank but for `mine` and what comes of it."""
+    """A wave of a slice, dealt to ranks; the same on every rank but for `mine` and what comes of
+    it."""
 
     prompt_ids: npt.NDArray[np.int64]  # [W]
     rollouts: npt.NDArray[np.int32]  # [W]
@@ -135,20 +152,35 @@ class Begun:
 
 
 class Collector:
-    """Samples, scores, packs and counts slices. `begin`, `generate_ahead` and `settle` enter no collective; `finish` is one."""
+    """Samples, scores, packs and counts slices. `begin`, `generate_ahead` and `settle` enter no
+    collective; `finish` is one."""
 
     def __init__(
-        self, pool: Pool, engine: InStep, rewards: RewardPool, lengths: LengthTracker, config: Config, group: Group,
+        self,
+        pool: Pool,
+        engine: InStep,
+        rewards: RewardPool,
+        lengths: LengthTracker,
+        config: Config,
+        group: Group,
         phase: Callable[[str, str, float | None], AbstractContextManager[None]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._pool, self._engine, self._rewards, self._lengths = pool, engine, rewards, lengths
         self._config, self._group, self._phase = config, group, phase
 
-    def begin(self, prompt_ids: npt.NDArray[np.int64], rollouts: npt.NDArray[np.int32], stream: int) -> Begun:
+    def begin(
+        self, prompt_ids: npt.NDArray[np.int64], rollouts: npt.NDArray[np.int32], stream: int
+    ) -> Begun:
         state = _Round()
         return Begun(state, self._deal(state, prompt_ids, rollouts, stream))
 
-    def _deal(self, state: _Round, prompt_ids: npt.NDArray[np.int64], rollouts: npt.NDArray[np.int32], stream: int) -> Wave:
+    def _deal(
+        self,
+        state: _Round,
+        prompt_ids: npt.NDArray[np.int64],
+        rollouts: npt.NDArray[np.int32],
+        stream: int,
+    ) -> Wave:
         where, pool = state.positions(prompt_ids), self._pool
         prompt_tokens = np.array([len(pool.tokens[i]) for i in prompt_ids], dtype=np.float64)
         expected = prompt_tokens + rollouts * self._lengths.expected(prompt_ids)
@@ -156,28 +188,39 @@ class Collector:
         mine = np.flatnonzero(state.owner[where] == self._group.rank)
         requests = [
             RolloutRequest(
-                int(prompt_ids[j]), pool.tokens[prompt_ids[j]], int(rollouts[j]), stream_key=int(pool.prompts[prompt_ids[j]].key, 16),
+                int(prompt_ids[j]),
+                pool.tokens[prompt_ids[j]],
+                int(rollouts[j]),
+                stream_key=int(pool.prompts[prompt_ids[j]].key, 16),
                 first_draw=int(state.requested[where[j]]),
             )
             for j in mine
-        ]  # fmt: skip
+        ]
         return Wave(prompt_ids, rollouts, where, mine, requests, stream)
 
     def generate_ahead(self, begun: Begun) -> None:
         """Start this rank's part of the first wave in the background."""
-        begun.wave.ahead = self._engine.begin(begun.wave.requests, stream=begun.wave.stream, temperature=self._config.rollout.temperature)
+        begun.wave.ahead = self._engine.begin(
+            begun.wave.requests,
+            stream=begun.wave.stream,
+            temperature=self._config.rollout.temperature,
+        )
 
     def settle(self, begun: Begun) -> float:
-        """Wait for what was begun, on all ranks; returns how long this rank waited. Weights may change afterwards."""
+        """Wait for what was begun, on all ranks; returns how long this rank waited. Weights may
+        change afterwards."""
         if (ahead := begun.wave.ahead) is None:
             return 0.0
         started = time.perf_counter()
-        with self._phase("rollout", "generation ahead", self._config.rollout.generate_timeout_seconds):
+        with self._phase(
+            "rollout", "generation ahead", self._config.rollout.generate_timeout_seconds
+        ):
             begun.wave.groups, begun.wave.ahead = self._engine.finish(ahead), None
         return time.perf_counter() - started
 
     def finish(self, begun: Begun, *, next_wave: NextWave | None, keep: Keep) -> Collected:
-        """Sample what is not sampled yet, score, pack and count, wave after wave while `next_wave` asks for more (None: one wave).
+        """Sample what is not sampled yet, score, pack and count, wave after wave while `next_wave`
+        asks for more (None: one wave).
 
         A collective: every rank calls it with the same slice (it may get no group of it).
         """
@@ -222,9 +265,13 @@ class Collector:
         if wave.ahead is not None:
             self.settle(Begun(state, wave))
         if wave.groups is None:
-            with self._phase("rollout", "generation", self._config.rollout.generate_timeout_seconds):
+            with self._phase(
+                "rollout", "generation", self._config.rollout.generate_timeout_seconds
+            ):
                 faults.point("rollout.before")
-                wave.groups = self._engine.generate(wave.requests, stream=wave.stream, temperature=self._config.rollout.temperature)
+                wave.groups = self._engine.generate(
+                    wave.requests, stream=wave.stream, temperature=self._config.rollout.temperature
+                )
         faults.point("rollout.after")
         sampled = time.perf_counter()
         with self._phase("reward", "verifiers", None):
@@ -241,7 +288,9 @@ class Collector:
                 known.size,
                 (known > threshold).sum(),
                 np.rint(known.astype(np.float64) * _FIXED_POINT).sum(),
-                np.floor(known.astype(np.float64) ** 2 * _FIXED_POINT).sum(),  # down: never more than the sum itself
+                np.floor(
+                    known.astype(np.float64) ** 2 * _FIXED_POINT
+                ).sum(),  # down: never more than the sum itself
                 sum(len(c.token_ids) for c in done.completions),
                 sum(c.finish_reason == "length" for c in done.completions),
                 bool(so_far.size) and so_far.min() != so_far.max(),
@@ -259,5 +308,3 @@ class Collector:
         state.rollout_seconds += sampled - started
         state.reward_seconds += scored - sampled
         state.reduce_seconds += time.perf_counter() - counted
-
-

@@ -9,7 +9,8 @@ from cero_rl.scheduler.sizes import Evidence
 
 
 class LengthTracker:
-    """Expected response tokens of a prompt: its own mean so far, the pool's mean before that. The same on every rank."""
+    """Expected response tokens of a prompt: its own mean so far, the pool's mean before that. The
+    same on every rank."""
 
     def __init__(self, num_prompts: int, first_guess_tokens: float) -> None:
         self.tokens = np.zeros(num_prompts, dtype=np.int64)

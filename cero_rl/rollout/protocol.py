@@ -12,38 +12,53 @@ from torch import Tensor
 
 from cero_rl.types import RolloutGroup
 
-PROBE_TOKENS = 8  # an engine must have room for one sequence of both, if the model has: the parity probe of every weight sync
+# an engine must have room for one sequence of both, if the model has: the parity probe of every
+# weight sync
+PROBE_TOKENS = 8
 PROBE_PROMPT_TOKENS = 160
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """One group to sample: `rollouts` completions of one prompt. `first_draw` numbers them, so that draws are never repeated."""
+    """One group to sample: `rollouts` completions of one prompt. `first_draw` numbers them, so that
+    draws are never repeated."""
 
     prompt_id: int
     prompt_tokens: npt.NDArray[np.int64]  # [m]
     rollouts: int
-    stream_key: int  # identifies the prompt in the random stream: stable over runs, ranks and prompt order
+    stream_key: (
+        int  # identifies the prompt in the random stream: stable over runs, ranks and prompt order
+    )
     first_draw: int = 0
 
 
 class RolloutEngine(Protocol):
-    """Samples ragged groups. The random numbers of a completion are a function of (seed, stream, stream_key, draw), not of its batch.
+    """Samples ragged groups. The random numbers of a completion are a function of (seed, stream,
+    stream_key, draw), not of its batch.
 
-    With the transformers engine the completion itself is; vLLM's rounding varies with its batch, so a near-tie may fall otherwise.
+    With the transformers engine the completion itself is; vLLM's rounding varies with its batch, so
+    a near-tie may fall otherwise.
     """
 
     def generate(
-        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        stream: int,
+        temperature: float,
+        max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
-        """Groups in the order of `requests`. `stream` separates rounds and evaluations from one another.
+        """Groups in the order of `requests`. `stream` separates rounds and evaluations from one
+        another.
 
-        `max_tokens` lowers the engine's own limit. A group may come back short: what is missing failed, and is refunded.
+        `max_tokens` lowers the engine's own limit. A group may come back short: what is missing
+        failed, and is refunded.
         """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over all weights; completions carry `version` from now on. Consumes the iterator to its end, even on failure."""
+        """Take over all weights; completions carry `version` from now on. Consumes the iterator to
+        its end, even on failure."""
         ...
 
     def sleep(self) -> None:

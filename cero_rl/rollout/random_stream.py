@@ -1,7 +1,9 @@
-"""Counter-based uniforms: the u that decides token t of draw d is a hash of (seed, stream, prompt, d, t).
+"""Counter-based uniforms: the u that decides token t of draw d is a hash of (seed, stream, prompt,
+d, t).
 
-So a completion does not depend on which rank samples it, on its neighbours in the batch, or on what was sampled before, and a
-resumed run draws what the uninterrupted one would have drawn. The mixer is the splitmix64 finaliser (Steele et al., 2014).
+So a completion does not depend on which rank samples it, on its neighbours in the batch, or on what
+was sampled before, and a resumed run draws what the uninterrupted one would have drawn. The mixer
+is the splitmix64 finaliser (Steele et al., 2014).
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def draw_keys(seed: int, stream: int, stream_keys: npt.NDArray[np.uint64], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def draw_keys(
+    seed: int, stream: int, stream_keys: npt.NDArray[np.uint64], draws: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
     """One 64-bit key a rollout, [R]."""
     with np.errstate(over="ignore"):
         key = _mix(np.asarray(seed, dtype=np.uint64).reshape(1) + _GOLDEN)

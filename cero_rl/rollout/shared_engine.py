@@ -1,7 +1,8 @@
-"""Rollout engines in step: what fails on one rank fails on all, and generation may go on while the learner works.
+"""Rollout engines in step: what fails on one rank fails on all, and generation may go on while the
+learner works.
 
-Without it a rank that raised alone would leave the others waiting in a collective. Generation ahead runs in a thread that enters no
-collective; the ranks agree on its outcome when it is collected.
+Without it a rank that raised alone would leave the others waiting in a collective. Generation ahead
+runs in a thread that enters no collective; the ranks agree on its outcome when it is collected.
 """
 
 from __future__ import annotations
@@ -25,7 +26,14 @@ from cero_rl.types import RolloutGroup
 class Ahead:
     """One rank's generation in the background. `seconds` is how long it took, once it is done."""
 
-    def __init__(self, engine: RolloutEngine, requests: Sequence[RolloutRequest], *, stream: int, temperature: float) -> None:
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        requests: Sequence[RolloutRequest],
+        *,
+        stream: int,
+        temperature: float,
+    ) -> None:
         self.requests = requests
         self.stream = stream
         self.seconds = 0.0
@@ -52,7 +60,8 @@ class Ahead:
 
 
 class InStep:
-    """A RolloutEngine whose failures are everyone's. Every rank calls `generate` together, also with nothing to sample.
+    """A RolloutEngine whose failures are everyone's. Every rank calls `generate` together, also
+    with nothing to sample.
 
     Raises EngineError on all ranks when it failed on one.
     """
@@ -61,18 +70,28 @@ class InStep:
         self.engine, self._group = engine, group
 
     def generate(
-        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        stream: int,
+        temperature: float,
+        max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
         groups, failure = [], None
         try:
-            groups = self.engine.generate(requests, stream=stream, temperature=temperature, max_tokens=max_tokens)
+            groups = self.engine.generate(
+                requests, stream=stream, temperature=temperature, max_tokens=max_tokens
+            )
         except (EngineError, RuntimeError) as error:  # RuntimeError: out of memory and its kin
             failure = f"rank {self._group.rank}: {error}"
         self._group.agree(failure, "rollout")
         return groups
 
-    def begin(self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float) -> Ahead:
-        """Start generating on this rank and return at once; no collective. `finish` it before the next call of this engine."""
+    def begin(
+        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float
+    ) -> Ahead:
+        """Start generating on this rank and return at once; no collective. `finish` it before the
+        next call of this engine."""
         return Ahead(self.engine, requests, stream=stream, temperature=temperature)
 
     def finish(self, ahead: Ahead) -> list[RolloutGroup]:
@@ -96,8 +115,11 @@ class InStep:
         self.engine.sleep()
 
 
-def score_in_step(groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool, group: Group) -> Scores:
-    """This rank's scores. A reward function that breaks its contract on one rank is a RewardError on all. A collective."""
+def score_in_step(
+    groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool, group: Group
+) -> Scores:
+    """This rank's scores. A reward function that breaks its contract on one rank is a RewardError
+    on all. A collective."""
     scores, failure = None, None
     try:
         faults.point("reward.before")

@@ -1,7 +1,7 @@
 """Who gets how many rollouts, when: pure numpy, no torch, no communication.
 
-Every rank runs the same scheduler on the same all-reduced counts and so computes the same plan. Source: arXiv 2606.05606,
-2610.09679.
+Every rank runs the same scheduler on the same all-reduced counts and so computes the same plan.
+Source: arXiv 2606.05606, 2610.09679.
 """
 
 from cero_rl.scheduler.budgeted import BudgetSpec, Observed, Samples, StateDict
@@ -29,7 +29,13 @@ from cero_rl.scheduler.utility import (
     utility_slope,
     utility_value,
 )
-from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, hit_utility, live_probability
+from cero_rl.scheduler.value import (
+    ValueFunction,
+    ValueName,
+    graded_variance,
+    hit_utility,
+    live_probability,
+)
 
 __all__ = [
     "EXPONENTIAL",

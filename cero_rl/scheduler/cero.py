@@ -1,13 +1,16 @@
 """The CERO scheduler: online primal-dual allocation of one rollout budget over prompts and rounds.
 
-In:  per-prompt successes and trials of each round. Out: per-round Allocations that together never exceed the budget.
-Source: Zong, Wang, Jiang, arXiv 2606.05606; Zong, Wang, Hu, Jiang, Shen, arXiv 2610.09679 (both without published code).
+In:  per-prompt successes and trials of each round. Out: per-round Allocations that together never
+exceed the budget. Source: Zong, Wang, Jiang, arXiv 2606.05606; Zong, Wang, Hu, Jiang, Shen, arXiv
+2610.09679 (both without published code).
 
-Each prompt keeps a slope v in [0, 1] (what one more unit is worth, falling with cumulative exposure, over the largest
-possible slope) and the run keeps one price nu in [0, 1] for a unit of budget. A round gives units to the largest positive
-margins v - nu; then both duals take one projected gradient step, against the plan as made (not as clipped by the budget) and
-the worth just re-estimated. With its defaults the class is that algorithm; everything keyword-only after `seed` goes beyond it,
-lives in a module of its own (utility, value, plan, rules, tokens, progress, prior) and is only put together here.
+Each prompt keeps a slope v in [0, 1] (what one more unit is worth, falling with cumulative
+exposure, over the largest possible slope) and the run keeps one price nu in [0, 1] for a unit of
+budget. A round gives units to the largest positive margins v - nu; then both duals take one
+projected gradient step, against the plan as made (not as clipped by the budget) and the worth just
+re-estimated. With its defaults the class is that algorithm; everything keyword-only after `seed`
+goes beyond it, lives in a module of its own (utility, value, plan, rules, tokens, progress, prior)
+and is only put together here.
 """
 
 from __future__ import annotations
@@ -17,7 +20,16 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar, StateDict, read_array, read_scalar
+from cero_rl.scheduler.budgeted import (
+    BudgetedScheduler,
+    BudgetSpec,
+    Floats,
+    Ids,
+    Scalar,
+    StateDict,
+    read_array,
+    read_scalar,
+)
 from cero_rl.scheduler.options import PlanName
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import change_pool
@@ -33,25 +45,32 @@ from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, v
 class CeroScheduler(BudgetedScheduler):
     """CERO over a pool of P = num_prompts prompts.
 
-    rounds, budget_rollouts (whole run), capacity_rollouts (per round), rollouts_per_unit (g) and max_units_per_prompt (Nmax,
-    per round) set the sizes: a selected prompt gets a group of at most g*Nmax rollouts. saturation (lambda) says how fast a
-    prompt is worn out at its fair share of the budget; prior and forgetting belong to the posterior; step_size is the
-    gradient step of both duals (None: 1/sqrt(rounds), the published one); price_init is the first price, in [0, 1].
+    rounds, budget_rollouts (whole run), capacity_rollouts (per round), rollouts_per_unit (g) and
+    max_units_per_prompt (Nmax, per round) set the sizes: a selected prompt gets a group of at most
+    g*Nmax rollouts. saturation (lambda) says how fast a prompt is worn out at its fair share of the
+    budget; prior and forgetting belong to the posterior; step_size is the gradient step of both
+    duals (None: 1/sqrt(rounds), the published one); price_init is the first price, in [0, 1].
 
-    spend_down makes the run end with the budget spent exactly. Proof: let L rounds be left, this one included, C the
-    capacity and W <= L*C the remaining units (true at the start). The plan is forced to at least W - (L-1)*C <= C units, so
-    W - plan <= (L-1)*C and the invariant holds for the next round; at L = 1 it forces W. A forced round leaves exactly
-    (L-1)*C, so every later round is full: the price stops mattering once and for all. Forced units are part of the plan that
-    the duals learn from, so prompts still rotate. (Small exploration groups and a budget in tokens can leave a round unfilled.)
+    spend_down makes the run end with the budget spent exactly. Proof: let L rounds be left, this
+    one included, C the capacity and W <= L*C the remaining units (true at the start). The plan is
+    forced to at least W - (L-1)*C <= C units, so W - plan <= (L-1)*C and the invariant holds for
+    the next round; at L = 1 it forces W. A forced round leaves exactly (L-1)*C, so every later
+    round is full: the price stops mattering once and for all. Forced units are part of the plan
+    that the duals learn from, so prompts still rotate. (Small exploration groups and a budget in
+    tokens can leave a round unfilled.)
 
-    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family of U; value, the worth of a rollout
-    (a name, or a function of (a [n], b [n]) -> [0, 1/4]); plan "resolve" or "thompson" instead of the duals; cap_shares, the most
-    fair shares of exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units, where a slope at 0
-    jumps by a whole step); proximal > 0, the curvature of the round problem that gives true group sizes; explore_units > 0, the most
-    units of a prompt never seen; token_costs, margins per token (see set_expected_tokens), and budget_tokens; refit_prior_every
-    > 0, rounds between empirical-Bayes fits; labels i64[P], progress_floor, progress_memory_rounds for value "progress".
+    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family of
+    U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]); plan
+    "resolve" or "thompson" instead of the duals; cap_shares, the most fair shares of exposure that
+    a slope may point to (exact for plans below it; None: rounds * Nmax units, where a slope at 0
+    jumps by a whole step); proximal > 0, the curvature of the round problem that gives true group
+    sizes; explore_units > 0, the most units of a prompt never seen; token_costs, margins per token
+    (see set_expected_tokens), and budget_tokens; refit_prior_every > 0, rounds between
+    empirical-Bayes fits; labels i64[P], progress_floor, progress_memory_rounds for value
+    "progress".
 
-    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of range.
+    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of
+    range.
     """
 
     name = "cero"
@@ -85,25 +104,51 @@ class CeroScheduler(BudgetedScheduler):
         progress_floor: float = 0.1,
         progress_memory_rounds: float = 10.0,
     ) -> None:
-        spec = BudgetSpec(num_prompts, rounds, budget_rollouts, rollouts_per_unit, max_units_per_prompt, capacity_rollouts)
+        spec = BudgetSpec(
+            num_prompts,
+            rounds,
+            budget_rollouts,
+            rollouts_per_unit,
+            max_units_per_prompt,
+            capacity_rollouts,
+        )
         super().__init__(spec, prior, forgetting, seed)
-        for option, number in (("saturation", saturation), ("step_size", 1.0 if step_size is None else step_size)):
+        for option, number in (
+            ("saturation", saturation),
+            ("step_size", 1.0 if step_size is None else step_size),
+        ):
             if not 0.0 < number < math.inf:
                 raise ValueError(f"{option} = {number:g}, wanted a positive finite number")
         if not 0.0 <= price_init <= 1.0:
             raise ValueError(f"price_init = {price_init:g}, wanted a number in [0, 1]")
         if cap_shares is not None and not 0.0 < cap_shares < math.inf:
-            raise ValueError(f"cap_shares = {cap_shares:g}, wanted a positive finite number of fair shares, or None")
+            raise ValueError(
+                f"cap_shares = {cap_shares:g}, wanted a positive finite number of fair "
+                "shares, or None"
+            )
         if plan not in ("duals", "resolve", "thompson"):
             raise ValueError(f"plan = {plan!r}, wanted 'duals', 'resolve' or 'thompson'")
         if plan == "thompson" and value != "variance":
-            raise ValueError(f"plan = 'thompson' draws success rates: it needs value = 'variance', got {value!r}")
+            raise ValueError(
+                f"plan = 'thompson' draws success rates: it needs value = 'variance', got {value!r}"
+            )
         if not 0.0 <= proximal < math.inf or (proximal and plan != "duals"):
-            raise ValueError(f"proximal = {proximal:g} with plan = {plan!r}: wanted a finite number >= 0, more than 0 with 'duals' only")
+            raise ValueError(
+                f"proximal = {proximal:g} with plan = {plan!r}: wanted a finite number >= "
+                "0, more than 0 with 'duals' only"
+            )
         if not 0 <= explore_units <= max_units_per_prompt:
-            raise ValueError(f"explore_units = {explore_units}, wanted 0 (off) .. max_units_per_prompt = {max_units_per_prompt}")
-        if refit_prior_every < 0 or (refit_prior_every and not isinstance(self.posterior.prior[0], float)):
-            raise ValueError(f"refit_prior_every = {refit_prior_every}, wanted 0 (off) or more, and one prior for all prompts")
+            raise ValueError(
+                f"explore_units = {explore_units}, wanted 0 (off) .. max_units_per_prompt = "
+                f"{max_units_per_prompt}"
+            )
+        if refit_prior_every < 0 or (
+            refit_prior_every and not isinstance(self.posterior.prior[0], float)
+        ):
+            raise ValueError(
+                f"refit_prior_every = {refit_prior_every}, wanted 0 (off) or more, and one "
+                "prior for all prompts"
+            )
         if (value == "progress") != (labels is not None):
             raise ValueError("labels and value = 'progress' go together: give both or neither")
         self.saturation = float(saturation)
@@ -114,26 +159,39 @@ class CeroScheduler(BudgetedScheduler):
         self.cap_shares = None if cap_shares is None else float(cap_shares)
         self.plan, self.proximal, self.explore_units = plan, float(proximal), int(explore_units)
         self.token_costs, self.refit_prior_every = bool(token_costs), int(refit_prior_every)
-        self.tokens = TokenCosts(num_prompts, budget_tokens) if token_costs or budget_tokens is not None else None
-        self.progress = None if labels is None else LearningProgress(labels, num_prompts, progress_floor, progress_memory_rounds)
-        self.value_name = f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
+        self.tokens = (
+            TokenCosts(num_prompts, budget_tokens)
+            if token_costs or budget_tokens is not None
+            else None
+        )
+        self.progress = (
+            None
+            if labels is None
+            else LearningProgress(labels, num_prompts, progress_floor, progress_memory_rounds)
+        )
+        self.value_name = (
+            f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
+        )
         group = rollouts_per_unit * max_units_per_prompt
         self._worth: ValueFunction = value if callable(value) else value_function(value, group)
-        self._squares = self.posterior.a.copy() if value == "graded" else None  # [P] sum of squared rewards, prior included
+        self._squares = (
+            self.posterior.a.copy() if value == "graded" else None
+        )  # [P] sum of squared rewards, prior included
         self._exposure: Ids = np.zeros(num_prompts, dtype=np.int64)  # [P] units executed so far
         self._price = self.price_init
         self._revalue(None)
         self._slope: Floats = np.minimum(4.0 * self._value, 1.0)
-        # Equal slopes go by this permutation, drawn once: a stateless rule, so a resumed run and every rank break ties
-        # alike.
+        # Equal slopes go by this permutation, drawn once: a stateless rule, so a resumed run and
+        # every rank break ties alike.
         self._tie_rank: Ids = np.random.default_rng(self.seed).permutation(num_prompts)
         self._pool_changed = False
 
-    # --- what can be read, and told ------------------------------------------------------------------------------------
+    # --- what can be read, and told
 
     @property
     def slope(self) -> Floats:
-        """f64[P] copy of v, in [0, 1] (multiples of slope_max): today's worth of one more unit of each prompt."""
+        """f64[P] copy of v, in [0, 1] (multiples of slope_max): today's worth of one more unit of
+        each prompt."""
         return self._slope.copy()
 
     @property
@@ -153,16 +211,23 @@ class CeroScheduler(BudgetedScheduler):
 
     @property
     def exposure_cap(self) -> float:
-        """Units: the most one prompt can get in the run, or the lower cap on its supporting exposure that cap_shares sets."""
+        """Units: the most one prompt can get in the run, or the lower cap on its supporting
+        exposure that cap_shares sets."""
         most = self.spec.rounds * self.spec.max_units_per_prompt
-        return most if self.cap_shares is None else min(most, self.cap_shares * self.spec.budget_units / self.spec.num_prompts)
+        return (
+            most
+            if self.cap_shares is None
+            else min(most, self.cap_shares * self.spec.budget_units / self.spec.num_prompts)
+        )
 
     def utility_rate(self) -> Floats:
-        """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at exposure 0."""
+        """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at exposure
+        0."""
         return (4.0 * self.slope_max) * self._value
 
     def set_expected_tokens(self, tokens: npt.ArrayLike) -> None:
-        """Expected response tokens f64[P] > 0 of a rollout of each prompt, for token_costs and budget_tokens; the same on every rank."""
+        """Expected response tokens f64[P] > 0 of a rollout of each prompt, for token_costs and
+        budget_tokens; the same on every rank."""
         if self.tokens is None:
             raise ValueError("set_expected_tokens() needs token_costs or budget_tokens")
         self.tokens.set_expected(tokens)
@@ -174,10 +239,14 @@ class CeroScheduler(BudgetedScheduler):
         self.tokens.spend(tokens)
 
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
-        """Start from evidence f64[P] of an earlier run (see export.import_posterior). RuntimeError after the first round began."""
+        """Start from evidence f64[P] of an earlier run (see export.import_posterior). RuntimeError
+        after the first round began."""
         if self._round or self._pending is not None:
             raise RuntimeError("warm_start() belongs before the first round")
-        wins, losses = np.asarray(successes, dtype=np.float64), np.asarray(failures, dtype=np.float64)
+        wins, losses = (
+            np.asarray(successes, dtype=np.float64),
+            np.asarray(failures, dtype=np.float64),
+        )
         check_counts(wins, np.ceil(wins + losses), self.spec.num_prompts)
         check_counts(losses, np.ceil(wins + losses), self.spec.num_prompts)
         self.posterior.a += wins
@@ -187,52 +256,89 @@ class CeroScheduler(BudgetedScheduler):
         self._revalue(None)
         self._slope = np.minimum(4.0 * self._value, 1.0)
 
-    def set_pool(self, previous: npt.ArrayLike, new_prior: tuple[float, float] = (1.0, 1.0), labels: npt.ArrayLike | None = None) -> None:
-        """Exchange the pool between rounds: previous i64[P'] is each new prompt's index in the old pool, -1 for a prompt not in it.
+    def set_pool(
+        self,
+        previous: npt.ArrayLike,
+        new_prior: tuple[float, float] = (1.0, 1.0),
+        labels: npt.ArrayLike | None = None,
+    ) -> None:
+        """Exchange the pool between rounds: previous i64[P'] is each new prompt's index in the old
+        pool, -1 for a prompt not in it.
 
-        Prompts that stay keep posterior, slope, exposure and order of ties; new ones start from the prior (`new_prior` where the
-        run has one per prompt). labels i64[P'] for value "progress". A resumed run must be built with the new size. Raises
-        RuntimeError in the middle of a round, ValueError for indices that repeat or do not exist or sizes that no longer fit.
+        Prompts that stay keep posterior, slope, exposure and order of ties; new ones start from the
+        prior (`new_prior` where the run has one per prompt). labels i64[P'] for value "progress". A
+        resumed run must be built with the new size. Raises RuntimeError in the middle of a round,
+        ValueError for indices that repeat or do not exist or sizes that no longer fit.
         """
         change_pool(self, np.asarray(previous), new_prior, labels)
 
     def _exhausted(self) -> bool:
         return self.tokens is not None and self.tokens.left_tokens <= 0
 
-    # --- one round -----------------------------------------------------------------------------------------------------
+    # --- one round
 
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
         spec, capacity = self.spec, self.spec.capacity_units
         caps = self._caps()
         if self.plan == "resolve":
             plan = resolve_plan(
-                self.utility_rate(), self._exposure, self.utility, self._tie_rank, caps, units_left, rounds_left, capacity
+                self.utility_rate(),
+                self._exposure,
+                self.utility,
+                self._tie_rank,
+                caps,
+                units_left,
+                rounds_left,
+                capacity,
             )
         else:
             score, price = self._slope, self._price
             forced = units_left - (rounds_left - 1) * capacity if self.spend_down else 0
             if self.plan == "thompson":
                 rng = np.random.default_rng([self.seed, self._round, 1])
-                score = thompson_score(self.posterior.a, self.posterior.b, self._exposure, self.slope_max, self.utility, rng)
+                score = thompson_score(
+                    self.posterior.a,
+                    self.posterior.b,
+                    self._exposure,
+                    self.slope_max,
+                    self.utility,
+                    rng,
+                )
                 price, capacity = -1.0, fair_units(units_left, rounds_left, capacity)
             if self.token_costs and self.tokens is not None:
                 score = score / self.tokens.relative()
             # Only a refund can leave more than the remaining rounds hold; the excess stays unspent.
             forced = min(max(forced, 0), capacity)
             if self.proximal:
-                target = self.utility.supporting_exposure(self.slope_max * self._slope, self.utility_rate(), self.exposure_cap)
-                plan = proximal_plan(score - price, target / spec.rounds, self.proximal, self._tie_rank, caps, capacity, forced)
+                target = self.utility.supporting_exposure(
+                    self.slope_max * self._slope, self.utility_rate(), self.exposure_cap
+                )
+                plan = proximal_plan(
+                    score - price,
+                    target / spec.rounds,
+                    self.proximal,
+                    self._tie_rank,
+                    caps,
+                    capacity,
+                    forced,
+                )
             else:
                 plan = ranked_plan(score, price, self._tie_rank, caps, capacity, forced)
         return plan if self.tokens is None else self.tokens.cut(*plan, spec.rollouts_per_unit)
 
     def _caps(self) -> int | Ids:
-        """The most units of a prompt in this round: fewer for one that nothing is known of, if exploration is on."""
+        """The most units of a prompt in this round: fewer for one that nothing is known of, if
+        exploration is on."""
         most = self.spec.max_units_per_prompt
         if not self.explore_units:
             return most
         seen = self._exposure > 0
-        seen |= self.posterior.a + self.posterior.b - (self.posterior.prior[0] + self.posterior.prior[1]) >= 1.0
+        seen |= (
+            self.posterior.a
+            + self.posterior.b
+            - (self.posterior.prior[0] + self.posterior.prior[1])
+            >= 1.0
+        )
         return np.where(seen, most, self.explore_units)
 
     def _execute(self, ids: Ids, units: Ids, units_left: int):
@@ -242,29 +348,47 @@ class CeroScheduler(BudgetedScheduler):
 
     def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
         if self._squares is not None:
-            if squares is None or squares.shape != wins.shape or not bool(((squares >= 0) & (squares <= wins + 1e-9)).all()):
-                raise ValueError("value = 'graded' needs squares, one sum of squared rewards in [0, successes] per prompt")
+            if (
+                squares is None
+                or squares.shape != wins.shape
+                or not bool(((squares >= 0) & (squares <= wins + 1e-9)).all())
+            ):
+                raise ValueError(
+                    "value = 'graded' needs squares, one sum of squared rewards in [0, "
+                    "successes] per prompt"
+                )
             if self._answered == 0:
                 prior, rho = self.posterior.prior[0], self.posterior.forgetting
                 self._squares *= rho
                 self._squares += (1.0 - rho) * prior
             self._squares[ids] += squares
         if self.progress is not None:
-            self.progress.observe(ids, wins, tries, *(counts[ids] for counts in self.posterior.evidence()))
+            self.progress.observe(
+                ids, wins, tries, *(counts[ids] for counts in self.posterior.evidence())
+            )
 
     def _revalue(self, ids: Ids | None) -> None:
         a, b, squares = self.posterior.a, self.posterior.b, self._squares
         if ids is not None and self.progress is None:
-            worth = self._worth(a[ids], b[ids]) if squares is None else graded_variance(a[ids], b[ids], squares[ids])
+            worth = (
+                self._worth(a[ids], b[ids])
+                if squares is None
+                else graded_variance(a[ids], b[ids], squares[ids])
+            )
             self._value[ids] = worth
             return
         for part in blocks(a.shape[0]):
-            self._value[part] = self._worth(a[part], b[part]) if squares is None else graded_variance(a[part], b[part], squares[part])
+            self._value[part] = (
+                self._worth(a[part], b[part])
+                if squares is None
+                else graded_variance(a[part], b[part], squares[part])
+            )
         if self.progress is not None:
             self._value *= self.progress.factor()
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
-        """One projected gradient step of both duals, each gradient divided by its largest possible size; `share` of it for a part."""
+        """One projected gradient step of both duals, each gradient divided by its largest possible
+        size; `share` of it for a part."""
         spec, step, cap = self.spec, self.step_size, float(self.exposure_cap)
         pull_factor = step / (spec.rounds * spec.max_units_per_prompt) * share
         largest, rate = self.slope_max, 4.0 * self.slope_max
@@ -276,7 +400,11 @@ class CeroScheduler(BudgetedScheduler):
             slope += pull
         self._slope[plan_ids] -= push
         np.clip(self._slope, 0.0, 1.0, out=self._slope)
-        costs = self.tokens.relative()[plan_ids] if self.token_costs and self.tokens is not None else 1.0
+        costs = (
+            self.tokens.relative()[plan_ids]
+            if self.token_costs and self.tokens is not None
+            else 1.0
+        )
         fair, planned = spec.budget_units / spec.rounds, float(np.sum(plan_units * costs))
         gradient = (fair * share - planned) / max(fair, spec.capacity_units - fair)
         self._price = min(max(self._price - step * gradient, 0.0), 1.0)
@@ -289,7 +417,8 @@ class CeroScheduler(BudgetedScheduler):
             self.refit_prior()
 
     def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float] | None:
-        """Exchange the prior for the one that the pool's own counts suggest, and return it; prompts never served restart from it.
+        """Exchange the prior for the one that the pool's own counts suggest, and return it; prompts
+        never served restart from it.
 
         None, and no change, while fewer than two prompts have evidence.
         """
@@ -304,19 +433,31 @@ class CeroScheduler(BudgetedScheduler):
         self._slope[unserved] = np.minimum(4.0 * self._value[unserved], 1.0)
         return fresh
 
-    # --- state -----------------------------------------------------------------------------------------------------------
+    # --- state
 
     def _identity(self) -> dict[str, Scalar]:
         return {
-            **super()._identity(), "saturation": self.saturation, "step_size": self.step_size, "price_init": self.price_init,
-            "spend_down": self.spend_down, "utility": self.utility.name, "value_name": self.value_name, "plan": self.plan,
+            **super()._identity(),
+            "saturation": self.saturation,
+            "step_size": self.step_size,
+            "price_init": self.price_init,
+            "spend_down": self.spend_down,
+            "utility": self.utility.name,
+            "value_name": self.value_name,
+            "plan": self.plan,
             "cap_shares": self.cap_shares or 0.0,
-            "proximal": self.proximal, "explore_units": self.explore_units, "token_costs": self.token_costs,
+            "proximal": self.proximal,
+            "explore_units": self.explore_units,
+            "token_costs": self.token_costs,
             "refit_prior_every": self.refit_prior_every,
-        }  # fmt: skip
+        }
 
     def _extra_state(self) -> StateDict:
-        state: StateDict = {"slope": self._slope.copy(), "price": self._price, "exposure": self._exposure.copy()}
+        state: StateDict = {
+            "slope": self._slope.copy(),
+            "price": self._price,
+            "exposure": self._exposure.copy(),
+        }
         if self._pool_changed:
             state["tie_rank"] = self._tie_rank.copy()
         if self._squares is not None:
@@ -329,10 +470,20 @@ class CeroScheduler(BudgetedScheduler):
 
     def _load_extra(self, state: StateDict) -> None:
         pool = self.spec.num_prompts
-        slope, price = read_array(state, "slope", np.float64, pool), float(read_scalar(state, "price"))
+        slope, price = (
+            read_array(state, "slope", np.float64, pool),
+            float(read_scalar(state, "price")),
+        )
         exposure = read_array(state, "exposure", np.int64, pool)
-        if not (0.0 <= price <= 1.0 and bool(((slope >= 0.0) & (slope <= 1.0)).all()) and bool((exposure >= 0).all())):
-            raise ValueError("scheduler state is damaged: slope and price must lie in [0, 1], exposure must be >= 0")
+        if not (
+            0.0 <= price <= 1.0
+            and bool(((slope >= 0.0) & (slope <= 1.0)).all())
+            and bool((exposure >= 0).all())
+        ):
+            raise ValueError(
+                "scheduler state is damaged: slope and price must lie in [0, 1], exposure "
+                "must be >= 0"
+            )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
         squares = None if self._squares is None else read_array(state, "squares", np.float64, pool)
         prior = read_array(state, "prior_now", np.float64, 2) if self.refit_prior_every else None

@@ -1,6 +1,8 @@
-"""The run's one budget: every rollout generated for training is booked here, kept or dropped, and nothing else is.
+"""The run's one budget: every rollout generated for training is booked here, kept or dropped, and
+nothing else is.
 
-`spent` counts what was generated, `refunded` what an engine failed to deliver (it is available again). Evaluation is not booked.
+`spent` counts what was generated, `refunded` what an engine failed to deliver (it is available
+again). Evaluation is not booked.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass
 class Ledger:
-    """Rollouts. Invariant: 0 <= spent <= total; raises ValueError on an entry that would break it."""
+    """Rollouts. Invariant: 0 <= spent <= total; raises ValueError on an entry that would break
+    it."""
 
     total_rollouts: int
     spent_rollouts: int = 0
@@ -21,10 +24,12 @@ class Ledger:
         return self.total_rollouts - self.spent_rollouts
 
     def book(self, generated: int, failed: int = 0) -> None:
-        """Book one batch: `generated` rollouts were delivered, `failed` were asked for and never came."""
+        """Book one batch: `generated` rollouts were delivered, `failed` were asked for and never
+        came."""
         if generated < 0 or failed < 0 or self.spent_rollouts + generated > self.total_rollouts:
             raise ValueError(
-                f"ledger: booking {generated} rollouts ({failed} failed) on {self.spent_rollouts} of {self.total_rollouts} spent"
+                f"ledger: booking {generated} rollouts ({failed} failed) on "
+                f"{self.spent_rollouts} of {self.total_rollouts} spent"
             )
         self.spent_rollouts += generated
         self.refunded_rollouts += failed

@@ -1,8 +1,10 @@
-"""The best allocation in hindsight, when every prompt's worth is known: the yardstick for regret; for every utility family.
+"""The best allocation in hindsight, when every prompt's worth is known: the yardstick for regret;
+for every utility family.
 
-In:  c f64[P] >= 0 (utility per unit at exposure 0), the run's budget in allocation units, the most units a prompt can hold.
-Out: units per prompt, continuous (water-filling) or integral (exact greedy). Source: arXiv 2606.05606, 2610.09679; the start at
-exposures already given (re-solving) is ours.
+In:  c f64[P] >= 0 (utility per unit at exposure 0), the run's budget in allocation units, the most
+units a prompt can hold. Out: units per prompt, continuous (water-filling) or integral (exact
+greedy). Source: arXiv 2606.05606, 2610.09679; the start at exposures already given (re-solving) is
+ours.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ def water_filling(
     utility: Utility = EXPONENTIAL,
     start: npt.ArrayLike | None = None,
 ) -> Floats:
-    """f64[P] maximiser of sum_i U(c_i, s_i + z_i) over 0 <= z_i <= max_units, sum z = budget_units (units); start s f64[P] (None: 0).
+    """f64[P] maximiser of sum_i U(c_i, s_i + z_i) over 0 <= z_i <= max_units, sum z = budget_units
+    (units); start s f64[P] (None: 0).
 
-    z_i = clip(exposure at slope xi - s_i, 0, max_units), with the water level xi, the common slope, found by bisection on its
-    logarithm. Prompts with c = 0 get 0; if the others cannot hold the budget they are all full and the rest is left over. Raises
-    ValueError on negative inputs.
+    z_i = clip(exposure at slope xi - s_i, 0, max_units), with the water level xi, the common slope,
+    found by bisection on its logarithm. Prompts with c = 0 get 0; if the others cannot hold the
+    budget they are all full and the rest is left over. Raises ValueError on negative inputs.
     """
     slopes = _checked(c, budget_units, max_units)
     exposure = np.zeros_like(slopes)
@@ -76,23 +79,33 @@ def water_filling(
 def greedy_integer(
     c: npt.ArrayLike, budget_units: int, max_units: int, utility: Utility = EXPONENTIAL
 ) -> npt.NDArray[np.int64]:
-    """i64[P] exact integral optimum of the same problem from exposure 0: always buy the unit with the largest gain.
+    """i64[P] exact integral optimum of the same problem from exposure 0: always buy the unit with
+    the largest gain.
 
-    Gains fall with the number of units bought, so greedy is exact. Units without gain are not bought. Equal gains go to the lower
-    index. O(budget * log P). Raises ValueError on negative inputs.
+    Gains fall with the number of units bought, so greedy is exact. Units without gain are not
+    bought. Equal gains go to the lower index. O(budget * log P). Raises ValueError on negative
+    inputs.
     """
     slopes = _checked(c, budget_units, max_units)
     units = np.zeros(slopes.shape[0], dtype=np.int64)
     if max_units == 0:
         return units
-    heap = [(-float(gain), prompt) for prompt, gain in enumerate(utility.gain(slopes, 1.0)) if gain > 0.0]
+    heap = [
+        (-float(gain), prompt)
+        for prompt, gain in enumerate(utility.gain(slopes, 1.0))
+        if gain > 0.0
+    ]
     heapq.heapify(heap)
     for _ in range(int(budget_units)):
         if not heap:
             break
         prompt = heap[0][1]
         units[prompt] += 1
-        gain = float(utility.gain(slopes[prompt], units[prompt] + 1)) if units[prompt] < max_units else 0.0
+        gain = (
+            float(utility.gain(slopes[prompt], units[prompt] + 1))
+            if units[prompt] < max_units
+            else 0.0
+        )
         if units[prompt] < max_units:
             heapq.heapreplace(heap, (-gain, prompt))
         else:

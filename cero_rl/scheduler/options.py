@@ -1,6 +1,8 @@
-"""CERO's options beyond the papers as one record, for callers that choose an allocator by name. Defaults: the published algorithm.
+"""CERO's options beyond the papers as one record, for callers that choose an allocator by name.
+Defaults: the published algorithm.
 
-What each does, its ablation and where it loses: docs/scheduler.md. `CeroScheduler` checks the values.
+What each does, its ablation and where it loses: docs/scheduler.md. `CeroScheduler` checks the
+values.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""One round's problem: which prompts get units now, given how much each is worth per unit and what a unit costs.
+"""One round's problem: which prompts get units now, given how much each is worth per unit and what
+a unit costs.
 
-In:  score f64[P] (what one more unit is worth), price, tie_rank i64[P] (a permutation), the most units of a prompt and of the round.
-Out: prompt ids i64[G], best first, and their units i64[G] >= 1. Ties go by tie_rank, so permuting the prompts together with their tie
-ranks permutes the plan. Source of the linear problem: arXiv 2606.05606; caps per prompt and the proximal problem are ours.
+In:  score f64[P] (what one more unit is worth), price, tie_rank i64[P] (a permutation), the most
+units of a prompt and of the round. Out: prompt ids i64[G], best first, and their units i64[G] >= 1.
+Ties go by tie_rank, so permuting the prompts together with their tie ranks permutes the plan.
+Source of the linear problem: arXiv 2606.05606; caps per prompt and the proximal problem are ours.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ _SAMPLE = 16384
 def _kth_largest(values: npt.NDArray, count: int) -> npt.NDArray:
     """The count-th largest entry, 1 <= count <= len; exact.
 
-    np.partition on what survives a first cut, guessed from every stride-th entry a little too low; on everything if the guess was too
-    high (the sample may be anything but random: only the time depends on it).
+    np.partition on what survives a first cut, guessed from every stride-th entry a little too low;
+    on everything if the guess was too high (the sample may be anything but random: only the time
+    depends on it).
     """
     stride = values.shape[0] // _SAMPLE
     if stride > 1 and 2 * count < values.shape[0]:
@@ -39,7 +42,8 @@ def _kth_largest(values: npt.NDArray, count: int) -> npt.NDArray:
 
 
 def _in_order(score: Floats, tie_rank: Ids, chosen: Ids) -> Ids:
-    """`chosen` by falling score, equal scores by rising tie_rank: np.lexsort((tie_rank, -score)), five times faster.
+    """`chosen` by falling score, equal scores by rising tie_rank: np.lexsort((tie_rank, -score)),
+    five times faster.
 
     Least significant digit first, 16 bits a pass: numpy sorts 16-bit integers stably by counting.
     """
@@ -58,7 +62,8 @@ def _in_order(score: Floats, tie_rank: Ids, chosen: Ids) -> Ids:
 
 
 def largest(score: Floats, tie_rank: Ids, count: int) -> Ids:
-    """i64[count], count >= 1: the prompts of the largest scores, best first, equal scores by lower tie_rank."""
+    """i64[count], count >= 1: the prompts of the largest scores, best first, equal scores by lower
+    tie_rank."""
     if count >= score.shape[0]:
         return _in_order(score, tie_rank, np.arange(score.shape[0]))
     cut = _kth_largest(score, count)
@@ -67,7 +72,8 @@ def largest(score: Floats, tie_rank: Ids, count: int) -> Ids:
     tied = score == cut
     tied_count = int(np.count_nonzero(tied))
     if wanted < tied_count:
-        # The wanted lowest ranks among the tied: ranks are distinct, so marking them sorts them. Again only what survives a guess.
+        # The wanted lowest ranks among the tied: ranks are distinct, so marking them sorts them.
+        # Again only what survives a guess.
         likely = tied & (tie_rank <= int(1.1 * wanted / tied_count * score.shape[0]) + 64)
         if np.count_nonzero(likely) < wanted:
             likely = tied
@@ -79,13 +85,20 @@ def largest(score: Floats, tie_rank: Ids, count: int) -> Ids:
 
 
 def ranked_plan(
-    slope: Floats, price: float, tie_rank: Ids, max_units: int | Ids, capacity_units: int, forced_units: int = 0
+    slope: Floats,
+    price: float,
+    tie_rank: Ids,
+    max_units: int | Ids,
+    capacity_units: int,
+    forced_units: int = 0,
 ) -> tuple[Ids, Ids]:
-    """Maximise sum_i (slope_i - price) n_i over integers 0 <= n_i <= max_units with forced_units <= sum n <= capacity_units.
+    """Maximise sum_i (slope_i - price) n_i over integers 0 <= n_i <= max_units with forced_units <=
+    sum n <= capacity_units.
 
-    slope f64[P], tie_rank i64[P] a permutation, max_units one number or i64[P] >= 1. Returns ids i64[G], best margin first, and
-    units i64[G]: max_units each, the last one the residual. Only positive margins are served, unless forced_units asks for more.
-    The optimum of this linear problem is integral, so nothing is rounded.
+    slope f64[P], tie_rank i64[P] a permutation, max_units one number or i64[P] >= 1. Returns ids
+    i64[G], best margin first, and units i64[G]: max_units each, the last one the residual. Only
+    positive margins are served, unless forced_units asks for more. The optimum of this linear
+    problem is integral, so nothing is rounded.
     """
     positive = slope > price
     if isinstance(max_units, np.ndarray):
@@ -96,7 +109,11 @@ def ranked_plan(
     if total == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     ids = largest(slope, tie_rank, min(-(-total // smallest), slope.shape[0]))
-    units = max_units[ids] if isinstance(max_units, np.ndarray) else np.full(ids.shape[0], max_units, dtype=np.int64)
+    units = (
+        max_units[ids]
+        if isinstance(max_units, np.ndarray)
+        else np.full(ids.shape[0], max_units, dtype=np.int64)
+    )
     units = np.clip(total - (np.cumsum(units) - units), 0, units)
     kept = int(np.count_nonzero(units))
     return ids[:kept], units[:kept]
@@ -111,25 +128,35 @@ def proximal_plan(
     capacity_units: int,
     forced_units: int = 0,
 ) -> tuple[Ids, Ids]:
-    """Maximise sum_i margin_i n_i - (curvature/2) (n_i - target_i)^2 over the same integers: true group sizes, not Nmax or nothing.
+    """Maximise sum_i margin_i n_i - (curvature/2) (n_i - target_i)^2 over the same integers: true
+    group sizes, not Nmax or nothing.
 
-    margin, target f64[P]; curvature > 0. The l-th unit of prompt i gains margin_i - curvature (l - target_i - 1/2), which falls with l:
-    buying the largest positive gains is exact. A prompt in the optimum has its first gain among the capacity's largest, so only
-    those are expanded. Equal gains: lower tie_rank, then lower l. Returns ids by falling first gain, and units.
+    margin, target f64[P]; curvature > 0. The l-th unit of prompt i gains margin_i - curvature (l -
+    target_i - 1/2), which falls with l: buying the largest positive gains is exact. A prompt in the
+    optimum has its first gain among the capacity's largest, so only those are expanded. Equal
+    gains: lower tie_rank, then lower l. Returns ids by falling first gain, and units.
     """
     first = margin + curvature * (target - 0.5)
     size = min(capacity_units, first.shape[0])
     ids = largest(first, tie_rank, size)
-    caps = max_units[ids] if isinstance(max_units, np.ndarray) else np.full(size, max_units, dtype=np.int64)
+    caps = (
+        max_units[ids]
+        if isinstance(max_units, np.ndarray)
+        else np.full(size, max_units, dtype=np.int64)
+    )
     level = np.arange(int(caps.max()))
     gain = first[ids][:, None] - curvature * level
     gain[level >= caps[:, None]] = -math.inf
-    total = max(min(capacity_units, int(np.count_nonzero(gain > 0.0))), min(forced_units, int(caps.sum())))
+    total = max(
+        min(capacity_units, int(np.count_nonzero(gain > 0.0))), min(forced_units, int(caps.sum()))
+    )
     if total == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     cut = _kth_largest(gain.ravel(), total)
     units = (gain > cut).sum(axis=1)
-    at_cut = (gain == cut).sum(axis=1)  # more than one only where the curvature is below the gain's last digit
+    at_cut = (gain == cut).sum(
+        axis=1
+    )  # more than one only where the curvature is below the gain's last digit
     tied = np.flatnonzero(at_cut)
     tied = tied[np.argsort(tie_rank[ids[tied]])]
     short, before = total - int(units.sum()), np.cumsum(at_cut[tied]) - at_cut[tied]

@@ -1,10 +1,12 @@
-"""What is believed about every prompt's success rate: one Beta distribution per prompt, and the worth that follows from it.
+"""What is believed about every prompt's success rate: one Beta distribution per prompt, and the
+worth that follows from it.
 
-In: successes and trials of a round, summed over all ranks. Out: the expected variance of the next reward of each prompt.
-Source: arXiv 2606.05606 and 2610.09679; forgetting toward the prior and priors per prompt are ours (forgetting = 1 and one
-prior are the papers' plain counting).
+In: successes and trials of a round, summed over all ranks. Out: the expected variance of the next
+reward of each prompt. Source: arXiv 2606.05606 and 2610.09679; forgetting toward the prior and
+priors per prompt are ours (forgetting = 1 and one prior are the papers' plain counting).
 
-    a <- a0 + rho (a - a0) + successes        b <- b0 + rho (b - b0) + trials - successes        worth = E[p (1 - p)]
+    a <- a0 + rho (a - a0) + successes        b <- b0 + rho (b - b0) + trials - successes
+    worth = E[p (1 - p)]
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Counts: TypeAlias = npt.NDArray[np.int64]
-Prior: TypeAlias = tuple[float, float] | tuple[npt.ArrayLike, npt.ArrayLike]  # pseudo-counts (a0, b0), one pair or [P] each
+Prior: TypeAlias = (
+    tuple[float, float] | tuple[npt.ArrayLike, npt.ArrayLike]
+)  # pseudo-counts (a0, b0), one pair or [P] each
 
-_BLOCK = 16384  # entries: the temporaries of a block stay in the cache, so a pass costs its arithmetic and no memory
+# entries: the temporaries of a block stay in the cache, so a pass costs its arithmetic and no
+# memory
+_BLOCK = 16384
 
 
 def blocks(length: int) -> Iterator[slice]:
@@ -28,62 +34,100 @@ def blocks(length: int) -> Iterator[slice]:
     return (slice(start, min(start + _BLOCK, length)) for start in range(0, length, _BLOCK))
 
 
-def as_counts(successes: npt.ArrayLike, trials: npt.ArrayLike, length: int) -> tuple[npt.NDArray, npt.NDArray]:
-    """Both as arrays; ValueError unless they have `length` entries that are integers or floats. Values are not looked at."""
+def as_counts(
+    successes: npt.ArrayLike, trials: npt.ArrayLike, length: int
+) -> tuple[npt.NDArray, npt.NDArray]:
+    """Both as arrays; ValueError unless they have `length` entries that are integers or floats.
+    Values are not looked at."""
     wins, tries = np.asarray(successes), np.asarray(trials)
     for name, counts in (("successes", wins), ("trials", tries)):
         if counts.shape != (length,):
-            raise ValueError(f"{name} has shape {counts.shape}, wanted ({length},): one entry per prompt")
+            raise ValueError(
+                f"{name} has shape {counts.shape}, wanted ({length},): one entry per prompt"
+            )
         if counts.dtype.kind not in "iuf":
             raise ValueError(f"{name} has dtype {counts.dtype}, wanted integers or floats")
     return wins, tries
 
 
-def as_squares(squares: npt.ArrayLike | None, length: int, ids: Counts | None = None) -> Floats | None:
-    """Sums of squared rewards f64[length], or of the prompts `ids` among them; None stays None. ValueError for another shape."""
+def as_squares(
+    squares: npt.ArrayLike | None, length: int, ids: Counts | None = None
+) -> Floats | None:
+    """Sums of squared rewards f64[length], or of the prompts `ids` among them; None stays None.
+    ValueError for another shape."""
     if squares is None:
         return None
     sums = np.asarray(squares, dtype=np.float64)
     if sums.shape != (length,):
-        raise ValueError(f"squares has shape {sums.shape}, wanted ({length},): one entry per prompt")
+        raise ValueError(
+            f"squares has shape {sums.shape}, wanted ({length},): one entry per prompt"
+        )
     return sums if ids is None else sums[ids]
 
 
-def check_counts(successes: npt.ArrayLike, trials: npt.ArrayLike, num_prompts: int, first: int = 0) -> tuple[Floats, Counts]:
-    """The counts as f64[P] and i64[P]; ValueError unless finite, 0 <= successes <= trials, and trials whole numbers.
+def check_counts(
+    successes: npt.ArrayLike, trials: npt.ArrayLike, num_prompts: int, first: int = 0
+) -> tuple[Floats, Counts]:
+    """The counts as f64[P] and i64[P]; ValueError unless finite, 0 <= successes <= trials, and
+    trials whole numbers.
 
     `first` is the name of entry 0 in messages.
     """
     wins, tries = as_counts(successes, trials, num_prompts)
-    if tries.dtype.kind == "f" and not bool((np.isfinite(tries) & (np.floor(tries) == tries)).all()):
-        raise ValueError("trials must be whole numbers: a rollout whose reward is missing counts in neither vector")
+    if tries.dtype.kind == "f" and not bool(
+        (np.isfinite(tries) & (np.floor(tries) == tries)).all()
+    ):
+        raise ValueError(
+            "trials must be whole numbers: a rollout whose reward is missing counts in "
+            "neither vector"
+        )
     wins, tries = wins.astype(np.float64, copy=False), tries.astype(np.int64, copy=False)
     in_range = (wins >= 0.0) & (wins <= tries)  # False for NaN as well
     if not bool(in_range.all()):
         bad = int(np.argmin(in_range))
-        raise ValueError(f"prompt {first + bad}: {wins[bad]:g} successes of {tries[bad]} trials, wanted 0 <= successes <= trials")
+        raise ValueError(
+            f"prompt {first + bad}: {wins[bad]:g} successes of {tries[bad]} trials, wanted "
+            "0 <= successes <= trials"
+        )
     return wins, tries
 
 
 def check_groups(
-    ids: Counts, rollouts: npt.NDArray[np.int32], successes: npt.NDArray, trials: npt.NDArray, round_index: int
+    ids: Counts,
+    rollouts: npt.NDArray[np.int32],
+    successes: npt.NDArray,
+    trials: npt.NDArray,
+    round_index: int,
 ) -> tuple[Floats, Counts]:
-    """Counts [G] of the prompts `ids` as f64 and i64; ValueError unless good (as check_counts) and trials <= rollouts."""
-    good = (successes >= 0) & (successes <= trials) & (trials <= rollouts) & (np.floor(trials) == trials)
+    """Counts [G] of the prompts `ids` as f64 and i64; ValueError unless good (as check_counts) and
+    trials <= rollouts."""
+    good = (
+        (successes >= 0)
+        & (successes <= trials)
+        & (trials <= rollouts)
+        & (np.floor(trials) == trials)
+    )
     if not bool(good.all()):
         at = int(np.argmin(good))
         check_counts(successes[at : at + 1], trials[at : at + 1], 1, first=int(ids[at]))
-        raise ValueError(f"prompt {ids[at]}: {trials[at]} trials but round {round_index} allocated {rollouts[at]} rollouts")
+        raise ValueError(
+            f"prompt {ids[at]}: {trials[at]} trials but round {round_index} allocated "
+            f"{rollouts[at]} rollouts"
+        )
     return successes.astype(np.float64, copy=False), trials.astype(np.int64, copy=False)
 
 
 def check_prior(prior: Prior, num_prompts: int) -> tuple[float | Floats, float | Floats]:
-    """(a0, b0) as two floats or two private f64[P]; ValueError unless positive, finite and of these shapes."""
+    """(a0, b0) as two floats or two private f64[P]; ValueError unless positive, finite and of these
+    shapes."""
     pair = []
     for given in prior:
         counts = np.array(given, dtype=np.float64)
         if counts.shape not in ((), (num_prompts,)):
-            raise ValueError(f"prior has shape {counts.shape}, wanted two numbers or two vectors of {num_prompts} entries")
+            raise ValueError(
+                f"prior has shape {counts.shape}, wanted two numbers or two vectors of "
+                f"{num_prompts} entries"
+            )
         if not bool((np.isfinite(counts) & (counts > 0.0)).all()):
             shown = f"({prior[0]}, {prior[1]})" if counts.ndim == 0 else "a vector"
             raise ValueError(f"prior = {shown}, wanted positive finite pseudo-counts")
@@ -92,7 +136,9 @@ def check_prior(prior: Prior, num_prompts: int) -> tuple[float | Floats, float |
         raise ValueError(f"prior has {len(pair)} parts, wanted (a0, b0)")
     if pair[0].ndim == 0 and pair[1].ndim == 0:
         return float(pair[0]), float(pair[1])
-    return np.broadcast_to(pair[0], num_prompts).copy(), np.broadcast_to(pair[1], num_prompts).copy()
+    return np.broadcast_to(pair[0], num_prompts).copy(), np.broadcast_to(
+        pair[1], num_prompts
+    ).copy()
 
 
 def expected_variance(a: Floats, b: Floats) -> Floats:
@@ -108,17 +154,26 @@ def expected_variance(a: Floats, b: Floats) -> Floats:
 class BetaPosterior:
     """Beta(a_i, b_i) for every prompt i of a pool of P.
 
-    Rewards in [0, 1] count as fractional successes (r to a, 1 - r to b). prior is one pair of pseudo-counts or a pair of
-    vectors [P]. Raises ValueError for a prior that is not positive and finite, or a forgetting factor outside (0, 1].
+    Rewards in [0, 1] count as fractional successes (r to a, 1 - r to b). prior is one pair of
+    pseudo-counts or a pair of vectors [P]. Raises ValueError for a prior that is not positive and
+    finite, or a forgetting factor outside (0, 1].
     """
 
-    def __init__(self, num_prompts: int, prior: Prior = (1.0, 1.0), forgetting: float = 1.0) -> None:
+    def __init__(
+        self, num_prompts: int, prior: Prior = (1.0, 1.0), forgetting: float = 1.0
+    ) -> None:
         if not 0.0 < forgetting <= 1.0:
-            raise ValueError(f"forgetting = {forgetting:g}, wanted a factor in (0, 1]; 1 never forgets")
+            raise ValueError(
+                f"forgetting = {forgetting:g}, wanted a factor in (0, 1]; 1 never forgets"
+            )
         self.prior = check_prior(prior, num_prompts)
         self.forgetting = float(forgetting)
-        self.a: Floats = np.array(np.broadcast_to(self.prior[0], num_prompts))  # [P] pseudo-successes
-        self.b: Floats = np.array(np.broadcast_to(self.prior[1], num_prompts))  # [P] pseudo-failures
+        self.a: Floats = np.array(
+            np.broadcast_to(self.prior[0], num_prompts)
+        )  # [P] pseudo-successes
+        self.b: Floats = np.array(
+            np.broadcast_to(self.prior[1], num_prompts)
+        )  # [P] pseudo-failures
 
     def forget(self) -> None:
         """Every prompt's evidence times `forgetting`; the prior stays."""
@@ -127,7 +182,9 @@ class BetaPosterior:
         for counts, prior in ((self.a, self.prior[0]), (self.b, self.prior[1])):
             for part in blocks(counts.shape[0]):
                 counts[part] *= self.forgetting
-                counts[part] += (1.0 - self.forgetting) * (prior[part] if isinstance(prior, np.ndarray) else prior)
+                counts[part] += (1.0 - self.forgetting) * (
+                    prior[part] if isinstance(prior, np.ndarray) else prior
+                )
 
     def add(self, ids: Counts, wins: Floats, tries: Counts) -> None:
         """Add checked counts [len(ids)] of distinct prompts."""
@@ -135,7 +192,8 @@ class BetaPosterior:
         self.b[ids] += tries - wins
 
     def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None:
-        """Forget toward the prior, then add successes f64/i64[P] (may be fractional), trials i64[P]. ValueError."""
+        """Forget toward the prior, then add successes f64/i64[P] (may be fractional), trials
+        i64[P]. ValueError."""
         wins, tries = check_counts(successes, trials, self.a.shape[0])
         self.forget()
         self.a += wins
@@ -143,14 +201,16 @@ class BetaPosterior:
         self.b -= wins
 
     def set_prior(self, prior: Prior) -> None:
-        """Exchange the prior under the evidence: a moves by the change of a0, b by that of b0. ValueError."""
+        """Exchange the prior under the evidence: a moves by the change of a0, b by that of b0.
+        ValueError."""
         fresh = check_prior(prior, self.a.shape[0])
         self.a += fresh[0] - self.prior[0]
         self.b += fresh[1] - self.prior[1]
         self.prior = fresh
 
     def evidence(self) -> tuple[Floats, Floats]:
-        """Successes and failures f64[P] >= 0 that the posterior holds beyond its prior, after forgetting."""
+        """Successes and failures f64[P] >= 0 that the posterior holds beyond its prior, after
+        forgetting."""
         return np.maximum(self.a - self.prior[0], 0.0), np.maximum(self.b - self.prior[1], 0.0)
 
     def mean(self) -> Floats:
@@ -158,7 +218,8 @@ class BetaPosterior:
         return self.a / (self.a + self.b)
 
     def value(self, out: Floats | None = None) -> Floats:
-        """f64[P] E[p(1-p)], in (0, 1/4): the expected unbiased variance of the next group's binary rewards (size >= 2)."""
+        """f64[P] E[p(1-p)], in (0, 1/4): the expected unbiased variance of the next group's binary
+        rewards (size >= 2)."""
         worth = np.empty_like(self.a) if out is None else out
         for part in blocks(worth.shape[0]):
             worth[part] = expected_variance(self.a[part], self.b[part])
@@ -172,5 +233,9 @@ class BetaPosterior:
         """The prior as two scalars for a saved state: itself, or the digest of a vector."""
         named = {}
         for name, prior in zip(("prior_a", "prior_b"), self.prior):
-            named[name] = "sha256:" + hashlib.sha256(prior.tobytes()).hexdigest() if isinstance(prior, np.ndarray) else prior
+            named[name] = (
+                "sha256:" + hashlib.sha256(prior.tobytes()).hexdigest()
+                if isinstance(prior, np.ndarray)
+                else prior
+            )
         return named

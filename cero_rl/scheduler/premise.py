@@ -1,7 +1,9 @@
-"""The live check of the method's premise: does the predicted worth of a prompt rank the variance that its group then shows?
+"""The live check of the method's premise: does the predicted worth of a prompt rank the variance
+that its group then shows?
 
-CERO values a rollout by the posterior expected Bernoulli variance (arXiv 2606.05606). If that prediction does not rank what is
-observed, the allocation rests on nothing; so every step reports the rank correlation.
+CERO values a rollout by the posterior expected Bernoulli variance (arXiv 2606.05606). If that
+prediction does not rank what is observed, the allocation rests on nothing; so every step reports
+the rank correlation.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ def _ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return (last - (counts - 1) / 2.0)[inverse]
 
 
-def rank_correlation(predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]) -> float:
-    """Spearman's rho of two [G] vectors; nan with fewer than three groups or where one side is constant."""
+def rank_correlation(
+    predicted: npt.NDArray[np.float64], observed: npt.NDArray[np.float64]
+) -> float:
+    """Spearman's rho of two [G] vectors; nan with fewer than three groups or where one side is
+    constant."""
     if predicted.size < 3:
         return float("nan")
     x, y = _ranks(predicted), _ranks(observed)
@@ -27,12 +32,19 @@ def rank_correlation(predicted: npt.NDArray[np.float64], observed: npt.NDArray[n
     return float(x @ y) / scale if scale > 0 else float("nan")
 
 
-def observed_variance(successes: npt.NDArray[np.float64], trials: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def observed_variance(
+    successes: npt.NDArray[np.float64], trials: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """Unbiased variance of binary rewards, s(n-s)/(n(n-1)), for groups of n >= 2; [G]."""
     return successes * (trials - successes) / (trials * (trials - 1.0))
 
 
-def premise_correlation(value: npt.NDArray[np.float64], successes: npt.NDArray[np.float64], trials: npt.NDArray[np.int64]) -> float:
-    """Rank correlation of the predicted worth with the variance observed in the same groups; groups of one are left out."""
+def premise_correlation(
+    value: npt.NDArray[np.float64],
+    successes: npt.NDArray[np.float64],
+    trials: npt.NDArray[np.int64],
+) -> float:
+    """Rank correlation of the predicted worth with the variance observed in the same groups; groups
+    of one are left out."""
     usable = trials >= 2
     return rank_correlation(value[usable], observed_variance(successes[usable], trials[usable]))

@@ -13,10 +13,12 @@ from cero_rl.types import Allocation
 
 
 class Scheduler(Protocol):
-    """One rollout budget over P prompts and K rounds; the same calls with the same global counts on every rank.
+    """One rollout budget over P prompts and K rounds; the same calls with the same global counts on
+    every rank.
 
-    Loop: while (allocation := next_round()) is not None: generate; refund(failed); while there is a further wave,
-    next_round(observed), generate that too; train on keep(samples); update(successes, trials).
+    Loop: while (allocation := next_round()) is not None: generate; refund(failed); while there is a
+    further wave, next_round(observed), generate that too; train on keep(samples); update(successes,
+    trials).
     """
 
     @property

@@ -11,16 +11,26 @@ STATE_VERSION = 2
 
 
 def read_scalar(state: StateDict, key: str) -> Scalar:
-    """A plain scalar out of a state that may have been through npz (0-d arrays). ValueError if the key is missing."""
+    """A plain scalar out of a state that may have been through npz (0-d arrays). ValueError if the
+    key is missing."""
     if key not in state:
-        raise ValueError(f"scheduler state has no field {key!r}: it was written by another version or another scheduler")
+        raise ValueError(
+            f"scheduler state has no field {key!r}: it was written by another version or "
+            "another scheduler"
+        )
     return np.asarray(state[key]).item()
 
 
-def read_array(state: StateDict, key: str, dtype: type[ScalarT], length: int | None) -> npt.NDArray[ScalarT]:
-    """A private copy of a 1-d array of `length` entries (None: any). ValueError if it is missing or has another shape."""
+def read_array(
+    state: StateDict, key: str, dtype: type[ScalarT], length: int | None
+) -> npt.NDArray[ScalarT]:
+    """A private copy of a 1-d array of `length` entries (None: any). ValueError if it is missing or
+    has another shape."""
     if key not in state:
-        raise ValueError(f"scheduler state has no field {key!r}: it was written by another version or another scheduler")
+        raise ValueError(
+            f"scheduler state has no field {key!r}: it was written by another version or "
+            "another scheduler"
+        )
     array = np.array(state[key], dtype=dtype)
     if array.ndim != 1 or (length is not None and array.shape[0] != length):
         wanted = "a vector" if length is None else f"({length},)"

@@ -1,30 +1,42 @@
-"""What CERO is compared with, under the same interface and the same budget: uniform sampling, as GRPO does it.
+"""What CERO is compared with, under the same interface and the same budget: uniform sampling, as
+GRPO does it.
 
-In: the sizes of a run. Out: Allocations whose groups are all g*Nmax rollouts, over the pool in a shuffled order, epoch after
-epoch. `PromptOrder` is that order; most rivals draw their batches from it too. The other rivals live in `rivals/`.
+In: the sizes of a run. Out: Allocations whose groups are all g*Nmax rollouts, over the pool in a
+shuffled order, epoch after epoch. `PromptOrder` is that order; most rivals draw their batches from
+it too. The other rivals live in `rivals/`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec, Ids, StateDict, read_array, read_scalar
+from cero_rl.scheduler.budgeted import (
+    BudgetedScheduler,
+    BudgetSpec,
+    Ids,
+    StateDict,
+    read_array,
+    read_scalar,
+)
 from cero_rl.scheduler.posterior import Prior
 
 NOBODY: Ids = np.empty(0, dtype=np.int64)
 
 
 def even_share(units_left: int, rounds_left: int, capacity: int, group: int = 1) -> int:
-    """Units for this round so that the budget runs out exactly at the end: whole groups of `group` units where they fit.
+    """Units for this round so that the budget runs out exactly at the end: whole groups of `group`
+    units where they fit.
 
-    floor(groups left / rounds left) groups, at least what the later rounds could not hold, at most the capacity.
+    floor(groups left / rounds left) groups, at least what the later rounds could not hold, at most
+    the capacity.
     """
     even = -(-units_left // group) // rounds_left * group
     return min(max(even, units_left - (rounds_left - 1) * capacity), units_left, capacity)
 
 
 class PromptOrder:
-    """An endless order of the pool: every prompt once an epoch, reshuffled each epoch from (seed, epoch), with a cursor."""
+    """An endless order of the pool: every prompt once an epoch, reshuffled each epoch from (seed,
+    epoch), with a cursor."""
 
     def __init__(self, num_prompts: int, seed: int) -> None:
         self.num_prompts, self.seed = num_prompts, seed
@@ -37,9 +49,11 @@ class PromptOrder:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_prompts)
 
     def take(self, count: int, avoid: Ids = NOBODY) -> Ids:
-        """The next `count` prompts, distinct and none of `avoid`; the cursor moves past them. count <= P - avoid.size.
+        """The next `count` prompts, distinct and none of `avoid`; the cursor moves past them. count
+        <= P - avoid.size.
 
-        avoid: what the open round has taken already; at the start of an epoch those prompts wait until its end.
+        avoid: what the open round has taken already; at the start of an epoch those prompts wait
+        until its end.
         """
         assert count + avoid.shape[0] <= self.num_prompts
         taken = self._slice(count, avoid)
@@ -48,7 +62,9 @@ class PromptOrder:
             self.order = self.shuffled(self.epoch)
             missing = count - taken.shape[0]
             if missing:
-                taken = np.concatenate((taken, self._slice(missing, np.concatenate((avoid, taken)))))
+                taken = np.concatenate(
+                    (taken, self._slice(missing, np.concatenate((avoid, taken))))
+                )
         return taken
 
     def _slice(self, count: int, avoid: Ids) -> Ids:
@@ -57,7 +73,9 @@ class PromptOrder:
             self._marked[avoid] = True
             if self._marked[rest[:count]].any():
                 repeated = self._marked[rest]
-                self.order = np.concatenate((self.order[: self.cursor], rest[~repeated], rest[repeated]))
+                self.order = np.concatenate(
+                    (self.order[: self.cursor], rest[~repeated], rest[repeated])
+                )
             self._marked[avoid] = False
         taken = self.order[self.cursor : self.cursor + count].copy()
         self.cursor += taken.shape[0]
@@ -70,17 +88,22 @@ class PromptOrder:
         """Restore `state()`. Raises ValueError, and then changes nothing."""
         order = read_array(state, "order", np.int64, self.num_prompts)
         epoch, cursor = int(read_scalar(state, "epoch")), int(read_scalar(state, "cursor"))
-        if not 0 <= cursor < self.num_prompts or not np.array_equal(np.sort(order), np.arange(self.num_prompts)):
-            raise ValueError("scheduler state is damaged: order must permute the pool and cursor lie in it")
+        if not 0 <= cursor < self.num_prompts or not np.array_equal(
+            np.sort(order), np.arange(self.num_prompts)
+        ):
+            raise ValueError(
+                "scheduler state is damaged: order must permute the pool and cursor lie in it"
+            )
         self.order, self.epoch, self.cursor = order, epoch, cursor
 
 
 class UniformScheduler(BudgetedScheduler):
-    """GRPO's allocation: every prompt in turn, in an order reshuffled each epoch; the cursor is carried across rounds.
+    """GRPO's allocation: every prompt in turn, in an order reshuffled each epoch; the cursor is
+    carried across rounds.
 
-    The budget is spread over the rounds as evenly as whole groups allow (see `even_share`) and is spent exactly. Only a
-    round's last group may be smaller (capacity or budget no multiple of the group). The posterior is kept for reports; it does
-    not influence the plan. Raises ValueError.
+    The budget is spread over the rounds as evenly as whole groups allow (see `even_share`) and is
+    spent exactly. Only a round's last group may be smaller (capacity or budget no multiple of the
+    group). The posterior is kept for reports; it does not influence the plan. Raises ValueError.
     """
 
     name = "uniform"
@@ -97,7 +120,14 @@ class UniformScheduler(BudgetedScheduler):
         forgetting: float = 1.0,
         seed: int = 0,
     ) -> None:
-        spec = BudgetSpec(num_prompts, rounds, budget_rollouts, rollouts_per_unit, max_units_per_prompt, capacity_rollouts)
+        spec = BudgetSpec(
+            num_prompts,
+            rounds,
+            budget_rollouts,
+            rollouts_per_unit,
+            max_units_per_prompt,
+            capacity_rollouts,
+        )
         super().__init__(spec, prior, forgetting, seed)
         self._prompts = PromptOrder(num_prompts, self.seed)
 

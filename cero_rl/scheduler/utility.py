@@ -1,9 +1,13 @@
-"""Concave, saturating utilities of cumulative exposure: value, slope, gain of a unit, concave conjugate, supporting exposure.
+"""Concave, saturating utilities of cumulative exposure: value, slope, gain of a unit, concave
+conjugate, supporting exposure.
 
-In:  c f64[P] >= 0, the utility gained per unit of exposure at exposure 0 (c = 4 * saturation * worth / fair share);
-     z, the exposure in allocation units; theta, a slope in utility per unit; cap, the largest exposure (rounds * Nmax).
-Out: arrays of the broadcast shape. Source: the exponential is that of arXiv 2606.05606 and 2610.09679 (pair restricted to slopes U can
-have); the other two are ours, with the same slope c at exposure 0, so that nothing else of the algorithm changes.
+In:  c f64[P] >= 0, the utility gained per unit of exposure at exposure 0 (c = 4 * saturation *
+worth / fair share);
+     z, the exposure in allocation units; theta, a slope in utility per unit; cap, the largest
+     exposure (rounds * Nmax).
+Out: arrays of the broadcast shape. Source: the exponential is that of arXiv 2606.05606 and
+2610.09679 (pair restricted to slopes U can have); the other two are ours, with the same slope c at
+exposure 0, so that nothing else of the algorithm changes.
 
     exponential   U(z) = 1 - exp(-c z)      a prompt is worn out soon, and for good
     hyperbolic    U(z) = c z / (1 + c z)    the same ceiling, a longer tail
@@ -12,7 +16,8 @@ have); the other two are ours, with the same slope c at exposure 0, so that noth
     U(z)      = min over 0 <= theta <= c    of  theta z - U*(theta)
     U*(theta) = min over 0 <= s <= cap      of  theta s - U(s)
 
-All functions are elementwise and silent at the corners (c = 0, theta = 0, c * cap beyond the range of exp).
+All functions are elementwise and silent at the corners (c = 0, theta = 0, c * cap beyond the range
+of exp).
 """
 
 from __future__ import annotations
@@ -32,11 +37,12 @@ def _times(c: npt.ArrayLike, z: npt.ArrayLike) -> Floats:
     return np.asarray(np.multiply(c, z, dtype=np.float64))
 
 
-# --- exponential: the published one -----------------------------------------------------------------------------------
+# --- exponential: the published one
 
 
 def utility_value(c: npt.ArrayLike, z: npt.ArrayLike) -> Floats:
-    """1 - exp(-c z), in [0, 1): what exposure z (units) of a prompt of slope c (1/unit) has been worth so far."""
+    """1 - exp(-c z), in [0, 1): what exposure z (units) of a prompt of slope c (1/unit) has been
+    worth so far."""
     return -np.expm1(-_times(c, z))
 
 
@@ -49,17 +55,26 @@ def _exponential_gain(c: npt.ArrayLike, unit: npt.ArrayLike) -> Floats:
     return utility_value(c, 1.0) * np.exp(-_times(c, np.subtract(unit, 1.0)))
 
 
-def _inverse_slope(invert: Callable[[Floats], Floats], invert_far: Callable[[Floats, Floats], Floats], theta, c, cap) -> Floats:
-    """Where U'(z) = theta, clipped to [0, cap]. `invert` turns x = (c - theta)/theta into c z, in place; `invert_far`(theta, c) does
-    where x is beyond float64."""
+def _inverse_slope(
+    invert: Callable[[Floats], Floats],
+    invert_far: Callable[[Floats, Floats], Floats],
+    theta,
+    c,
+    cap,
+) -> Floats:
+    """Where U'(z) = theta, clipped to [0, cap]. `invert` turns x = (c - theta)/theta into c z, in
+    place; `invert_far`(theta, c) does where x is beyond float64."""
     theta_, c_ = np.asarray(theta, dtype=np.float64), np.asarray(c, dtype=np.float64)
     if theta_.shape != c_.shape:
         theta_, c_ = np.broadcast_arrays(theta_, c_)
-    # A slope above c would only be clipped to exposure 0: clamping first keeps x >= 0, and 0/0 (c = 0) is replaced below.
+    # A slope above c would only be clipped to exposure 0: clamping first keeps x >= 0, and 0/0 (c =
+    # 0) is replaced below.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exposure = np.asarray(np.subtract(c_, np.minimum(theta_, c_)))
         np.divide(exposure, theta_, out=exposure)
-        overflow = np.isinf(exposure) if exposure.size and not exposure.max() < np.inf else None  # a nan (0/0) comes here as well
+        overflow = (
+            np.isinf(exposure) if exposure.size and not exposure.max() < np.inf else None
+        )  # a nan (0/0) comes here as well
         exposure = invert(exposure)
         if overflow is not None and bool((overflow := overflow & (theta_ > 0.0)).any()):
             np.copyto(exposure, invert_far(theta_, c_), where=overflow)
@@ -71,13 +86,17 @@ def _inverse_slope(invert: Callable[[Floats], Floats], invert_far: Callable[[Flo
 
 
 def supporting_exposure(theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> Floats:
-    """The exposure in [0, cap] (units) at which a line of slope theta supports the exponential utility.
+    """The exposure in [0, cap] (units) at which a line of slope theta supports the exponential
+    utility.
 
-    log(c/theta)/c clipped to [0, cap]: the clip is exactly the three-case formula, because the exposure reaches cap where
-    theta falls to c*exp(-c*cap) and reaches 0 where theta rises to c. A worthless prompt (c = 0) gives 0, also at theta = 0.
-    log1p of the relative difference keeps the digits where theta is close to c and c is small.
+    log(c/theta)/c clipped to [0, cap]: the clip is exactly the three-case formula, because the
+    exposure reaches cap where theta falls to c*exp(-c*cap) and reaches 0 where theta rises to c. A
+    worthless prompt (c = 0) gives 0, also at theta = 0. log1p of the relative difference keeps the
+    digits where theta is close to c and c is small.
     """
-    return _inverse_slope(lambda x: np.log1p(x, out=x), lambda t, k: np.log(k) - np.log(t), theta, c, cap)
+    return _inverse_slope(
+        lambda x: np.log1p(x, out=x), lambda t, k: np.log(k) - np.log(t), theta, c, cap
+    )
 
 
 def conjugate(theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> Floats:
@@ -85,7 +104,7 @@ def conjugate(theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> Floats:
     return EXPONENTIAL.conjugate(theta, c, cap)
 
 
-# --- logarithmic and hyperbolic ---------------------------------------------------------------------------------------
+# --- logarithmic and hyperbolic
 
 
 def _logarithmic_slope(c: npt.ArrayLike, z: npt.ArrayLike) -> Floats:
@@ -130,26 +149,42 @@ def _hyperbolic_exposure(theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class Utility:
-    """One family; every function is elementwise. slope(c, 0) = c, value(c, 0) = 0, gain(c, l) = value(c, l) - value(c, l - 1)."""
+    """One family; every function is elementwise. slope(c, 0) = c, value(c, 0) = 0, gain(c, l) =
+    value(c, l) - value(c, l - 1)."""
 
     name: str
     value: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]  # (c, z)
     slope: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]  # (c, z) in 1/unit
-    gain: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]  # (c, l) of the l-th unit, l >= 1, without cancellation
-    supporting_exposure: Callable[[npt.ArrayLike, npt.ArrayLike, float], Floats]  # (theta, c, cap) in units
+    gain: Callable[
+        [npt.ArrayLike, npt.ArrayLike], Floats
+    ]  # (c, l) of the l-th unit, l >= 1, without cancellation
+    supporting_exposure: Callable[
+        [npt.ArrayLike, npt.ArrayLike, float], Floats
+    ]  # (theta, c, cap) in units
 
     def conjugate(self, theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> Floats:
-        """U*(theta) = min over 0 <= s <= cap of theta*s - U(s); at its minimiser, where an error enters only to second order."""
+        """U*(theta) = min over 0 <= s <= cap of theta*s - U(s); at its minimiser, where an error
+        enters only to second order."""
         exposure = self.supporting_exposure(theta, c, cap)
         return np.multiply(theta, exposure) - self.value(c, exposure)
 
 
-EXPONENTIAL = Utility("exponential", utility_value, utility_slope, _exponential_gain, supporting_exposure)
-LOGARITHMIC = Utility(
-    "logarithmic", lambda c, z: np.log1p(_times(c, z)), _logarithmic_slope, _logarithmic_gain, _logarithmic_exposure
+EXPONENTIAL = Utility(
+    "exponential", utility_value, utility_slope, _exponential_gain, supporting_exposure
 )
-HYPERBOLIC = Utility("hyperbolic", _hyperbolic_value, _hyperbolic_slope, _hyperbolic_gain, _hyperbolic_exposure)
-UTILITIES: dict[str, Utility] = {family.name: family for family in (EXPONENTIAL, LOGARITHMIC, HYPERBOLIC)}
+LOGARITHMIC = Utility(
+    "logarithmic",
+    lambda c, z: np.log1p(_times(c, z)),
+    _logarithmic_slope,
+    _logarithmic_gain,
+    _logarithmic_exposure,
+)
+HYPERBOLIC = Utility(
+    "hyperbolic", _hyperbolic_value, _hyperbolic_slope, _hyperbolic_gain, _hyperbolic_exposure
+)
+UTILITIES: dict[str, Utility] = {
+    family.name: family for family in (EXPONENTIAL, LOGARITHMIC, HYPERBOLIC)
+}
 
 
 def utility_of(name: str) -> Utility:

@@ -1,6 +1,8 @@
-"""Held-out evaluation: avg@k and unbiased pass@k over all ranks, with the same random draws at every call.
+"""Held-out evaluation: avg@k and unbiased pass@k over all ranks, with the same random draws at
+every call.
 
-Common draws make the difference of two evaluations far less noisy than either. Evaluation rollouts are counted apart from the budget.
+Common draws make the difference of two evaluations far less noisy than either. Evaluation rollouts
+are counted apart from the budget.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ EVALUATION_STREAM = 2**40  # far from every training round's stream
 
 
 def pass_at_k(successes: npt.NDArray[np.int64], trials: npt.NDArray[np.int64], k: int) -> float:
-    """Mean over prompts of 1 - C(n-c, k)/C(n, k), the unbiased estimate of pass@k (Chen et al., 2021, arXiv 2107.03374).
+    """Mean over prompts of 1 - C(n-c, k)/C(n, k), the unbiased estimate of pass@k (Chen et al.,
+    2021, arXiv 2107.03374).
 
     Prompts with fewer than k scored samples are left out; nan if none is left.
     """
@@ -45,7 +48,10 @@ class EvaluationResult:
     samples_per_prompt: int
 
     def metrics(self) -> dict[str, float | int]:
-        numbers: dict[str, float | int] = {f"eval/avg@{self.samples_per_prompt}": self.average, "eval/standard_error": self.standard_error}
+        numbers: dict[str, float | int] = {
+            f"eval/avg@{self.samples_per_prompt}": self.average,
+            "eval/standard_error": self.standard_error,
+        }
         numbers["eval/rollouts"] = self.rollouts
         numbers.update({f"eval/pass@{k}": value for k, value in self.pass_at.items()})
         return numbers
@@ -63,9 +69,13 @@ def evaluate(
     temperature: float,
     success_threshold: float,
 ) -> EvaluationResult:
-    """Prompts go to ranks round-robin; success counts are summed over ranks. A missing reward leaves the average."""
+    """Prompts go to ranks round-robin; success counts are summed over ranks. A missing reward
+    leaves the average."""
     mine = range(group.rank, len(prompts), group.world_size)
-    requests = [RolloutRequest(i, encoded[i], samples_per_prompt, stream_key=int(prompts[i].key, 16)) for i in mine]
+    requests = [
+        RolloutRequest(i, encoded[i], samples_per_prompt, stream_key=int(prompts[i].key, 16))
+        for i in mine
+    ]
     groups = engine.generate(requests, stream=EVALUATION_STREAM, temperature=temperature)
     scored = score_in_step(groups, prompts, rewards, group).values
     counts = np.zeros((2, len(prompts)), dtype=np.int64)
@@ -79,7 +89,9 @@ def evaluate(
         prompts=len(prompts),
         rollouts=len(prompts) * samples_per_prompt,
         average=float(rates.mean()) if rates.size else float("nan"),
-        standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size)) if rates.size > 1 else float("nan"),
+        standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size))
+        if rates.size > 1
+        else float("nan"),
         pass_at={k: pass_at_k(successes, trials, k) for k in pass_k},
         samples_per_prompt=samples_per_prompt,
     )

@@ -1,8 +1,9 @@
 """The loop: allocate, sample, learn, account, save; and nothing else.
 
-In: a validated Config and the process group. Out: a run directory (metrics.jsonl, ledger.jsonl, checkpoints/, export/) and an
-exit code. One `_work_off` is one line of metrics.jsonl; a round is one piece of work, or several where learner.rollouts_per_step
-cuts it. Every decision is a function of the seed and of counts summed over all ranks, so all ranks take the same path.
+In: a validated Config and the process group. Out: a run directory (metrics.jsonl, ledger.jsonl,
+checkpoints/, export/) and an exit code. One `_work_off` is one line of metrics.jsonl; a round is
+one piece of work, or several where learner.rollouts_per_step cuts it. Every decision is a function
+of the seed and of counts summed over all ranks, so all ranks take the same path.
 """
 
 from __future__ import annotations
@@ -62,20 +63,41 @@ class Trainer:
     """The state of one run. `run()` works through the budget and returns the exit code."""
 
     def __init__(
-        self, config: Config, options: Options, group: Group, data: Data, scheduler: Scheduler, tokenizer: Any, run_dir: Path,
+        self,
+        config: Config,
+        options: Options,
+        group: Group,
+        data: Data,
+        scheduler: Scheduler,
+        tokenizer: Any,
+        run_dir: Path,
         watchdog: Watchdog,
-    ) -> None:  # fmt: skip
+    ) -> None:
         config = choose_engine(config, on_gpu=group.device.type == "cuda")
-        self.config, self.options, self.group, self.data, self.run_dir = config, options, group, data, run_dir
+        self.config, self.options, self.group, self.data, self.run_dir = (
+            config,
+            options,
+            group,
+            data,
+            run_dir,
+        )
         self.tokenizer, self.watchdog = tokenizer, watchdog
         self.scheduler = scheduler
         self.cero = cero_of(scheduler)  # what only CERO wants to know or be told
         self.at = Progress.fresh(config, len(data.train))
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
-        self.restored: dict[str, Any] = {}  # this rank's rollouts that were generated ahead of the checkpoint
-        self.policy = Policy(config, group, universal=options.resume is not None and is_universal(options.resume))
-        self.reference = build_reference(config, group, self.policy) if config.learner.kl_coefficient > 0 else None
+        self.restored: dict[
+            str, Any
+        ] = {}  # this rank's rollouts that were generated ahead of the checkpoint
+        self.policy = Policy(
+            config, group, universal=options.resume is not None and is_universal(options.resume)
+        )
+        self.reference = (
+            build_reference(config, group, self.policy)
+            if config.learner.kl_coefficient > 0
+            else None
+        )
         self.engine = build_rollout_engine(config, tokenizer, group)
         self.weights = WeightSync(self.policy, self.engine, data.train.tokens, config, group)
         self.console = Console(active=group.is_main, total_rollouts=config.budget.total_rollouts)
@@ -84,7 +106,7 @@ class Trainer:
             self.console.say(f"  {self.policy.adapter.describe()}")
         self.saver = Saver(run_dir, group, self.policy.engine, config, identity, self.console.say)
 
-    # --- the loop ----------------------------------------------------------------------------------------------------
+    # --- the loop
 
     def run(self) -> int:
         if self.options.resume is not None:
@@ -94,7 +116,9 @@ class Trainer:
             with RewardPool(self.config.reward) as rewards, Interrupt() as interrupt:
                 stopping = Stopping(interrupt, self.options.walltime)
                 lengths, phase = self.at.lengths, self.watchdog.phase
-                self.collector = Collector(self.data.train, self.engine, rewards, lengths, self.config, self.group, phase)
+                self.collector = Collector(
+                    self.data.train, self.engine, rewards, lengths, self.config, self.group, phase
+                )
                 self._push()
                 if self.at.step == 0 and len(self.data.heldout):
                     before = self._evaluate(rewards, final=True)
@@ -102,7 +126,9 @@ class Trainer:
                     recorder.write(0, {**self.at.eval_before, **self.at.ledger.metrics()})
                     self.console.say(f"held-out before training: {_describe(before)}")
                 if stop := self.group.all_max(stopping.code):
-                    self.console.say(f"stopped before step {self.at.step + 1}, nothing to save. {GO_ON}")
+                    self.console.say(
+                        f"stopped before step {self.at.step + 1}, nothing to save. {GO_ON}"
+                    )
                     return stop
                 work = self._next_work()
                 while work is not None:
@@ -118,12 +144,20 @@ class Trainer:
             self.console.close()
 
     def _next_work(self) -> Work | None:
-        """The next piece of the pending allocation, or of a new one; None when the budget is spent."""
+        """The next piece of the pending allocation, or of a new one; None when the budget is
+        spent."""
         while (allocation := self._next_allocation()) is not None:
             for first, last in slices(allocation.rollouts, self.config.learner.rollouts_per_step):
                 if last > self.at.groups_done:
-                    begun = self.collector.begin(allocation.prompt_ids[first:last], allocation.rollouts[first:last], allocation.round + 1)
-                    begun.wave.groups, self.restored = unpack_groups(self.restored, begun.wave.requests), {}
+                    begun = self.collector.begin(
+                        allocation.prompt_ids[first:last],
+                        allocation.rollouts[first:last],
+                        allocation.round + 1,
+                    )
+                    begun.wave.groups, self.restored = (
+                        unpack_groups(self.restored, begun.wave.requests),
+                        {},
+                    )
                     return Work(allocation, first, last, begun)
             self._close_round()  # a round that asks for nothing
         return None
@@ -147,13 +181,16 @@ class Trainer:
         self.at.close_round()
 
     def _work_off(self, work: Work) -> tuple[Work | None, dict[str, float | int]]:
-        """Sample, account and learn. Returns the work that was begun meanwhile (rollout.overlap) and the step's numbers."""
+        """Sample, account and learn. Returns the work that was begun meanwhile (rollout.overlap)
+        and the step's numbers."""
         started, overlap = time.perf_counter(), self.config.rollout.overlap
         value_before = self.scheduler.value
         collected = self.collector.finish(
             # a cut round has one wave: its pieces were planned together
-            work.begun, next_wave=self.scheduler.next_round if work.is_whole_round else None, keep=self.scheduler.keep,
-        )  # fmt: skip
+            work.begun,
+            next_wave=self.scheduler.next_round if work.is_whole_round else None,
+            keep=self.scheduler.keep,
+        )
         self._account(collected)
         faults.point("evidence.booked")
         numbers = scheduler_numbers(self.scheduler)
@@ -167,10 +204,15 @@ class Trainer:
             self.engine.sleep()
         learn_started = time.perf_counter()
         with self.watchdog.phase("learner", "its own passes and all ranks' shards"):
-            result = optimize(self.policy, self.reference, collected, self.config, self.group, self.at.updates)
+            result = optimize(
+                self.policy, self.reference, collected, self.config, self.group, self.at.updates
+            )
         learned = time.perf_counter()
         waited = self.collector.settle(upcoming.begun) if upcoming is not None else 0.0
-        staleness = self.at.updates - min((c.policy_version for g in collected.groups for c in g.completions), default=self.at.updates)
+        staleness = self.at.updates - min(
+            (c.policy_version for g in collected.groups for c in g.completions),
+            default=self.at.updates,
+        )
         self.at.updates += self.config.learner.updates_per_batch
         self._watch(result)
         sync_started = time.perf_counter()
@@ -178,9 +220,19 @@ class Trainer:
         ended = time.perf_counter()
         self.at.step += 1
         self._log(work, collected)
-        premise = premise_correlation(value_before[collected.evidence.prompt_ids], collected.evidence.successes, collected.evidence.trials)
-        numbers |= step_numbers(collected, result, self.data.train, self.at.ledger, self.group, premise)
-        seconds = {"rollout": collected.rollout_seconds + waited, "reward": collected.reward_seconds, "learner": learned - learn_started}
+        premise = premise_correlation(
+            value_before[collected.evidence.prompt_ids],
+            collected.evidence.successes,
+            collected.evidence.trials,
+        )
+        numbers |= step_numbers(
+            collected, result, self.data.train, self.at.ledger, self.group, premise
+        )
+        seconds = {
+            "rollout": collected.rollout_seconds + waited,
+            "reward": collected.reward_seconds,
+            "learner": learned - learn_started,
+        }
         numbers |= skew_numbers(seconds, self.group)
         return upcoming, {
             **numbers,
@@ -198,11 +250,14 @@ class Trainer:
         }
 
     def _account(self, collected: Collected) -> None:
-        """Book what was generated and tell the scheduler what came of it: counts of all ranks, the same on every rank."""
+        """Book what was generated and tell the scheduler what came of it: counts of all ranks, the
+        same on every rank."""
         evidence = collected.evidence
         graded = evidence.squares if self.config.scheduler.value == "graded" else None
         if self.cero is not None and self.config.scheduler.streaming:
-            self.cero.update_partial(evidence.prompt_ids, evidence.successes, evidence.trials, graded)
+            self.cero.update_partial(
+                evidence.prompt_ids, evidence.successes, evidence.trials, graded
+            )
         else:  # kept until the round is closed
             self.at.successes[evidence.prompt_ids] += evidence.successes
             self.at.squares[evidence.prompt_ids] += evidence.squares
@@ -217,47 +272,81 @@ class Trainer:
 
     def _watch(self, result: UpdateResult) -> None:
         """Stop a run that diverged, or whose sampler does not hold the learner's weights."""
-        self.at.bad_updates = 0 if result.applied else self.at.bad_updates + result.nonfinite_updates
+        self.at.bad_updates = (
+            0 if result.applied else self.at.bad_updates + result.nonfinite_updates
+        )
         limit = self.config.learner.max_nonfinite_steps
         if self.at.bad_updates >= limit:
             raise DivergedError(
                 f"{self.at.bad_updates} optimizer steps in a row had a non-finite loss or gradient "
-                f"(learner.max_nonfinite_steps = {limit}); lower optimizer.learning_rate, and resume from the last checkpoint"
+                f"(learner.max_nonfinite_steps = {limit}); lower optimizer.learning_rate, "
+                "and resume from the last checkpoint"
             )
         gap, bound = result.metrics["mismatch/logp_abs_mean"], self.config.parity_bound
-        if gap > bound and not self.config.rollout.overlap:  # rollouts from older weights differ, as they should
+        if (
+            gap > bound and not self.config.rollout.overlap
+        ):  # rollouts from older weights differ, as they should
             raise EngineError(
-                f"sampler and learner disagree: mean |log-prob difference| {gap:.3g} on fresh samples, bound {bound} for "
+                f"sampler and learner disagree: mean |log-prob difference| {gap:.3g} on "
+                f"fresh samples, bound {bound} for "
                 f"{self.config.model.dtype}; the sampler's weights are not the learner's"
             )
 
     def _log(self, work: Work, collected: Collected) -> None:
         if self.group.is_main:
             evidence, step, round_index = collected.evidence, self.at.step, work.allocation.round
-            entry = {"step": step, "round": round_index, "groups": len(evidence.prompt_ids), **self.at.ledger.state()}
+            entry = {
+                "step": step,
+                "round": round_index,
+                "groups": len(evidence.prompt_ids),
+                **self.at.ledger.state(),
+            }
             append_jsonl(self.run_dir / "ledger.jsonl", entry)
             faults.point("log.ledger")
-            append_jsonl(self.run_dir / "evidence.jsonl", evidence_entry(step, round_index, evidence))
+            append_jsonl(
+                self.run_dir / "evidence.jsonl", evidence_entry(step, round_index, evidence)
+            )
             faults.point("log.evidence")
             if self.config.logging.sample_dumps:
-                dump_samples(self.run_dir, step, collected, self.data.train.prompts, self.config.logging.samples_per_dump)
+                dump_samples(
+                    self.run_dir,
+                    step,
+                    collected,
+                    self.data.train.prompts,
+                    self.config.logging.samples_per_dump,
+                )
         if collected.reward_error is not None and not self.reward_error_said:
             self.reward_error_said = True
-            self.console.say(f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}")
+            self.console.say(
+                f"rewards: some are missing (counted, never 0); the first: {collected.reward_error}"
+            )
 
     def _close_step(
-        self, upcoming: Work | None, numbers: dict[str, float | int], rewards: RewardPool, recorder: Recorder, stopping: Stopping
+        self,
+        upcoming: Work | None,
+        numbers: dict[str, float | int],
+        rewards: RewardPool,
+        recorder: Recorder,
+        stopping: Stopping,
     ) -> int | None:
-        """Evaluate and save where it is time to, write the numbers; an exit code if the run is to stop here."""
+        """Evaluate and save where it is time to, write the numbers; an exit code if the run is to
+        stop here."""
         numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
         step, every, score = self.at.step, self.config.evaluation.every_steps, None
-        if every and step % every == 0 and len(self.data.heldout) and self.at.ledger.remaining_rollouts:
+        if (
+            every
+            and step % every == 0
+            and len(self.data.heldout)
+            and self.at.ledger.remaining_rollouts
+        ):
             result, seconds = _timed(lambda: self._evaluate(rewards, final=False))
             numbers |= {**result.metrics(), "timing_s/evaluate": seconds}
             self.console.say(f"held-out after step {step}: {_describe(result)}")
             score = result.average
         stopping.took(numbers["step_time"] + numbers.get("timing_s/evaluate", 0.0), 0.0)
-        stop = self.group.all_max(stopping.code) or (0 if step == self.options.stop_at_step and self.at.ledger.remaining_rollouts else None)
+        stop = self.group.all_max(stopping.code) or (
+            0 if step == self.options.stop_at_step and self.at.ledger.remaining_rollouts else None
+        )
         _, seconds = _timed(lambda: self._save(upcoming, score, last=stop is not None))
         stopping.took(0.0, seconds)
         if seconds > 1e-3:
@@ -272,10 +361,12 @@ class Trainer:
         faults.point("step.end")
         return stop
 
-    # --- what surrounds the loop --------------------------------------------------------------------------------------
+    # --- what surrounds the loop
 
     def _push(self) -> dict[str, float]:
-        with self.watchdog.phase("sync", "the sampler and all ranks' shards", self.config.rollout.sync_timeout_seconds):
+        with self.watchdog.phase(
+            "sync", "the sampler and all ranks' shards", self.config.rollout.sync_timeout_seconds
+        ):
             faults.point("sync.before")
             parity = self.weights.push(self.at.updates)
             faults.point("sync.after")
@@ -284,14 +375,22 @@ class Trainer:
     def _evaluate(self, rewards: RewardPool, *, final: bool) -> EvaluationResult:
         settings, heldout = self.config.evaluation, self.data.heldout
         count = min(len(heldout), settings.limit or len(heldout))
-        samples = (settings.final_samples_per_prompt if final else None) or settings.samples_per_prompt
+        samples = (
+            settings.final_samples_per_prompt if final else None
+        ) or settings.samples_per_prompt
         limit = self.config.rollout.generate_timeout_seconds + self.config.watchdog.stall_seconds
         with self.watchdog.phase("evaluation", "the sampler, verifiers and all ranks", limit):
             return evaluate(
-                self.engine, heldout.prompts[:count], heldout.tokens[:count], rewards, self.group,
-                samples_per_prompt=samples, pass_k=[k for k in settings.pass_k if k <= samples],
-                temperature=settings.temperature, success_threshold=self.config.reward.success_threshold,
-            )  # fmt: skip
+                self.engine,
+                heldout.prompts[:count],
+                heldout.tokens[:count],
+                rewards,
+                self.group,
+                samples_per_prompt=samples,
+                pass_k=[k for k in settings.pass_k if k <= samples],
+                temperature=settings.temperature,
+                success_threshold=self.config.reward.success_threshold,
+            )
 
     def _finish(self, rewards: RewardPool, recorder: Recorder) -> int:
         numbers: dict[str, float | int] = dict(self.at.ledger.metrics())
@@ -308,22 +407,34 @@ class Trainer:
         self._save(None, score, last=True)
         faults.point("finish.saved")
         if self.group.is_main:
-            save_evidence(self.run_dir / "posterior.parquet", self.scheduler, self.data.train.prompts)
+            save_evidence(
+                self.run_dir / "posterior.parquet", self.scheduler, self.data.train.prompts
+            )
         where = f"model in {self.run_dir}"
         if self.config.checkpoint.export:
             with self.watchdog.phase("checkpoint", "the export of all ranks' shards"):
-                where = export_model(self.policy, self.tokenizer, self.run_dir, self.config, self.group)
+                where = export_model(
+                    self.policy, self.tokenizer, self.run_dir, self.config, self.group
+                )
                 faults.point("export.written")
         recorder.write(self.at.step, numbers)
         ledger = self.at.ledger
-        self.console.say(f"done: {self.at.step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts; {where}")
+        self.console.say(
+            f"done: {self.at.step} steps, {ledger.spent_rollouts} of "
+            f"{ledger.total_rollouts} rollouts; {where}"
+        )
         return 0
 
     def _save(self, upcoming: Work | None, score: float | None, *, last: bool) -> None:
         groups = upcoming.begun.wave.groups if upcoming is not None else None
         with self.watchdog.phase("checkpoint", "the disk and all ranks"):
             self.saver.step_done(
-                self.at.step, lambda: self.at.state(self.scheduler, pack_groups(groups) if groups is not None else {}), score, last=last
+                self.at.step,
+                lambda: self.at.state(
+                    self.scheduler, pack_groups(groups) if groups is not None else {}
+                ),
+                score,
+                last=last,
             )
 
     def _restore(self, directory: Path) -> None:
@@ -335,13 +446,17 @@ class Trainer:
             for name in LOGS:
                 truncate_jsonl(self.run_dir / name, self.at.step)
         self.group.barrier()
-        self.console.say(f"resumed from {directory}: step {self.at.step}, {self.at.ledger.spent_rollouts} rollouts spent")
+        self.console.say(
+            f"resumed from {directory}: step {self.at.step}, "
+            f"{self.at.ledger.spent_rollouts} rollouts spent"
+        )
 
 
 def _describe(result: EvaluationResult) -> str:
-    return f"avg@{result.samples_per_prompt} {result.average:.3f} +- {result.standard_error:.3f} on {result.prompts} prompts" + "".join(
-        f", pass@{k} {v:.3f}" for k, v in result.pass_at.items()
-    )
+    return (
+        f"avg@{result.samples_per_prompt} {result.average:.3f} +- "
+        f"{result.standard_error:.3f} on {result.prompts} prompts"
+    ) + "".join(f", pass@{k} {v:.3f}" for k, v in result.pass_at.items())
 
 
 def _timed(action: Any) -> tuple[Any, float]:

@@ -9,13 +9,17 @@ import torch
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 from cero_rl.models.attention import choose_attention
-from cero_rl.models.load import adapter_without_weights, load_model_config, refuse_other_architectures
+from cero_rl.models.load import (
+    adapter_without_weights,
+    load_model_config,
+    refuse_other_architectures,
+)
 from cero_rl.rollout.engines.choose import choose_engine
 
 
 def check_model(config: Config, path: str, tokenizer: Any) -> None:
-    """What can be told without the weights, before anything is written: does this machine run it, is it a causal language model, do
-    tokenizer and lengths fit? Raises ConfigError."""
+    """What can be told without the weights, before anything is written: does this machine run it,
+    is it a causal language model, do tokenizer and lengths fit? Raises ConfigError."""
     choose_attention(config.model.attention)
     choose_engine(config, on_gpu=torch.cuda.is_available())
     model = load_model_config(path)
@@ -26,6 +30,8 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if wanted > longest:
         raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_response_tokens = {config.data.max_prompt_tokens} + "
-            f"{config.rollout.max_response_tokens} = {wanted}, but the model has {longest} positions; lower one of them"
+            "data.max_prompt_tokens + rollout.max_response_tokens = "
+            f"{config.data.max_prompt_tokens} + "
+            f"{config.rollout.max_response_tokens} = {wanted}, but the model has {longest} "
+            "positions; lower one of them"
         )

@@ -29,7 +29,8 @@ class Work:
 
 
 def slices(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
-    """Cut an allocation's groups [G] into runs of whole groups of at most `per_step` rollouts (a larger group goes alone)."""
+    """Cut an allocation's groups [G] into runs of whole groups of at most `per_step` rollouts (a
+    larger group goes alone)."""
     if per_step is None:
         return [(0, len(rollouts))]
     bounds, first, size = [], 0, 0

@@ -1,4 +1,5 @@
-"""The run directory at the start of a job: one job at a time, nothing overwritten by accident, nothing started over in silence."""
+"""The run directory at the start of a job: one job at a time, nothing overwritten by accident,
+nothing started over in silence."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ from cero_rl.distributed.group import Group
 from cero_rl.errors import CeroError, CheckpointError, ConfigError, NoProgressError
 from cero_rl.files.jsonl import truncate_jsonl
 from cero_rl.job.lock import LOCK, RunLock
-from cero_rl.job.restarts import Attempt, next_attempt, read_attempts, why_stop, write_attempts, write_end
+from cero_rl.job.restarts import (
+    Attempt,
+    next_attempt,
+    read_attempts,
+    why_stop,
+    write_attempts,
+    write_end,
+)
 
 LOGS = ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl")
 _RESOLVED = "config.resolved.yaml"
@@ -27,13 +35,16 @@ _RESOLVED = "config.resolved.yaml"
 
 @dataclass(frozen=True)
 class Start:
-    """How the command line wants a filled run directory treated. `resume` is None, `auto` or a checkpoint's directory."""
+    """How the command line wants a filled run directory treated. `resume` is None, `auto` or a
+    checkpoint's directory."""
 
     resume: str | None
     overwrite: bool
 
 
-_KINDS: dict[str, type[CeroError]] = {kind.__name__: kind for kind in (CheckpointError, ConfigError, NoProgressError)}
+_KINDS: dict[str, type[CeroError]] = {
+    kind.__name__: kind for kind in (CheckpointError, ConfigError, NoProgressError)
+}
 
 
 def _agree(group: Group, action: Callable[[], None]) -> None:
@@ -54,17 +65,27 @@ def _is_filled(run_dir: Path) -> bool:
     return run_dir.is_dir() and any(p.name != LOCK for p in run_dir.iterdir())
 
 
-def open_run_dir(run_dir: Path, config: Config, num_prompts: int, start: Start, group: Group) -> Path | None:
-    """Lock and prepare the directory; returns the checkpoint to resume from. The same answer or the same error on every rank."""
+def open_run_dir(
+    run_dir: Path, config: Config, num_prompts: int, start: Start, group: Group
+) -> Path | None:
+    """Lock and prepare the directory; returns the checkpoint to resume from. The same answer or the
+    same error on every rank."""
     given = Path(start.resume) if start.resume not in (None, "auto") else None
     if given is not None and (problem := check(given, group)) is not None:
         raise CheckpointError(f"--resume {given}: {problem}")
     filled = bool(group.all_max(int(_is_filled(run_dir))))
     if filled and start.resume is None and not start.overwrite:
-        raise ConfigError(f"{run_dir} already holds a run; go on with --resume auto, replace it with --overwrite, or set another name")
+        raise ConfigError(
+            f"{run_dir} already holds a run; go on with --resume auto, replace it with "
+            "--overwrite, or set another name"
+        )
     _agree(group, lambda: _lock(run_dir))
     if filled and start.resume is not None:
-        found = given or find_valid(run_dir, group, lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None)
+        found = given or find_valid(
+            run_dir,
+            group,
+            lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None,
+        )
         if found is None:
             _agree(group, lambda: _start_over(run_dir))
         _agree(group, lambda: _begin_attempt(run_dir, found))
@@ -88,7 +109,9 @@ def _begin_attempt(run_dir: Path, resume: Path | None) -> None:
     """Write this start down, or refuse it after three restarts of one job that got nowhere."""
     earlier = read_attempts(run_dir)
     step = read_manifest(resume)["step"] if resume is not None else 0
-    this: Attempt = next_attempt(earlier, step, environ=os.environ, host=socket.gethostname(), time=_now())
+    this: Attempt = next_attempt(
+        earlier, step, environ=os.environ, host=socket.gethostname(), time=_now()
+    )
     if (problem := why_stop(earlier, this, run_dir)) is not None:
         raise NoProgressError(problem)
     write_attempts(run_dir, [this])
@@ -102,17 +125,34 @@ def _prepare(run_dir: Path, config: Config, num_prompts: int) -> None:
     for path in run_dir.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    sizes = "".join(f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts))
+    sizes = "".join(
+        f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts)
+    )
     (run_dir / _RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
 
 
 def _start_over(run_dir: Path) -> None:
-    """A run that was cut before its first checkpoint begins again, and says so; one that had a checkpoint never does."""
+    """A run that was cut before its first checkpoint begins again, and says so; one that had a
+    checkpoint never does."""
     if not (run_dir / _RESOLVED).exists():
-        raise CheckpointError(f"--resume auto: {run_dir} holds files but no run of this program; set another name, or use --overwrite")
-    if (run_dir / LATEST).exists() or step_dirs(run_dir) or any((run_dir / "checkpoints").glob("step_*")):
-        raise CheckpointError(f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with --overwrite or another name")
-    print(f"{run_dir}: the run ended before its first checkpoint was committed; it begins again at step 0", flush=True)
+        raise CheckpointError(
+            f"--resume auto: {run_dir} holds files but no run of this program; set another "
+            "name, or use --overwrite"
+        )
+    if (
+        (run_dir / LATEST).exists()
+        or step_dirs(run_dir)
+        or any((run_dir / "checkpoints").glob("step_*"))
+    ):
+        raise CheckpointError(
+            f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with "
+            "--overwrite or another name"
+        )
+    print(
+        f"{run_dir}: the run ended before its first checkpoint was committed; it begins "
+        "again at step 0",
+        flush=True,
+    )
     for name in LOGS:
         truncate_jsonl(run_dir / name, -1)
 

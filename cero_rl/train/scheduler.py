@@ -1,7 +1,8 @@
 """From the configuration and the pool to the run's scheduler, and its evidence to the next run's.
 
-Pure numpy and the same on every rank. Raises ConfigError for options that do not fit, DataError for columns that a key names and
-the data lacks, CheckpointError for a posterior file that cannot be used.
+Pure numpy and the same on every rank. Raises ConfigError for options that do not fit, DataError for
+columns that a key names and the data lacks, CheckpointError for a posterior file that cannot be
+used.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from cero_rl.config import Config
 from cero_rl.config.scheduler import CERO_FAMILY
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import CheckpointError, ConfigError, DataError
-from cero_rl.scheduler import CeroOptions, CeroScheduler, Prior, Scheduler, make_scheduler, prior_from_pass_rate
+from cero_rl.scheduler import (
+    CeroOptions,
+    CeroScheduler,
+    Prior,
+    Scheduler,
+    make_scheduler,
+    prior_from_pass_rate,
+)
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
 from cero_rl.scheduler.rivals import KeepScheduler
@@ -34,8 +42,13 @@ def pass_rates(prompts: Sequence[Prompt], name: str) -> npt.NDArray[np.float64]:
     """f64[P] in [0, 1], nan where the column is null. Raises DataError for anything else."""
     rates = []
     for row, value in enumerate(_column(prompts, "scheduler.pass_rate_column", name)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0):
-            raise DataError(f"scheduler.pass_rate_column: prompt {row} has {name} = {value!r}, wanted a number in [0, 1] or null")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0
+        ):
+            raise DataError(
+                f"scheduler.pass_rate_column: prompt {row} has {name} = {value!r}, wanted a "
+                "number in [0, 1] or null"
+            )
         rates.append(np.nan if value is None else float(value))
     return np.array(rates)
 
@@ -43,14 +56,27 @@ def pass_rates(prompts: Sequence[Prompt], name: str) -> npt.NDArray[np.float64]:
 def _options(config: Config, labels: npt.NDArray[np.int64] | None) -> CeroOptions:
     wanted = config.scheduler
     return CeroOptions(
-        utility=wanted.utility, value=wanted.value, plan=wanted.plan, cap_shares=wanted.cap_shares, proximal=wanted.proximal,
-        explore_units=wanted.explore_units, token_costs=wanted.token_costs, budget_tokens=config.budget.total_tokens,
-        refit_prior_every=wanted.refit_prior_every, labels=labels,
-    )  # fmt: skip
+        utility=wanted.utility,
+        value=wanted.value,
+        plan=wanted.plan,
+        cap_shares=wanted.cap_shares,
+        proximal=wanted.proximal,
+        explore_units=wanted.explore_units,
+        token_costs=wanted.token_costs,
+        budget_tokens=config.budget.total_tokens,
+        refit_prior_every=wanted.refit_prior_every,
+        labels=labels,
+    )
 
 
-def build_scheduler(config: Config, num_prompts: int, prior: Prior | None = None, labels: npt.NDArray[np.int64] | None = None) -> Scheduler:
-    """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one family."""
+def build_scheduler(
+    config: Config,
+    num_prompts: int,
+    prior: Prior | None = None,
+    labels: npt.NDArray[np.int64] | None = None,
+) -> Scheduler:
+    """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one
+    family."""
     wanted = config.scheduler
     family = wanted.name in CERO_FAMILY
     if wanted.value == "progress" and labels is None:
@@ -81,23 +107,36 @@ def build_scheduler(config: Config, num_prompts: int, prior: Prior | None = None
 
 
 def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> Scheduler:
-    """The run's scheduler: priors from measured pass rates, families, and the evidence of an earlier run where asked for."""
+    """The run's scheduler: priors from measured pass rates, families, and the evidence of an
+    earlier run where asked for."""
     wanted = config.scheduler
     prior = labels = None
     if wanted.pass_rate_column is not None:
-        prior = prior_from_pass_rate(pass_rates(prompts, wanted.pass_rate_column), wanted.pass_rate_strength, wanted.prior)
+        prior = prior_from_pass_rate(
+            pass_rates(prompts, wanted.pass_rate_column), wanted.pass_rate_strength, wanted.prior
+        )
     if wanted.labels_column is not None:
-        names = [str(value) for value in _column(prompts, "scheduler.labels_column", wanted.labels_column)]
+        names = [
+            str(value)
+            for value in _column(prompts, "scheduler.labels_column", wanted.labels_column)
+        ]
         labels = np.unique(names, return_inverse=True)[1].astype(np.int64)
     scheduler = build_scheduler(config, len(prompts), prior, labels)
     if wanted.warm_start is not None and wanted.name in CERO_FAMILY:
         inner = cero_of(scheduler)
         try:
-            successes, failures, known = import_posterior(wanted.warm_start, [prompt.key for prompt in prompts])
+            successes, failures, known = import_posterior(
+                wanted.warm_start, [prompt.key for prompt in prompts]
+            )
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"scheduler.warm_start: {error}; wanted the posterior.parquet of an earlier run") from None
+            raise CheckpointError(
+                f"scheduler.warm_start: {error}; wanted the posterior.parquet of an earlier run"
+            ) from None
         if not known.any():
-            raise CheckpointError(f"scheduler.warm_start: {wanted.warm_start} knows none of the {len(prompts)} prompts of this pool")
+            raise CheckpointError(
+                f"scheduler.warm_start: {wanted.warm_start} knows none of the "
+                f"{len(prompts)} prompts of this pool"
+            )
         assert inner is not None
         inner.warm_start(successes, failures)
     return scheduler
@@ -110,7 +149,8 @@ def cero_of(scheduler: Scheduler) -> CeroScheduler | None:
 
 
 def save_evidence(path: Path, scheduler: Scheduler, prompts: Sequence[Prompt]) -> None:
-    """posterior.parquet: what this run learnt of its prompts, by content hash, for the warm_start of another."""
+    """posterior.parquet: what this run learnt of its prompts, by content hash, for the warm_start
+    of another."""
     inner = scheduler.inner if isinstance(scheduler, KeepScheduler) else scheduler
     assert isinstance(inner, BudgetedScheduler)
     export_posterior(path, [prompt.key for prompt in prompts], inner.posterior)

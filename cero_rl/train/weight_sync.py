@@ -1,9 +1,12 @@
-"""The learner's weights into the sampler, and the proof that they arrived: after every sync both say what a few tokens are worth.
+"""The learner's weights into the sampler, and the proof that they arrived: after every sync both
+say what a few tokens are worth.
 
-A sampler with old weights, with base weights after a sleep, with a stale head or a stale prefix cache answers without an error; only
-its log-probabilities differ. So it samples a few tokens of two or three fixed prompts, one of them longer than a block of vLLM's prefix
-cache (128 tokens on a CPU) where the model's length allows it, and the learner computes the same log-probabilities under ZeRO.
-The gap is, for each prompt, the mean |log-prob difference| over its tokens; the largest over prompts and ranks must keep the bound.
+A sampler with old weights, with base weights after a sleep, with a stale head or a stale prefix
+cache answers without an error; only its log-probabilities differ. So it samples a few tokens of two
+or three fixed prompts, one of them longer than a block of vLLM's prefix cache (128 tokens on a CPU)
+where the model's length allows it, and the learner computes the same log-probabilities under ZeRO.
+The gap is, for each prompt, the mean |log-prob difference| over its tokens; the largest over
+prompts and ranks must keep the bound.
 """
 
 from __future__ import annotations
@@ -22,7 +25,12 @@ from cero_rl.errors import EngineError
 from cero_rl.job.watchdog import deadline
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.models.logprob import head_chunk_tokens
-from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine, RolloutRequest
+from cero_rl.rollout.protocol import (
+    PROBE_PROMPT_TOKENS,
+    PROBE_TOKENS,
+    RolloutEngine,
+    RolloutRequest,
+)
 from cero_rl.types import MicroBatch, RolloutGroup
 from cero_rl.zero.gather import full_weights
 from cero_rl.zero.policy import Policy
@@ -31,10 +39,14 @@ PARITY_STREAM = 2**41  # far from the streams of training and evaluation
 _CACHE_BLOCK_TOKENS = 128
 
 
-def probe_requests(prompts: Sequence[npt.NDArray[np.int64]], positions: int) -> list[RolloutRequest]:
-    """The first prompt of the pool, its longest, and, unless that is long enough, one that is put together from several.
+def probe_requests(
+    prompts: Sequence[npt.NDArray[np.int64]], positions: int
+) -> list[RolloutRequest]:
+    """The first prompt of the pool, its longest, and, unless that is long enough, one that is put
+    together from several.
 
-    `positions` is the longest sequence of the model, in tokens. The same on every rank and at every sync.
+    `positions` is the longest sequence of the model, in tokens. The same on every rank and at every
+    sync.
     """
     longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
     chosen = [prompts[0]] + ([prompts[longest]] if longest else [])
@@ -48,7 +60,9 @@ def probe_requests(prompts: Sequence[npt.NDArray[np.int64]], positions: int) -> 
     return [RolloutRequest(i, tokens, 1, stream_key=i) for i, tokens in enumerate(chosen)]
 
 
-def _micro_batch(groups: Sequence[RolloutGroup], head_chunks: int, device: torch.device) -> MicroBatch:
+def _micro_batch(
+    groups: Sequence[RolloutGroup], head_chunks: int, device: torch.device
+) -> MicroBatch:
     batch = pack_rollouts(groups, [np.zeros(len(g.completions), np.float32) for g in groups])
     lengths = (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
     zeros = torch.zeros(len(batch.tokens), device=device)
@@ -67,18 +81,27 @@ def _micro_batch(groups: Sequence[RolloutGroup], head_chunks: int, device: torch
 
 
 class WeightSync:
-    """Pushes weights and probes the sampler. A collective: all ranks call it in step, and all raise if one fails."""
+    """Pushes weights and probes the sampler. A collective: all ranks call it in step, and all raise
+    if one fails."""
 
     def __init__(
-        self, policy: Policy, engine: RolloutEngine, prompts: Sequence[npt.NDArray[np.int64]], config: Config, group: Group
+        self,
+        policy: Policy,
+        engine: RolloutEngine,
+        prompts: Sequence[npt.NDArray[np.int64]],
+        config: Config,
+        group: Group,
     ) -> None:
         self._policy, self._engine, self._config, self._group = policy, engine, config, group
-        self._requests = probe_requests(prompts, int(policy.causal_lm.config.max_position_embeddings))
+        self._requests = probe_requests(
+            prompts, int(policy.causal_lm.config.max_position_embeddings)
+        )
         rows = head_chunk_tokens(policy.causal_lm.config.vocab_size)
         self._head_chunks = -(-len(self._requests) * PROBE_TOKENS // rows)
 
     def push(self, version: int) -> dict[str, float]:
-        """Load the learner's weights as `version`, then prove it. Returns parity/* metrics; raises EngineError."""
+        """Load the learner's weights as `version`, then prove it. Returns parity/* metrics; raises
+        EngineError."""
         last = ["before the first parameter"]
 
         def named() -> Iterator[tuple[str, Tensor]]:
@@ -86,19 +109,27 @@ class WeightSync:
                 last[0] = f"at {name}"
                 yield name, tensor
 
-        seconds, what = self._config.rollout.sync_timeout_seconds, f"weight sync of version {version}"
+        seconds, what = (
+            self._config.rollout.sync_timeout_seconds,
+            f"weight sync of version {version}",
+        )
         with deadline(seconds, what, key="rollout.sync_timeout_seconds", detail=lambda: last[0]):
             self._engine.load_weights(named(), version)
             groups = self._engine.generate(
-                self._requests, stream=PARITY_STREAM, temperature=self._config.rollout.temperature, max_tokens=PROBE_TOKENS
+                self._requests,
+                stream=PARITY_STREAM,
+                temperature=self._config.rollout.temperature,
+                max_tokens=PROBE_TOKENS,
             )
             self._group.agree(_unfit(groups, version), f"{what}: parity probe")
             mean, largest = self._gap(groups)
         bound = self._config.parity_bound
         if not mean <= bound:  # nan is no proof
             raise EngineError(
-                f"{what}: sampler and learner disagree, mean |log-prob difference| {mean:.3g} on a probe prompt, bound {bound:g} for "
-                f"{self._config.model.dtype}; the sampler does not hold the learner's weights (rollout.parity_bound, docs/rollout.md)"
+                f"{what}: sampler and learner disagree, mean |log-prob difference| "
+                f"{mean:.3g} on a probe prompt, bound {bound:g} for "
+                f"{self._config.model.dtype}; the sampler does not hold the learner's "
+                "weights (rollout.parity_bound, docs/rollout.md)"
             )
         numbers = {"parity/gap": mean, "parity/gap_max": largest, "parity/version": version}
         if self._policy.adapter is not None and not self._config.lora.adapter_only:
@@ -107,7 +138,8 @@ class WeightSync:
 
     @torch.no_grad()
     def _gap(self, groups: Sequence[RolloutGroup]) -> tuple[float, float]:
-        """(largest mean over a prompt's tokens, largest over all tokens) of |log-prob difference|, over all ranks."""
+        """(largest mean over a prompt's tokens, largest over all tokens) of |log-prob difference|,
+        over all ranks."""
         micro = _micro_batch(groups, self._head_chunks, self._group.device)
         self._policy.train(False)
         logp = self._policy.logps(micro, with_entropy=False)[0]
@@ -115,7 +147,10 @@ class WeightSync:
         gaps = (logp - micro.logp_behavior).abs().double().cpu()
         mask, edges = micro.loss_mask.cpu(), micro.cu_seqlens.cpu().tolist()
         by_prompt = [gaps[a:b][mask[a:b]] for a, b in pairwise(edges)]
-        mean, largest = max(float(g.mean()) for g in by_prompt), max(float(g.max()) for g in by_prompt)
+        mean, largest = (
+            max(float(g.mean()) for g in by_prompt),
+            max(float(g.max()) for g in by_prompt),
+        )
         # the maximum of a nan is not a nan on every backend
         finite = bool(torch.isfinite(gaps[mask]).all())
         mean, largest = (mean, largest) if finite else (float("inf"), float("inf"))
@@ -128,5 +163,8 @@ def _unfit(groups: Sequence[RolloutGroup], version: int) -> str | None:
         if not group.completions or not len(group.completions[0].token_ids):
             return f"the sampler gave no answer to probe prompt {group.prompt_id}"
         if group.completions[0].policy_version != version:
-            return f"the sampler answers with version {group.completions[0].policy_version} of the weights, wanted {version}"
+            return (
+                f"the sampler answers with version {group.completions[0].policy_version} of the "
+                f"weights, wanted {version}"
+            )
     return None

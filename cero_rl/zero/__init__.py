@@ -1,1 +1,2 @@
-"""DeepSpeed: process group, policy and reference engines, weight synchronisation. The only package that imports deepspeed."""
+"""DeepSpeed: process group, policy and reference engines, weight synchronisation. The only package
+that imports deepspeed."""

@@ -1,4 +1,5 @@
-"""Config -> the dictionary DeepSpeed wants. Pure, and the only place that knows DeepSpeed's key names."""
+"""Config -> the dictionary DeepSpeed wants. Pure, and the only place that knows DeepSpeed's key
+names."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from cero_rl.config import Config
 def _zero_section(config: Config, *, trains: bool) -> dict[str, Any]:
     section: dict[str, Any] = {"stage": config.zero.stage, "overlap_comm": False}
     if config.zero.stage == 3:
-        # 0: every parameter is really sharded, so a partitioned numel() of 0 cannot hide in a small tensor.
+        # 0: every parameter is really sharded, so a partitioned numel() of 0 cannot hide in a small
+        # tensor.
         section["stage3_param_persistence_threshold"] = 0
         if config.zero.offload_parameters == "cpu":
             section["offload_param"] = {"device": "cpu"}
@@ -20,9 +22,11 @@ def _zero_section(config: Config, *, trains: bool) -> dict[str, Any]:
 
 
 def policy_config(config: Config, world_size: int, *, universal: bool = False) -> dict[str, Any]:
-    """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from step to step.
+    """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from
+    step to step.
 
-    `universal`: load_checkpoint will be given a universal checkpoint (tools/convert.py zero-to-universal).
+    `universal`: load_checkpoint will be given a universal checkpoint (tools/convert.py
+    zero-to-universal).
     """
     optimizer = config.optimizer
     return {
@@ -41,7 +45,8 @@ def policy_config(config: Config, world_size: int, *, universal: bool = False) -
                 "betas": list(optimizer.betas),
                 "eps": optimizer.eps,
                 "weight_decay": optimizer.weight_decay,
-                # Needs no build at start; with the optimizer on the CPU DeepSpeed's own kernel is worth its build.
+                # Needs no build at start; with the optimizer on the CPU DeepSpeed's own kernel is
+                # worth its build.
                 "torch_adam": config.zero.offload_optimizer == "none",
             },
         },

@@ -1,6 +1,7 @@
 """Weights out of ZeRO shards: bucket by bucket, into the rollout engine or into an exported model.
 
-A partitioned parameter has numel() == 0, so buckets are sized by ds_numel; the whole model is never gathered at once.
+A partitioned parameter has numel() == 0, so buckets are sized by ds_numel; the whole model is never
+gathered at once.
 """
 
 from __future__ import annotations
@@ -15,12 +16,9 @@ from cero_rl.models.weights import Source
 BUCKET_BYTES = 512 * 2**20
 
 
-
-
-
-
 def buckets(sources: Iterable[Source], limit_bytes: int = BUCKET_BYTES) -> Iterator[list[Source]]:
-    """Consecutive sources whose full sizes add up to at most `limit_bytes` (one larger source goes alone)."""
+    """Consecutive sources whose full sizes add up to at most `limit_bytes` (one larger source goes
+    alone)."""
     bucket: list[Source] = []
     size = 0
     for source in sources:
@@ -35,11 +33,14 @@ def buckets(sources: Iterable[Source], limit_bytes: int = BUCKET_BYTES) -> Itera
 
 
 def full_weights(sources: Iterable[Source]) -> Iterator[tuple[str, Tensor]]:
-    """(name, full tensor) for every source; the tensor is valid until the next item. A collective: all ranks iterate to the end."""
+    """(name, full tensor) for every source; the tensor is valid until the next item. A collective:
+    all ranks iterate to the end."""
     import deepspeed
 
     for bucket in buckets(sources):
-        with deepspeed.zero.GatheredParameters([parameter for source in bucket for parameter in source.parameters]):
+        with deepspeed.zero.GatheredParameters(
+            [parameter for source in bucket for parameter in source.parameters]
+        ):
             for source in bucket:
                 yield source.name, source.make()
 

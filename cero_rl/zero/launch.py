@@ -17,9 +17,16 @@ def prepare_environment() -> None:
     """Set what DeepSpeed reads at import; call before anything imports deepspeed."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+    for name, value in (
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("WORLD_SIZE", "1"),
+        ("MASTER_ADDR", "127.0.0.1"),
+    ):
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517")  # alone: any free one
+    os.environ.setdefault(
+        "MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517"
+    )  # alone: any free one
 
 
 def start(timeout_seconds: float = 1800.0) -> Group:
@@ -33,21 +40,28 @@ def start(timeout_seconds: float = 1800.0) -> Group:
 
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        # The shared-memory collective is compiled at start (tens of seconds) and gives the same sums.
+        # The shared-memory collective is compiled at start (tens of seconds) and gives the same
+        # sums.
         __compatible_ops__["deepspeed_shm_comm"] = False
     local_rank = int(os.environ["LOCAL_RANK"])
     if on_gpu:
         if local_rank >= torch.cuda.device_count():
-            raise EngineError(f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible); lower --num_accelerators")
+            raise EngineError(
+                f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} visible); "
+                "lower --num_accelerators"
+            )
         torch.cuda.set_device(local_rank)
     backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(seconds=timeout_seconds)
     try:
         join(backend, timeout)
-        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)  # takes the group that is there
+        deepspeed.init_distributed(
+            dist_backend=backend, timeout=timeout, verbose=False
+        )  # takes the group that is there
     except (OSError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise EngineError(
-            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} ({_first_line(error)}); another job may use the port "
+            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} "
+            f"({_first_line(error)}); another job may use the port "
             "(--master_port, or MASTER_PORT), or a rank is missing"
         ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")

@@ -1,4 +1,5 @@
-"""The one DeepSpeed object that a ZeRO-3 optimizer file must hold besides tensors and plain values."""
+"""The one DeepSpeed object that a ZeRO-3 optimizer file must hold besides tensors and plain
+values."""
 
 from __future__ import annotations
 
@@ -9,4 +10,5 @@ def no_loss_scaling() -> Any:
     """DeepSpeed's static scaler at 1, as training in float32 and bfloat16 saves it."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
-    return LossScaler(scale=1.0)  # pyright: ignore[reportArgumentType]  (DeepSpeed infers int from its default)
+    one: Any = 1.0  # DeepSpeed's annotation says int
+    return LossScaler(scale=one)

@@ -1,7 +1,8 @@
 """Loading models and tokenizers, and wrapping them in DeepSpeed engines.
 
-In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen reference. Raises EngineError
-with the path and the remedy; nothing here runs code that comes with a checkpoint.
+In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen
+reference. Raises EngineError with the path and the remedy; nothing here runs code that comes with a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -44,22 +45,31 @@ class StepOutcome:
 
 
 class Policy:
-    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate function."""
+    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate
+    function."""
 
     def __init__(self, config: Config, group: Group, *, universal: bool = False) -> None:
         """`universal`: load_checkpoint will be given a universal checkpoint."""
         import deepspeed
 
         self._config = config
-        causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+        causal_lm = load_model(
+            config.model.path, config.model.dtype, choose_attention(config.model.attention)
+        )
         if config.model.gradient_checkpointing:
-            causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            causal_lm.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
         self.adapter: Adapter | None = add_adapter(causal_lm, config) if config.lora.rank else None
         self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
         with _quiet_deepspeed():
-            parameters: Any = [p for p in self._module.parameters() if p.requires_grad]  # DeepSpeed's annotation says Module
+            parameters: Any = [
+                p for p in self._module.parameters() if p.requires_grad
+            ]  # DeepSpeed's annotation says Module
             settings = policy_config(config, group.world_size, universal=universal)
-            engine, *_ = deepspeed.initialize(model=self._module, model_parameters=parameters, config=settings)
+            engine, *_ = deepspeed.initialize(
+                model=self._module, model_parameters=parameters, config=settings
+            )
         self.engine: Any = engine
         self.causal_lm = causal_lm
 
@@ -76,7 +86,10 @@ class Policy:
         with _quiet_deepspeed():
             self.engine.step()
         norm = self.engine.get_global_grad_norm()
-        return StepOutcome(applied=bool(self.engine.was_step_applied()), grad_norm=float(norm) if norm is not None else 0.0)
+        return StepOutcome(
+            applied=bool(self.engine.was_step_applied()),
+            grad_norm=float(norm) if norm is not None else 0.0,
+        )
 
     def train(self, mode: bool) -> None:
         self.engine.train(mode)
@@ -87,17 +100,29 @@ class Policy:
 
     def weights(self) -> list[Source]:
         """All weights of the Hugging Face model, under its names, with a LoRA adapter merged in."""
-        return self.adapter.merged() if self.adapter else [Source.of(*named) for named in self.causal_lm.named_parameters()]
+        return (
+            self.adapter.merged()
+            if self.adapter
+            else [Source.of(*named) for named in self.causal_lm.named_parameters()]
+        )
 
     def identity(self, group: Group) -> dict[str, Any]:
-        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen base, and how the adapter is to be read."""
+        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen base,
+        and how the adapter is to be read."""
         if self.adapter is None:
             return {}
-        return {"base_weights": self.adapter.base_checksum(group), "adapter": self.adapter.file_config(self._config.model.path)}
+        return {
+            "base_weights": self.adapter.base_checksum(group),
+            "adapter": self.adapter.file_config(self._config.model.path),
+        }
 
     def sampled_weights(self) -> list[Source]:
         """What the sampler is given after each update."""
-        return self.adapter.weights() if self.adapter and self._config.lora.adapter_only else self.weights()
+        return (
+            self.adapter.weights()
+            if self.adapter and self._config.lora.adapter_only
+            else self.weights()
+        )
 
 
 class _Base:
@@ -112,21 +137,32 @@ class _Base:
 
 
 def build_reference(config: Config, group: Group, policy: Policy) -> Any:
-    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the same sharding."""
+    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the same
+    sharding."""
     import deepspeed
 
     if policy.adapter is not None:
         return _Base(policy.engine, policy.adapter)
-    causal_lm = load_model(config.model.path, config.model.dtype, choose_attention(config.model.attention))
+    causal_lm = load_model(
+        config.model.path, config.model.dtype, choose_attention(config.model.attention)
+    )
     causal_lm.requires_grad_(False)
     module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
     with _quiet_deepspeed():
-        engine, *_ = deepspeed.initialize(model=module, config=reference_config(config, group.world_size))
+        engine, *_ = deepspeed.initialize(
+            model=module, config=reference_config(config, group.world_size)
+        )
     engine.eval()
     return engine
 
 
 def forward_micro(engine: Any, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
     return engine(
-        micro.tokens, micro.positions, micro.cu_seqlens, micro.loss_mask, micro.max_seqlen_tokens, micro.head_chunks, with_entropy
+        micro.tokens,
+        micro.positions,
+        micro.cu_seqlens,
+        micro.loss_mask,
+        micro.max_seqlen_tokens,
+        micro.head_chunks,
+        with_entropy,
     )

@@ -1,8 +1,10 @@
-"""How DeepSpeed's shards are written and read: through this engine of its own interface, never through a plain pickle.
+"""How DeepSpeed's shards are written and read: through this engine of its own interface, never
+through a plain pickle.
 
-Writing is two steps: `save` only notes what DeepSpeed wants written (a copy, if training goes on meanwhile), `write` puts it on disk
-outside every collective, so that a full disk on one rank is an error and not a hang. Reading allows tensors, plain containers and
-the few classes DeepSpeed puts into its own files; anything else in a file is refused by name.
+Writing is two steps: `save` only notes what DeepSpeed wants written (a copy, if training goes on
+meanwhile), `write` puts it on disk outside every collective, so that a full disk on one rank is an
+error and not a hang. Reading allows tensors, plain containers and the few classes DeepSpeed puts
+into its own files; anything else in a file is refused by name.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
+    CheckpointCommitInfo,
+    CheckpointEngine,
+)
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -29,18 +34,26 @@ def _allowed() -> list[Any]:
 
 
 def read_shard(path: str | Path, map_location: Any = "cpu") -> Any:
-    """A DeepSpeed .pt file, with nothing run from it. Raises CheckpointError naming what it holds that is not allowed."""
+    """A DeepSpeed .pt file, with nothing run from it. Raises CheckpointError naming what it holds
+    that is not allowed."""
     try:
         with torch.serialization.safe_globals(_allowed()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        first = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), str(error).splitlines()[0])
+        first = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line),
+            str(error).splitlines()[0],
+        )
         what = first.strip().split(". ")[0]  # the sentences after it say how to trust the file
-        raise CheckpointError(f"{path}: refused, it is more than tensors and settings ({what}); use another checkpoint") from None
+        raise CheckpointError(
+            f"{path}: refused, it is more than tensors and settings ({what}); use another "
+            "checkpoint"
+        ) from None
 
 
 def _copy(state: Any) -> Any:
-    """`state` with every tensor on the CPU and detached from the live one; a tensor that occurs twice is copied once."""
+    """`state` with every tensor on the CPU and detached from the live one; a tensor that occurs
+    twice is copied once."""
     seen: dict[int, Tensor] = {}
 
     def copied(value: Any) -> Any:
@@ -58,13 +71,19 @@ def _has_frozen(ds_engine: Any) -> bool:
 
 
 def save_shards(ds_engine: Any, directory: Path, tag: str) -> None:
-    """Have DeepSpeed note its state in `engine.checkpoint_engine`, frozen parameters left out. A collective."""
-    ds_engine.save_checkpoint(str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=_has_frozen(ds_engine))
+    """Have DeepSpeed note its state in `engine.checkpoint_engine`, frozen parameters left out. A
+    collective."""
+    ds_engine.save_checkpoint(
+        str(directory), tag=tag, save_latest=False, exclude_frozen_parameters=_has_frozen(ds_engine)
+    )
 
 
 def load_shards(ds_engine: Any, directory: Path, tag: str) -> None:
-    """The counterpart; frozen parameters stay as they are. A collective. Raises RuntimeError where there is nothing to load."""
-    loaded, _ = ds_engine.load_checkpoint(str(directory), tag=tag, load_module_strict=not _has_frozen(ds_engine))
+    """The counterpart; frozen parameters stay as they are. A collective. Raises RuntimeError where
+    there is nothing to load."""
+    loaded, _ = ds_engine.load_checkpoint(
+        str(directory), tag=tag, load_module_strict=not _has_frozen(ds_engine)
+    )
     if loaded is None:
         raise RuntimeError("DeepSpeed found nothing to load")
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cero_rl.adapters.rounds import AdvantageRule, deal_slots, load_state, open_round, pool_fingerprint, save_state, score_round
+from cero_rl.adapters.rounds import (
+    AdvantageRule,
+    deal_slots,
+    load_state,
+    open_round,
+    pool_fingerprint,
+    save_state,
+    score_round,
+)
 from cero_rl.errors import CheckpointError
 from cero_rl.scheduler import CeroScheduler
 from cero_rl.scheduler.ledger import Ledger
@@ -17,7 +25,9 @@ from cero_rl.types import Allocation
 
 
 @given(rollouts=st.integers(1, 200), processes=st.integers(1, 9), chunks=st.integers(1, 8))
-def test_slots_hold_every_rollout_once_and_evenly(rollouts: int, processes: int, chunks: int) -> None:
+def test_slots_hold_every_rollout_once_and_evenly(
+    rollouts: int, processes: int, chunks: int
+) -> None:
     slots = deal_slots(rollouts, processes, chunks)
     real = (slots >= 0).sum(axis=1)
     np.testing.assert_array_equal(slots[slots >= 0], np.arange(rollouts))
@@ -69,7 +79,12 @@ def test_state_comes_back_in_the_middle_of_a_round(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not found"):
         load_state(tmp_path / "nowhere.npz", make(), Ledger(16), pool)
     with pytest.raises(ValueError, match="'seed'"):
-        load_state(tmp_path / "x" / "state.npz", CeroScheduler(6, 4, 16, 2, 1, 8, spend_down=True, seed=1), Ledger(16), pool)
+        load_state(
+            tmp_path / "x" / "state.npz",
+            CeroScheduler(6, 4, 16, 2, 1, 8, spend_down=True, seed=1),
+            Ledger(16),
+            pool,
+        )
 
 
 def test_rounds_that_execute_nothing_are_closed_on_the_way() -> None:

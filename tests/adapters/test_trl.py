@@ -1,4 +1,5 @@
-"""CERO inside the real TRL trainer: real generation, real optimizer steps, real checkpoints. Skipped where TRL is missing."""
+"""CERO inside the real TRL trainer: real generation, real optimizer steps, real checkpoints.
+Skipped where TRL is missing."""
 
 from __future__ import annotations
 
@@ -27,8 +28,16 @@ pytestmark = pytest.mark.slow
 
 
 def ragged(**changes: object) -> RaggedScheduler:
-    """3 rounds of 7, 8 and 4 units of 2 rollouts: groups of 2, 4 and 6; two rounds do not fill the generation batch of 16."""
-    sizes: dict = {"rounds": 3, "budget": 38, "unit": 2, "most": 3, "capacity": 16, "totals": (7, 8, 4)}
+    """3 rounds of 7, 8 and 4 units of 2 rollouts: groups of 2, 4 and 6; two rounds do not fill the
+    generation batch of 16."""
+    sizes: dict = {
+        "rounds": 3,
+        "budget": 38,
+        "unit": 2,
+        "most": 3,
+        "capacity": 16,
+        "totals": (7, 8, 4),
+    }
     return RaggedScheduler(**{**sizes, **changes})
 
 
@@ -41,14 +50,19 @@ def test_ragged_rounds_are_executed_scored_and_counted(tmp_path: Path) -> None:
     used = 0
     for entry in record.rounds:
         wanted = {questions[prompt]: n for prompt, n in zip(entry["prompts"], entry["rollouts"])}
-        assert entry["generated"] == wanted, "completions generated per prompt are the Allocation's counts"
+        assert entry["generated"] == wanted, (
+            "completions generated per prompt are the Allocation's counts"
+        )
         offsets = np.concatenate(([0], np.cumsum(entry["rollouts"])))
-        op = group_advantage(torch.tensor(entry["rewards"]), torch.from_numpy(offsets), norm="std", eps=1e-4)
+        op = group_advantage(
+            torch.tensor(entry["rewards"]), torch.from_numpy(offsets), norm="std", eps=1e-4
+        )
         assert entry["advantages"] == op.adv.tolist()
         wins = np.zeros(PROMPTS, dtype=int)
         wins[entry["prompts"]] = op.wins.numpy()
         assert entry["successes"] == wins.tolist()
-        # What reached the loss: the same numbers, shuffled over two micro-batches, and a 0 in each empty slot.
+        # What reached the loss: the same numbers, shuffled over two micro-batches, and a 0 in each
+        # empty slot.
         losses = np.concatenate(record.advantages[used : used + 2])
         used += 2
         padded = entry["advantages"] + [0.0] * (len(losses) - len(entry["advantages"]))
@@ -62,7 +76,14 @@ def test_ragged_rounds_are_executed_scored_and_counted(tmp_path: Path) -> None:
 
 def test_equal_groups_get_the_advantages_of_plain_trl(tmp_path: Path) -> None:
     """Uniform scheduling, full groups: TRL's own formula gives the same numbers."""
-    scheduler = UniformScheduler(PROMPTS, rounds=2, budget_rollouts=32, rollouts_per_unit=4, max_units_per_prompt=1, capacity_rollouts=16)
+    scheduler = UniformScheduler(
+        PROMPTS,
+        rounds=2,
+        budget_rollouts=32,
+        rollouts_per_unit=4,
+        max_units_per_prompt=1,
+        capacity_rollouts=16,
+    )
     _, record = train(config(tmp_path), scheduler)
     for entry in record.rounds:
         rewards = torch.tensor(entry["rewards"]).view(-1, 4)
@@ -83,12 +104,16 @@ def test_missing_rewards_leave_baseline_and_evidence(tmp_path: Path) -> None:
         for size in entry["rollouts"]:
             group = slice(start, start + size)
             rewards = torch.tensor([r for r in entry["rewards"][group] if r is not None])
-            adv, *_ = reference.group_advantage(rewards, torch.tensor([0, len(rewards)]), norm="rloo")
+            adv, *_ = reference.group_advantage(
+                rewards, torch.tensor([0, len(rewards)]), norm="rloo"
+            )
             got = np.array(entry["advantages"][group])
             np.testing.assert_allclose(got[known[group]], adv.numpy(), atol=1e-6)
             assert not got[~known[group]].any()
             start += size
-    assert scheduler.posterior.a.sum() + scheduler.posterior.b.sum() == 2 * PROMPTS + sum(sum(e["trials"]) for e in record.rounds)
+    assert scheduler.posterior.a.sum() + scheduler.posterior.b.sum() == 2 * PROMPTS + sum(
+        sum(e["trials"]) for e in record.rounds
+    )
 
 
 def test_success_can_come_from_one_of_several_rewards(tmp_path: Path) -> None:
@@ -100,14 +125,21 @@ def test_success_can_come_from_one_of_several_rewards(tmp_path: Path) -> None:
     assert sum(entry["successes"]) == sum(reward - 5.0 for reward in entry["rewards"])
     with pytest.raises(ValueError, match="success_from: got 'grade', wanted one of exact, style"):
         CeroGRPOTrainer(
-            str(ROOT / "recipes/assets/tiny_digits"), [exact, style], config(tmp_path), dataset(), scheduler=ragged(), success_from="grade"
-        )  # fmt: skip
+            str(ROOT / "recipes/assets/tiny_digits"),
+            [exact, style],
+            config(tmp_path),
+            dataset(),
+            scheduler=ragged(),
+            success_from="grade",
+        )
 
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations: int) -> None:
-    """Killed in the middle of a round, right after a checkpoint was asked for: the run goes on as if nothing had happened."""
-    # Two optimizer steps a generation: checkpoints asked for at step 3 wait for the end of the round.
+    """Killed in the middle of a round, right after a checkpoint was asked for: the run goes on as
+    if nothing had happened."""
+    # Two optimizer steps a generation: checkpoints asked for at step 3 wait for the end of the
+    # round.
     settings = {"save_strategy": "steps", "save_steps": 3, "num_iterations": iterations}
     settings |= {"steps_per_generation": 4, "per_device_train_batch_size": 4}
     whole, straight = train(config(tmp_path / "whole", **settings), ragged())
@@ -119,7 +151,9 @@ def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations:
 
     first = ragged()
     train(config(tmp_path / "cut", **settings), first, stop_after=2 * per_round + 1)
-    last = max((tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    last = max(
+        (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
+    )
     second = ragged()
     trainer, rest = train(config(tmp_path / "cut", **settings), second, resume=str(last))
     done = int(last.name.split("-")[1]) // per_round
@@ -128,11 +162,17 @@ def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations:
     assert trainer.ledger.spent_rollouts == 38
     assert trainer.state.global_step == 3 * per_round
     with pytest.raises(ValueError, match="its pool is"):
-        train(config(tmp_path / "cut", **settings), ragged(), resume=str(last), pool=dataset().shuffle(seed=1))
+        train(
+            config(tmp_path / "cut", **settings),
+            ragged(),
+            resume=str(last),
+            pool=dataset().shuffle(seed=1),
+        )
 
 
 def test_the_end_of_the_budget_ends_training(tmp_path: Path) -> None:
-    """Published CERO may have rounds that execute nothing; they cost no step, and max_steps is only an upper bound."""
+    """Published CERO may have rounds that execute nothing; they cost no step, and max_steps is only
+    an upper bound."""
     scheduler = CeroScheduler(PROMPTS, 8, 32, 4, 1, 16, price_init=1.0, spend_down=True)
     trainer, record = train(config(tmp_path, save_strategy="steps", save_steps=100), scheduler)
     assert trainer.ledger.spent_rollouts == 32
@@ -143,32 +183,59 @@ def test_the_end_of_the_budget_ends_training(tmp_path: Path) -> None:
 
 
 def test_evaluation_is_trls_own(tmp_path: Path) -> None:
-    args = config(tmp_path, eval_strategy="steps", eval_steps=1, per_device_eval_batch_size=4, num_generations_eval=2)
+    args = config(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=4,
+        num_generations_eval=2,
+    )
     scheduler = ragged()
     trainer, record = train(args, scheduler, eval_dataset=dataset(4))
     logs = [entry for entry in trainer.state.log_history if "eval_reward" in entry]
     assert len(logs) == 3
     assert trainer.num_generations == 4
-    assert trainer.ledger.spent_rollouts == 38 == sum(sum(entry["rollouts"]) for entry in record.rounds)
+    assert (
+        trainer.ledger.spent_rollouts
+        == 38
+        == sum(sum(entry["rollouts"]) for entry in record.rounds)
+    )
 
 
-@pytest.mark.parametrize("unit", [2, 1])  # 1: the processes do not divide a round, so one of them has an empty slot
+@pytest.mark.parametrize(
+    "unit", [2, 1]
+)  # 1: the processes do not divide a round, so one of them has an empty slot
 def test_two_processes_take_the_same_decisions(tmp_path: Path, unit: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/adapters/trl_driver.py"), str(tmp_path), "per_device=4", f"unit={unit}"],
+            [
+                sys.executable,
+                str(ROOT / "tests/adapters/trl_driver.py"),
+                str(tmp_path),
+                "per_device=4",
+                f"unit={unit}",
+            ],
             env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+                "CUDA_VISIBLE_DEVICES": "",
                 "ACCELERATE_USE_CPU": "true",
             },
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     outputs = [process.communicate(timeout=240)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)[-4000:]
     zero, one = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
@@ -176,35 +243,55 @@ def test_two_processes_take_the_same_decisions(tmp_path: Path, unit: int) -> Non
     assert zero["spent"] == one["spent"] == 14 * unit
     questions = dataset()["prompt"][:]
     for mine, theirs in zip(zero["rounds"], one["rounds"], strict=True):
-        assert {k: v for k, v in mine.items() if k != "generated"} == {k: v for k, v in theirs.items() if k != "generated"}
-        together = {q: mine["generated"].get(q, 0) + theirs["generated"].get(q, 0) for q in questions}
+        assert {k: v for k, v in mine.items() if k != "generated"} == {
+            k: v for k, v in theirs.items() if k != "generated"
+        }
+        together = {
+            q: mine["generated"].get(q, 0) + theirs["generated"].get(q, 0) for q in questions
+        }
         wanted = {questions[prompt]: n for prompt, n in zip(mine["prompts"], mine["rollouts"])}
         assert {q: n for q, n in together.items() if n} == wanted
 
 
 def test_sizes_that_do_not_fit_say_so(tmp_path: Path) -> None:
     def build(scheduler: object, **changes: object) -> CeroGRPOTrainer:
-        return CeroGRPOTrainer("unused", exact, config(tmp_path, **changes), dataset(), scheduler=scheduler)
+        return CeroGRPOTrainer(
+            "unused", exact, config(tmp_path, **changes), dataset(), scheduler=scheduler
+        )
 
-    with pytest.raises(ValueError, match=r"a round of 24 rollouts does not fit generation_batch_size = 8 \* 1 \* 2 = 16"):
+    with pytest.raises(
+        ValueError,
+        match=r"a round of 24 rollouts does not fit generation_batch_size = 8 \* 1 \* 2 = 16",
+    ):
         build(ragged(capacity=24))
-    with pytest.raises(ValueError, match=r"1 \* 1 = 1 is not a multiple of gradient_accumulation_steps = 2"):
+    with pytest.raises(
+        ValueError, match=r"1 \* 1 = 1 is not a multiple of gradient_accumulation_steps = 2"
+    ):
         build(ragged(), steps_per_generation=1)
-    with pytest.raises(ValueError, match=r"max_steps = 4 is more than the budget lasts: 3 rounds of up to 16"):
+    with pytest.raises(
+        ValueError, match=r"max_steps = 4 is more than the budget lasts: 3 rounds of up to 16"
+    ):
         build(ragged(), max_steps=4)
     with pytest.raises(ValueError, match="scale_rewards: got 'batch'"):
         build(ragged(), scale_rewards="batch")
     with pytest.raises(ValueError, match="scheduler: has 12 prompts, the data set 5 rows"):
         CeroGRPOTrainer("unused", exact, config(tmp_path), dataset(5), scheduler=ragged())
     with pytest.raises(ValueError, match="does not support rollout_func"):
-        CeroGRPOTrainer("unused", exact, config(tmp_path), dataset(), scheduler=ragged(), rollout_func=exact)
+        CeroGRPOTrainer(
+            "unused", exact, config(tmp_path), dataset(), scheduler=ragged(), rollout_func=exact
+        )
 
 
 def test_the_snippet_of_the_docs_trains(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
     code = re.search(r"<!-- snippet: trl -->\n```python\n(.*?)```", page, re.DOTALL).group(1)
     assert len(code.strip().splitlines()) < 10
-    names = {"args": config(tmp_path), "train_dataset": dataset(), "reward_funcs": exact, "model": str(ROOT / "recipes/assets/tiny_digits")}
+    names = {
+        "args": config(tmp_path),
+        "train_dataset": dataset(),
+        "reward_funcs": exact,
+        "model": str(ROOT / "recipes/assets/tiny_digits"),
+    }
     exec(code, names)
     assert names["trainer"].ledger.spent_rollouts == 4 * 16
 
@@ -212,5 +299,12 @@ def test_the_snippet_of_the_docs_trains(tmp_path: Path) -> None:
 def test_scheduler_for_spends_what_the_script_would_have_spent(tmp_path: Path) -> None:
     scheduler = scheduler_for(config(tmp_path), dataset(), rounds=5)
     assert scheduler.remaining_rollouts == 5 * 16
-    plan = RunPlan(per_device=8, processes=2, steps_per_generation=4, num_iterations=2, gradient_accumulation=4, rounds=10)
+    plan = RunPlan(
+        per_device=8,
+        processes=2,
+        steps_per_generation=4,
+        num_iterations=2,
+        gradient_accumulation=4,
+        rounds=10,
+    )
     assert (plan.rollouts_per_round, plan.optimizer_steps) == (64, 20)

@@ -1,5 +1,6 @@
-"""CERO inside verl 0.9 on a CPU: its config, data set, Ray, TransferQueue, agent loop manager and workers, reward workers, replay buffer
-and advantage computation are the real ones. Left out is what needs a GPU engine: the LLM server and the actor's update.
+"""CERO inside verl 0.9 on a CPU: its config, data set, Ray, TransferQueue, agent loop manager and
+workers, reward workers, replay buffer and advantage computation are the real ones. Left out is what
+needs a GPU engine: the LLM server and the actor's update.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a chat template, the pool as verl's parquet, the agent loop's registration."""
+    """The tiny model with a chat template, the pool as verl's parquet, the agent loop's
+    registration."""
     folder = tmp_path_factory.mktemp("verl")
     (folder / "model").mkdir()
     for file in (ASSETS / "tiny_digits").iterdir():
@@ -51,43 +53,77 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder / "model")
-    rows = [json.loads(line) for line in (ASSETS / "digits_balanced.jsonl").read_text().splitlines()[:PROMPTS]]
+    rows = [
+        json.loads(line)
+        for line in (ASSETS / "digits_balanced.jsonl").read_text().splitlines()[:PROMPTS]
+    ]
     Dataset.from_list(
         [
             {
-                "data_source": "digits", "prompt": [{"role": "user", "content": row["prompt"]}],
-                "reward_model": {"style": "rule", "ground_truth": row["answer"]}, "extra_info": {"index": i},
+                "data_source": "digits",
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+                "extra_info": {"index": i},
             }
             for i, row in enumerate(rows)
         ]
-    ).to_parquet(folder / "pool.parquet")  # fmt: skip
+    ).to_parquet(folder / "pool.parquet")
     (folder / "loops.yaml").write_text("- name: tiny\n  _target_: verl_parts.TinyAgentLoop\n")
     return folder
 
 
 def configuration(files: Path, *overrides: str) -> Any:
-    """verl's own configuration: 4 prompts a step, rollout.n = 4, so a round of 16; units of 2, up to 3 a prompt."""
+    """verl's own configuration: 4 prompts a step, rollout.n = 4, so a round of 16; units of 2, up
+    to 3 a prompt."""
     lines = [
-        f"data.train_files={files}/pool.parquet", f"data.val_files={files}/pool.parquet", "data.train_batch_size=4",
-        "data.max_prompt_length=24", "data.max_response_length=8", "data.filter_overlong_prompts=false", "data.dataloader_num_workers=0",
-        f"actor_rollout_ref.model.path={files}/model", "actor_rollout_ref.rollout.n=4", "actor_rollout_ref.rollout.name=vllm",
-        "actor_rollout_ref.rollout.agent.num_workers=1", f"actor_rollout_ref.rollout.agent.agent_loop_config_path={files}/loops.yaml",
-        "actor_rollout_ref.rollout.agent.default_agent_loop=tiny", "actor_rollout_ref.actor.use_kl_loss=false",
-        "actor_rollout_ref.actor.use_dynamic_bsz=true", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "trainer.n_gpus_per_node=1",
-        "reward.num_workers=1", f"reward.custom_reward_function.path={ROOT}/tests/adapters/verl_parts.py",
-        "trainer.v1.trainer_mode=cero", "algorithm.adv_estimator=cero_rloo", "trainer.device=cpu", "trainer.save_freq=1",
-        f"trainer.default_local_dir={files}/checkpoints", "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        "+cero.rounds=3", "+cero.rollouts_per_unit=2", "+cero.max_units_per_prompt=3", *overrides,
-    ]  # fmt: skip
-    with initialize_config_dir(str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None):
+        f"data.train_files={files}/pool.parquet",
+        f"data.val_files={files}/pool.parquet",
+        "data.train_batch_size=4",
+        "data.max_prompt_length=24",
+        "data.max_response_length=8",
+        "data.filter_overlong_prompts=false",
+        "data.dataloader_num_workers=0",
+        f"actor_rollout_ref.model.path={files}/model",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.name=vllm",
+        "actor_rollout_ref.rollout.agent.num_workers=1",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={files}/loops.yaml",
+        "actor_rollout_ref.rollout.agent.default_agent_loop=tiny",
+        "actor_rollout_ref.actor.use_kl_loss=false",
+        "actor_rollout_ref.actor.use_dynamic_bsz=true",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "trainer.n_gpus_per_node=1",
+        "reward.num_workers=1",
+        f"reward.custom_reward_function.path={ROOT}/tests/adapters/verl_parts.py",
+        "trainer.v1.trainer_mode=cero",
+        "algorithm.adv_estimator=cero_rloo",
+        "trainer.device=cpu",
+        "trainer.save_freq=1",
+        f"trainer.default_local_dir={files}/checkpoints",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        "+cero.rounds=3",
+        "+cero.rollouts_per_unit=2",
+        "+cero.max_units_per_prompt=3",
+        *overrides,
+    ]
+    with initialize_config_dir(
+        str(Path(verl.__file__).parent / "trainer" / "config"), version_base=None
+    ):
         return compose("ppo_trainer", overrides=lines)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests" / "adapters")))
-    env = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRANSFER_QUEUE_ENABLE": "1"}
-    ray.init(num_cpus=16, include_dashboard=False, runtime_env={"env_vars": env})  # actors only reserve CPUs
+    env = {
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRANSFER_QUEUE_ENABLE": "1",
+    }
+    ray.init(
+        num_cpus=16, include_dashboard=False, runtime_env={"env_vars": env}
+    )  # actors only reserve CPUs
     yield
     tq.close()
     ray.shutdown()
@@ -113,7 +149,9 @@ def test_rounds_run_through_verls_rollout_stack(files: Path, cluster: None) -> N
     assert trainer.total_training_steps == 3
     rewards = RewardLoopManager(config=config)
     trainer.agent_loop_manager = AgentLoopManagerTQ.create(
-        config=config, llm_client=None, reward_loop_worker_handles=rewards.reward_loop_worker_handles
+        config=config,
+        llm_client=None,
+        reward_loop_worker_handles=rewards.reward_loop_worker_handles,
     )
     spent, shapes = 0, set()
     for step in range(1, 4):
@@ -121,9 +159,13 @@ def test_rounds_run_through_verls_rollout_stack(files: Path, cluster: None) -> N
         metrics: dict[str, Any] = {}
         trainer._add_batch_to_generate()
         planned = trainer.plan_round()
-        batch, _ = trainer.replay_buffer.sample(global_steps=step, partition_id="train", batch_size=len(trainer._groups))
+        batch, _ = trainer.replay_buffer.sample(
+            global_steps=step, partition_id="train", batch_size=len(trainer._groups)
+        )
         made = Counter(key.split("_")[0] for key in batch.keys)
-        assert {trainer._groups[uid]: n for uid, n in made.items()} == dict(enumerate(planned.rollouts.tolist()))
+        assert {trainer._groups[uid]: n for uid, n in made.items()} == dict(
+            enumerate(planned.rollouts.tolist())
+        )
         batch = trainer._compute_advantage(batch, metrics)
         result = trainer.last_round
         spent += planned.total_rollouts
@@ -132,9 +174,17 @@ def test_rounds_run_through_verls_rollout_stack(files: Path, cluster: None) -> N
         offsets = torch.from_numpy(np.concatenate(([0], np.cumsum(planned.rollouts))))
         op = group_advantage(torch.from_numpy(result.rewards), offsets, norm="rloo")
         np.testing.assert_array_equal(result.advantages, op.adv.numpy())
-        written = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["advantages", "response_mask", "rm_scores"])
-        for advantage, mask in zip(written["advantages"].unbind(), written["response_mask"].unbind(), strict=True):
-            assert len(set(advantage[mask.bool()].tolist())) == 1, "one advantage for all tokens of a rollout"
+        written = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id="train",
+            select_fields=["advantages", "response_mask", "rm_scores"],
+        )
+        for advantage, mask in zip(
+            written["advantages"].unbind(), written["response_mask"].unbind(), strict=True
+        ):
+            assert len(set(advantage[mask.bool()].tolist())) == 1, (
+                "one advantage for all tokens of a rollout"
+            )
         per_rollout = [float(advantage[0]) for advantage in written["advantages"].unbind()]
         np.testing.assert_allclose(np.sort(per_rollout), np.sort(result.advantages), atol=1e-6)
         assert result.trials.sum() == planned.total_rollouts
@@ -159,7 +209,13 @@ def test_state_lies_beside_verls_checkpoint(files: Path) -> None:
     save_state(path, first.scheduler, first.ledger, first._pool)
     load_state(second._state_path(1), second.scheduler, second.ledger, second._pool)
     np.testing.assert_array_equal(second.plan_round().prompt_ids, allocation.prompt_ids)
-    other = build(configuration(files, "trainer.resume_mode=resume_path", f"trainer.resume_from_path={files}/checkpoints/global_step_1"))
+    other = build(
+        configuration(
+            files,
+            "trainer.resume_mode=resume_path",
+            f"trainer.resume_from_path={files}/checkpoints/global_step_1",
+        )
+    )
     assert other._state_path(1) == path
     with pytest.raises(CheckpointError, match="not found"):
         load_state(first._state_path(2), second.scheduler, second.ledger, second._pool)
@@ -171,7 +227,9 @@ def test_lone_rollouts_and_missing_scores_get_nothing() -> None:
     mask, uid = torch.ones(4, 2), np.array(["a", "b", "b", "b"], dtype=object)
     lone, _ = core_algos.compute_grpo_outcome_advantage(rewards[:3], mask[:3], uid[:3])
     assert lone[0, 0] > 0.99
-    ours, returns = core_algos.get_adv_estimator_fn("cero_rloo")(token_level_rewards=rewards, response_mask=mask, index=uid, config=None)
+    ours, returns = core_algos.get_adv_estimator_fn("cero_rloo")(
+        token_level_rewards=rewards, response_mask=mask, index=uid, config=None
+    )
     assert ours.tolist() == [[0.0, 0.0], [1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]]
     assert returns is ours
 
@@ -181,16 +239,24 @@ def test_equal_groups_get_the_advantages_of_plain_verl() -> None:
     rewards[:, -1] = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.5, 0.0])
     mask, uid = torch.ones(8, 3), np.array(list("aaaabbbb"), dtype=object)
     plain, _ = core_algos.compute_grpo_outcome_advantage(rewards, mask, uid)
-    ours, _ = core_algos.get_adv_estimator_fn("cero_std")(token_level_rewards=rewards, response_mask=mask, index=uid)
+    ours, _ = core_algos.get_adv_estimator_fn("cero_std")(
+        token_level_rewards=rewards, response_mask=mask, index=uid
+    )
     torch.testing.assert_close(ours, plain)
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["algorithm.adv_estimator=grpo"], "algorithm.adv_estimator: got 'grpo', wanted one of cero_std"),
+        (
+            ["algorithm.adv_estimator=grpo"],
+            "algorithm.adv_estimator: got 'grpo', wanted one of cero_std",
+        ),
         (["+cero.budget=5"], "cero.budget: is not a setting, wanted one of budget_rollouts"),
-        (["trainer.v1.sampler.sync_refill_failed_groups=true"], "sync_refill_failed_groups: must be false"),
+        (
+            ["trainer.v1.sampler.sync_refill_failed_groups=true"],
+            "sync_refill_failed_groups: must be false",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_say_so(files: Path, overrides: list[str], message: str) -> None:
@@ -201,7 +267,9 @@ def test_settings_that_do_not_fit_say_so(files: Path, overrides: list[str], mess
 def snippet() -> list[str]:
     """The shell words of the command in the docs."""
     page = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
-    return shlex.split(re.search(r"<!-- snippet: verl -->\n```bash\n(.*?)```", page, re.DOTALL).group(1))
+    return shlex.split(
+        re.search(r"<!-- snippet: verl -->\n```bash\n(.*?)```", page, re.DOTALL).group(1)
+    )
 
 
 def test_the_command_of_the_docs_builds_the_trainer(files: Path) -> None:
@@ -217,14 +285,24 @@ def test_the_command_of_the_docs_builds_the_trainer(files: Path) -> None:
 def test_the_environment_variable_of_the_docs_registers_the_trainer() -> None:
     """verl imports the module in every process, the task runner's included."""
     (assignment,) = [word for word in snippet() if word.startswith("VERL_USE_EXTERNAL_MODULES=")]
-    code = "from verl.trainer.ppo.v1 import get_trainer_cls; print(get_trainer_cls('cero').__name__)"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), assignment.split("=")[0]: assignment.split("=")[1]}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, cwd=ROOT)
+    code = (
+        "from verl.trainer.ppo.v1 import get_trainer_cls; print(get_trainer_cls('cero').__name__)"
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        assignment.split("=")[0]: assignment.split("=")[1],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env, cwd=ROOT
+    )
     assert done.stdout.split()[-1:] == ["CeroPPOTrainer"], done.stderr[-2000:]
 
 
 def test_default_budget_is_what_the_script_would_have_spent() -> None:
-    scheduler = CeroSettings.read({"rounds": 7}).make_scheduler(num_prompts=20, train_batch_size=4, rollout_n=5)
+    scheduler = CeroSettings.read({"rounds": 7}).make_scheduler(
+        num_prompts=20, train_batch_size=4, rollout_n=5
+    )
     assert scheduler.remaining_rollouts == 7 * 4 * 5
     with pytest.raises(ValueError, match=r"cero\.rounds: is missing"):
         CeroSettings.read({})

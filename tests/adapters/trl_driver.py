@@ -1,6 +1,8 @@
-"""Real TRL training on the tiny model, in this process; `python trl_driver.py OUT key=value ...` runs it as one rank of several.
+"""Real TRL training on the tiny model, in this process; `python trl_driver.py OUT key=value ...`
+runs it as one rank of several.
 
-    RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python tests/adapters/trl_driver.py OUT per_device=4
+RANK=0 WORLD_SIZE=2 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python
+tests/adapters/trl_driver.py OUT per_device=4
 """
 
 from __future__ import annotations
@@ -29,19 +31,35 @@ PROMPTS = 12
 
 
 class RaggedScheduler(BudgetedScheduler):
-    """Groups of one to max_units units on prompts in a random order, different every round: the hardest thing to execute."""
+    """Groups of one to max_units units on prompts in a random order, different every round: the
+    hardest thing to execute."""
 
     name = "ragged"
 
-    def __init__(self, rounds: int, budget: int, unit: int, most: int, capacity: int, totals: tuple[int, ...] = ()) -> None:
-        super().__init__(BudgetSpec(PROMPTS, rounds, budget, unit, most, capacity), (1.0, 1.0), 1.0, 0)
+    def __init__(
+        self,
+        rounds: int,
+        budget: int,
+        unit: int,
+        most: int,
+        capacity: int,
+        totals: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(
+            BudgetSpec(PROMPTS, rounds, budget, unit, most, capacity), (1.0, 1.0), 1.0, 0
+        )
         self.totals = totals  # units of each round; empty: full rounds
 
     def _choose(self, units_left: int, rounds_left: int):
-        rng = np.random.default_rng([7, self.round, int(self.posterior.a.sum())])  # depends on the evidence
+        rng = np.random.default_rng(
+            [7, self.round, int(self.posterior.a.sum())]
+        )  # depends on the evidence
         total = self.totals[self.round] if self.totals else self.spec.capacity_units
         ids = rng.permutation(PROMPTS)
-        units = np.minimum(rng.integers(1, self.spec.max_units_per_prompt + 1, PROMPTS), self.spec.max_units_per_prompt)
+        units = np.minimum(
+            rng.integers(1, self.spec.max_units_per_prompt + 1, PROMPTS),
+            self.spec.max_units_per_prompt,
+        )
         while units.sum() < total:
             units = np.minimum(units + 1, self.spec.max_units_per_prompt)
         units = np.clip(total - (np.cumsum(units) - units), 0, units)
@@ -76,26 +94,45 @@ class Record(TrainerCallback):
 
 
 def dataset(prompts: int = PROMPTS) -> Dataset:
-    rows = [json.loads(line) for line in (ASSETS / "digits_balanced.jsonl").read_text().splitlines()[:prompts]]
+    rows = [
+        json.loads(line)
+        for line in (ASSETS / "digits_balanced.jsonl").read_text().splitlines()[:prompts]
+    ]
     return Dataset.from_list(rows)
 
 
 def exact(completions: list[str], answer: list[str], **columns: object) -> list[float]:
-    return [float(completion.strip() == wanted) for completion, wanted in zip(completions, answer, strict=True)]
+    return [
+        float(completion.strip() == wanted)
+        for completion, wanted in zip(completions, answer, strict=True)
+    ]
 
 
 def config(out: Path, **changes: Any) -> GRPOConfig:
     settings: dict[str, Any] = {
-        "output_dir": str(out), "per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_generations": 4,
-        "max_completion_length": 8, "learning_rate": 1e-4, "lr_scheduler_type": "constant", "beta": 0.0, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False,
-        "disable_tqdm": True, "seed": 3,
-    }  # fmt: skip
+        "output_dir": str(out),
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "beta": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "seed": 3,
+    }
     return GRPOConfig(**{**settings, **changes})
 
 
 class CountingTrainer(CeroGRPOTrainer):
-    """Counts the prompts it is really asked to generate for, and keeps the advantages that reach the loss."""
+    """Counts the prompts it is really asked to generate for, and keeps the advantages that reach
+    the loss."""
 
     record: Record
 
@@ -112,11 +149,18 @@ class CountingTrainer(CeroGRPOTrainer):
 
 
 def train(
-    args: GRPOConfig, scheduler: BudgetedScheduler, reward: Any = exact, resume: str | None = None, stop_after: int = 0, **options: Any
-) -> tuple[CountingTrainer, Record]:  # fmt: skip
+    args: GRPOConfig,
+    scheduler: BudgetedScheduler,
+    reward: Any = exact,
+    resume: str | None = None,
+    stop_after: int = 0,
+    **options: Any,
+) -> tuple[CountingTrainer, Record]:
     record = Record()
     pool = options.pop("pool", None) or dataset()
-    trainer = CountingTrainer(str(ASSETS / "tiny_digits"), reward, args, pool, scheduler=scheduler, **options)
+    trainer = CountingTrainer(
+        str(ASSETS / "tiny_digits"), reward, args, pool, scheduler=scheduler, **options
+    )
     trainer.record, record.trainer = record, trainer
     trainer.add_callback(record)
     if stop_after:
@@ -126,7 +170,8 @@ def train(
 
 
 class _Stop(TrainerCallback):
-    """Ends training after some optimizer steps, as a kill would: with whatever checkpoint is there."""
+    """Ends training after some optimizer steps, as a kill would: with whatever checkpoint is
+    there."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -140,7 +185,9 @@ def main() -> None:
     out, settings = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
     per_device, unit, totals = int(settings["per_device"]), int(settings["unit"]), (5, 6, 3)
     scheduler = RaggedScheduler(3, sum(totals) * unit, unit, 3, 6 * unit, totals)
-    trainer, record = train(config(out, per_device_train_batch_size=per_device, num_generations=2), scheduler)
+    trainer, record = train(
+        config(out, per_device_train_batch_size=per_device, num_generations=2), scheduler
+    )
     state = {key: np.asarray(value).tolist() for key, value in scheduler.state_dict().items()}
     summary = {"rounds": record.rounds, "state": state, "spent": trainer.ledger.spent_rollouts}
     (out / f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))

@@ -1,4 +1,5 @@
-"""The configuration: every recipe validates, and every bad input gets one line that names key, value and remedy."""
+"""The configuration: every recipe validates, and every bad input gets one line that names key,
+value and remedy."""
 
 from __future__ import annotations
 
@@ -52,7 +53,12 @@ def test_recipe_and_its_uniform_twin_validate(recipe: Path) -> None:
     changed = twin.model_copy(update={"scheduler": config.scheduler, "name": config.name})
     assert changed == config, "the twin differs in the allocator only"
     head = recipe.read_text(encoding="utf-8").split("\nname:")[0]
-    for wanted in ("Hardware:", "Command:", f"--config recipes/{recipe.name}", "--set scheduler.name=uniform"):
+    for wanted in (
+        "Hardware:",
+        "Command:",
+        f"--config recipes/{recipe.name}",
+        "--set scheduler.name=uniform",
+    ):
         assert wanted in head, f"{recipe.name}: head comment lacks {wanted!r}"
 
 
@@ -79,7 +85,9 @@ def test_dump_reads_back_equal(recipe: Path, tmp_path: Path) -> None:
     rate=st.floats(1e-9, 1.0, exclude_min=True),
     algorithm=st.sampled_from(sorted(PRESETS)),
 )
-def test_any_valid_config_survives_dump_and_load(unit: int, rounds: int, units: int, rate: float, algorithm: str) -> None:
+def test_any_valid_config_survives_dump_and_load(
+    unit: int, rounds: int, units: int, rate: float, algorithm: str
+) -> None:
     config = build(
         scheduler={"rounds": rounds, "rollouts_per_unit": unit},
         budget={"total_rollouts": unit * units},
@@ -94,8 +102,13 @@ def test_any_valid_config_survives_dump_and_load(unit: int, rounds: int, units: 
 
 
 @given(unit=st.integers(2, 64), rounds=st.integers(1, 200), units=st.integers(200, 5000))
-def test_default_capacity_is_the_equal_share_in_whole_units(unit: int, rounds: int, units: int) -> None:
-    config = build(scheduler={"rounds": rounds, "rollouts_per_unit": unit}, budget={"total_rollouts": unit * units})
+def test_default_capacity_is_the_equal_share_in_whole_units(
+    unit: int, rounds: int, units: int
+) -> None:
+    config = build(
+        scheduler={"rounds": rounds, "rollouts_per_unit": unit},
+        budget={"total_rollouts": unit * units},
+    )
     capacity = config.capacity_rollouts
     assert capacity % unit == 0
     assert (capacity - unit) * rounds < unit * units <= capacity * rounds
@@ -122,35 +135,63 @@ def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
 @pytest.mark.parametrize(
     "override, message",
     [
-        pytest.param("seed", "wanted key.path=value", marks=pytest.mark.covers("override without '='")),
+        pytest.param(
+            "seed", "wanted key.path=value", marks=pytest.mark.covers("override without '='")
+        ),
         ("=3", "wanted key.path=value"),
         ("model.path.deep=1", "path is not a section"),
         ("seed=[1", "not valid YAML"),
-        pytest.param("seed=!!python/object:os.system x", "not valid YAML", marks=pytest.mark.covers("YAML python tags")),
-        pytest.param("scheduler.rounds=ten", "scheduler.rounds: got 'ten'", marks=pytest.mark.covers("override of the wrong type")),
-        pytest.param("scheduler.rounds=0", "scheduler.rounds: got 0", marks=pytest.mark.covers("negative or zero rates")),
         pytest.param(
-            "optimizer.learning_rate=-1e-4", "optimizer.learning_rate: got -0.0001", marks=pytest.mark.covers("negative or zero rates")
+            "seed=!!python/object:os.system x",
+            "not valid YAML",
+            marks=pytest.mark.covers("YAML python tags"),
+        ),
+        pytest.param(
+            "scheduler.rounds=ten",
+            "scheduler.rounds: got 'ten'",
+            marks=pytest.mark.covers("override of the wrong type"),
+        ),
+        pytest.param(
+            "scheduler.rounds=0",
+            "scheduler.rounds: got 0",
+            marks=pytest.mark.covers("negative or zero rates"),
+        ),
+        pytest.param(
+            "optimizer.learning_rate=-1e-4",
+            "optimizer.learning_rate: got -0.0001",
+            marks=pytest.mark.covers("negative or zero rates"),
         ),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: got nan"),
         pytest.param(
-            "scheduler.rollouts_per_unit=1", "scheduler.rollouts_per_unit: got 1", marks=pytest.mark.covers("one rollout a group")
+            "scheduler.rollouts_per_unit=1",
+            "scheduler.rollouts_per_unit: got 1",
+            marks=pytest.mark.covers("one rollout a group"),
         ),
         ("model.dtype=float16", "'float32' or 'bfloat16'"),
-        pytest.param("name=../x", "name: got '../x'", marks=pytest.mark.covers("run names with / or ..")),
-        pytest.param("name=a/b", "name: got 'a/b'", marks=pytest.mark.covers("run names with / or ..")),
+        pytest.param(
+            "name=../x", "name: got '../x'", marks=pytest.mark.covers("run names with / or ..")
+        ),
+        pytest.param(
+            "name=a/b", "name: got 'a/b'", marks=pytest.mark.covers("run names with / or ..")
+        ),
         pytest.param("name=a..b", "no '..'", marks=pytest.mark.covers("run names with / or ..")),
         ("rollout.top_p=0.9", "train with top_p=1.0 and top_k=0"),
         ("evaluation.pass_k=[1,4]", "pass@4 needs at least 4 samples"),
         pytest.param(
-            "zero={stage: 2, offload_parameters: cpu}", "offload_parameters: cpu needs stage 3, got stage 2",
+            "zero={stage: 2, offload_parameters: cpu}",
+            "offload_parameters: cpu needs stage 3, got stage 2",
             marks=pytest.mark.covers("conflicting ZeRO options"),
         ),
-        ("zero={stage: 0, offload_optimizer: cpu}", "offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0"),
+        (
+            "zero={stage: 0, offload_optimizer: cpu}",
+            "offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0",
+        ),
         ("model=3", "model: got 3"),
     ],
 )
-def test_bad_override_says_key_value_and_remedy(override: str, message: str, tmp_path: Path) -> None:
+def test_bad_override_says_key_value_and_remedy(
+    override: str, message: str, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, minimal_text()), [override])
     assert message in str(caught.value)
@@ -191,10 +232,20 @@ def test_override_value_may_hold_an_equals_sign() -> None:
         pytest.param("", "is empty", marks=pytest.mark.covers("file empty")),
         ("# nothing\n", "is empty"),
         ("- 1\n", "holds a list, wanted a mapping"),
-        pytest.param("a: 1\nb: 2\na: 3\n", "key 'a' stands twice (lines 1 and 3)", marks=pytest.mark.covers("YAML duplicates")),
+        pytest.param(
+            "a: 1\nb: 2\na: 3\n",
+            "key 'a' stands twice (lines 1 and 3)",
+            marks=pytest.mark.covers("YAML duplicates"),
+        ),
         ("model:\n  path: a\n  path: b\n", "key 'path' stands twice (lines 2 and 3)"),
-        pytest.param("model:\n\tpath: a\n", "indent with spaces", marks=pytest.mark.covers("YAML tabs")),
-        pytest.param("a: !!python/object/apply:os.system ['true']\n", "not valid YAML", marks=pytest.mark.covers("YAML python tags")),
+        pytest.param(
+            "model:\n\tpath: a\n", "indent with spaces", marks=pytest.mark.covers("YAML tabs")
+        ),
+        pytest.param(
+            "a: !!python/object/apply:os.system ['true']\n",
+            "not valid YAML",
+            marks=pytest.mark.covers("YAML python tags"),
+        ),
         ("a: [1\n", "not valid YAML"),
         ("? [1, 2]\n: 3\n", "not valid YAML"),
     ],
@@ -227,8 +278,13 @@ def test_missing_sections_are_listed_together(tmp_path: Path) -> None:
 
 # Joined at run time: a scanner for leaked keys must not stop at this file.
 @pytest.mark.covers("secret-looking literals")
-@pytest.mark.parametrize("secret", ["hf" + "_" + "a" * 30, "sk" + "-" + "b" * 30, "AKIA" + "C" * 16, "ghp" + "_" + "d" * 30])
-@pytest.mark.parametrize("place", ["model.path={}", "data.system_prompt=use {} here", "evaluation.pass_k=[{}]"])
+@pytest.mark.parametrize(
+    "secret",
+    ["hf" + "_" + "a" * 30, "sk" + "-" + "b" * 30, "AKIA" + "C" * 16, "ghp" + "_" + "d" * 30],
+)
+@pytest.mark.parametrize(
+    "place", ["model.path={}", "data.system_prompt=use {} here", "evaluation.pass_k=[{}]"]
+)
 def test_secrets_are_refused_and_not_repeated(secret: str, place: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, minimal_text()), [place.format(secret)])
@@ -237,17 +293,24 @@ def test_secrets_are_refused_and_not_repeated(secret: str, place: str, tmp_path:
 
 
 @pytest.mark.covers(
-    "budget above rounds times capacity", "capacity above prompts times largest group", "sizes that do not divide"
+    "budget above rounds times capacity",
+    "capacity above prompts times largest group",
+    "sizes that do not divide",
 )
 def test_budget_inequalities_are_shown_with_numbers() -> None:
     with pytest.raises(ConfigError, match=r"B <= rounds K \* capacity C fails: 640 > 10 \* 8 = 80"):
         build(scheduler={"capacity_rollouts": 8})
-    with pytest.raises(ConfigError, match=r"641 is not a multiple of .*per_unit = 8 \(641 = 80 \* 8 \+ 1\); .*: 640, 648, 656"):
+    with pytest.raises(
+        ConfigError,
+        match=r"641 is not a multiple of .*per_unit = 8 \(641 = 80 \* 8 \+ 1\); .*: 640, 648, 656",
+    ):
         build(budget={"total_rollouts": 641})
     with pytest.raises(ConfigError, match="capacity_rollouts: 65 is not a multiple"):
         build(scheduler={"capacity_rollouts": 65})
     check_pool(build(), 8)
-    with pytest.raises(ValueError, match=r"C <= prompts M \* largest group fails: 64 > 7 \* 8 = 56"):
+    with pytest.raises(
+        ValueError, match=r"C <= prompts M \* largest group fails: 64 > 7 \* 8 = 56"
+    ):
         check_pool(build(), 7)
 
 

@@ -1,4 +1,5 @@
-"""The command line in this process, and real checkpoints: the shipped training command on 2 ranks, once in each dtype."""
+"""The command line in this process, and real checkpoints: the shipped training command on 2 ranks,
+once in each dtype."""
 
 from __future__ import annotations
 

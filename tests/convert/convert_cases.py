@@ -11,16 +11,32 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TOKENIZER = ROOT / "recipes/assets/tiny_digits"
 COMMON: dict[str, Any] = {
-    "vocab_size": 21, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 21,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "eos_token_id": 1, "pad_token_id": 0,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "eos_token_id": 1,
+    "pad_token_id": 0,
     "bos_token_id": None,
-}  # fmt: skip
+}
 
 
-def make_model(directory: Path, kind: str, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB") -> Path:
+def make_model(
+    directory: Path, kind: str, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB"
+) -> Path:
     """qwen3: tied, head_dim apart from hidden/heads. qwen2: tied, biases. llama: untied."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
 
     torch.manual_seed(7)
     model: Any
@@ -31,7 +47,12 @@ def make_model(directory: Path, kind: str, *, dtype: torch.dtype = torch.float32
     else:
         model = LlamaForCausalLM(LlamaConfig(**COMMON, tie_word_embeddings=False))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms and biases start at 1 and 0, which would hide a mix-up
+        for (
+            name,
+            parameter,
+        ) in (
+            model.named_parameters()
+        ):  # norms and biases start at 1 and 0, which would hide a mix-up
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
@@ -52,7 +73,11 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a model directory, by the library."""
     from safetensors.torch import load_file
 
-    return {name: t for path in sorted(directory.glob("*.safetensors")) for name, t in load_file(path).items()}
+    return {
+        name: t
+        for path in sorted(directory.glob("*.safetensors"))
+        for name, t in load_file(path).items()
+    }
 
 
 def assert_same_tensors(a: Path, b: Path) -> None:

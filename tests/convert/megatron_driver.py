@@ -1,9 +1,11 @@
-"""Run with a Python that has megatron-core: its own GPTModel on a CPU loads what we wrote, answers, and saves in its own way.
+"""Run with a Python that has megatron-core: its own GPTModel on a CPU loads what we wrote, answers,
+and saves in its own way.
 
     python megatron_driver.py HF_DIRECTORY MEGATRON_DIRECTORY OUT_DIRECTORY
 
-Prints the largest difference of the logits to those of transformers. Megatron-core expects a GPU for its random state and its saving
-thread; on a CPU these few calls are replaced, no part of the model or of the format is.
+Prints the largest difference of the logits to those of transformers. Megatron-core expects a GPU
+for its random state and its saving thread; on a CPU these few calls are replaced, no part of the
+model or of the format is.
 """
 
 from __future__ import annotations
@@ -40,19 +42,38 @@ def build(config: dict[str, Any], rows: int) -> Any:
 
     heads, qk = config["num_attention_heads"], config["model_type"] == "qwen3"
     settings = TransformerConfig(
-        num_layers=config["num_hidden_layers"], hidden_size=config["hidden_size"], ffn_hidden_size=config["intermediate_size"],
-        num_attention_heads=heads, num_query_groups=config["num_key_value_heads"],
-        kv_channels=config.get("head_dim") or config["hidden_size"] // heads, normalization="RMSNorm", gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu, add_bias_linear=False, add_qkv_bias=config["model_type"] == "qwen2", qk_layernorm=qk,
-        use_cpu_initialization=True, hidden_dropout=0.0, attention_dropout=0.0, layernorm_epsilon=config["rms_norm_eps"],
-        bias_dropout_fusion=False, bias_activation_fusion=False, masked_softmax_fusion=False, persist_layer_norm=False,
-        gradient_accumulation_fusion=False, apply_rope_fusion=False,
-    )  # fmt: skip
+        num_layers=config["num_hidden_layers"],
+        hidden_size=config["hidden_size"],
+        ffn_hidden_size=config["intermediate_size"],
+        num_attention_heads=heads,
+        num_query_groups=config["num_key_value_heads"],
+        kv_channels=config.get("head_dim") or config["hidden_size"] // heads,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=config["model_type"] == "qwen2",
+        qk_layernorm=qk,
+        use_cpu_initialization=True,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        layernorm_epsilon=config["rms_norm_eps"],
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        masked_softmax_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+    )
     return GPTModel(
-        settings, get_gpt_layer_local_spec(qk_layernorm=qk, normalization="RMSNorm"), vocab_size=rows, max_sequence_length=64,
-        position_embedding_type="rope", share_embeddings_and_output_weights=config["tie_word_embeddings"],
+        settings,
+        get_gpt_layer_local_spec(qk_layernorm=qk, normalization="RMSNorm"),
+        vocab_size=rows,
+        max_sequence_length=64,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=config["tie_word_embeddings"],
         rotary_base=int(config["rope_parameters"]["rope_theta"]),
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def main() -> None:
@@ -76,7 +97,9 @@ def main() -> None:
     gap, size = (ours - theirs).abs().max().item(), theirs.abs().max().item()
     print(f"iteration {state['iteration']} largest difference {gap:.3g} of {size:.3g}", flush=True)
     out.mkdir(parents=True)
-    dist_checkpointing.save({"model": model.sharded_state_dict(), "iteration": 12, "checkpoint_version": 3.0}, str(out))
+    dist_checkpointing.save(
+        {"model": model.sharded_state_dict(), "iteration": 12, "checkpoint_version": 3.0}, str(out)
+    )
     print("saved", flush=True)
 
 

@@ -1,4 +1,5 @@
-"""Under the deepspeed launcher: one real ZeRO-3 step with small sub-groups, as a model of billions of parameters has, and a checkpoint.
+"""Under the deepspeed launcher: one real ZeRO-3 step with small sub-groups, as a model of billions
+of parameters has, and a checkpoint.
 
 sub_groups_driver.py OUT_DIRECTORY
 """
@@ -29,14 +30,17 @@ def small_sub_groups(config: Config, world_size: int, *, universal: bool) -> dic
 def main() -> int:
     out = next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml", [f"model.path={ROOT / 'recipes/assets/tiny_digits'}", "model.dtype=bfloat16"]
+        ROOT / "recipes/quickstart_cpu.yaml",
+        [f"model.path={ROOT / 'recipes/assets/tiny_digits'}", "model.dtype=bfloat16"],
     )
     group = launch.start()
     models.policy_config = small_sub_groups
     policy = models.Policy(config, group)
     tokens = torch.arange(2, 18)
     mask = torch.arange(16) > 4
-    logp, _ = policy.engine(tokens, torch.arange(16), torch.tensor([0, 16], dtype=torch.int32), mask, 16, 1, False)
+    logp, _ = policy.engine(
+        tokens, torch.arange(16), torch.tensor([0, 16], dtype=torch.int32), mask, 16, 1, False
+    )
     policy.backward(-logp.sum())
     assert policy.step(1e-3).applied
     assert len(policy.engine.optimizer.fp32_partitioned_groups_flat) > 2

@@ -1,4 +1,5 @@
-"""Megatron-core's torch_dist format: round trips with equal logits, torch's own reader and writer, and Megatron itself where it is."""
+"""Megatron-core's torch_dist format: round trips with equal logits, torch's own reader and writer,
+and Megatron itself where it is."""
 
 from __future__ import annotations
 
@@ -27,7 +28,18 @@ def exported(tmp_path_factory, convert) -> dict[str, tuple[Path, Path]]:
         root = tmp_path_factory.mktemp(kind)
         model = make_model(root / "hf", kind)
         assert (
-            convert("megatron-export", model, "--out", root / "mg", "--vocab-multiple", 16, "--max-shard-size", "20KB", "--iteration", 7)
+            convert(
+                "megatron-export",
+                model,
+                "--out",
+                root / "mg",
+                "--vocab-multiple",
+                16,
+                "--max-shard-size",
+                "20KB",
+                "--iteration",
+                7,
+            )
             == 0
         )
         found[kind] = (model, root / "mg")
@@ -50,9 +62,13 @@ def test_torch_reads_what_we_wrote(exported):
     dcp.load(state, checkpoint_id=inner, no_dist=True)
     hf = tensors(exported["qwen2"][0])
     q, k, v = (hf[f"model.layers.1.self_attn.{p}_proj.bias"].reshape(2, -1, 8) for p in "qkv")
-    fused = torch.cat([torch.cat([q[g], k[g], v[g]]) for g in range(2)]).flatten()  # group by group: its queries, its key, its value
+    fused = torch.cat(
+        [torch.cat([q[g], k[g], v[g]]) for g in range(2)]
+    ).flatten()  # group by group: its queries, its key, its value
     assert torch.equal(state["decoder.layers.self_attention.linear_qkv.bias"][1], fused)
-    gate_up = torch.cat([hf["model.layers.2.mlp.gate_proj.weight"], hf["model.layers.2.mlp.up_proj.weight"]])
+    gate_up = torch.cat(
+        [hf["model.layers.2.mlp.gate_proj.weight"], hf["model.layers.2.mlp.up_proj.weight"]]
+    )
     assert torch.equal(state["decoder.layers.mlp.linear_fc1.weight"][2], gate_up)
     embedding = state["embedding.word_embeddings.weight"]
     assert embedding.shape == (32, 32)
@@ -69,12 +85,18 @@ def test_layers_that_are_not_stacked_are_read_as_torch_wrote_them(exported, conv
         full = torch.empty(described.size, dtype=described.properties.dtype)
         dcp.load({key: full}, checkpoint_id=reader.directory, no_dist=True)
         if key.startswith("decoder.layers."):
-            state |= {key.replace("layers.", f"layers.{layer}."): full[layer] for layer in range(len(full))}
+            state |= {
+                key.replace("layers.", f"layers.{layer}."): full[layer]
+                for layer in range(len(full))
+            }
         else:
             state[key] = full
     dcp.save(state, checkpoint_id=tmp_path / "mg", no_dist=True)
     (tmp_path / "mg/metadata.json").write_bytes((reader.directory / "metadata.json").read_bytes())
-    assert convert("megatron-import", tmp_path / "mg", "--model", model, "--out", tmp_path / "back") == 0
+    assert (
+        convert("megatron-import", tmp_path / "mg", "--model", model, "--out", tmp_path / "back")
+        == 0
+    )
     assert_same_tensors(model, tmp_path / "back")
 
 
@@ -93,27 +115,57 @@ def test_chunks_of_tensor_parallel_ranks_are_put_together(tmp_path):
     split.mkdir()
     writer = DcpWriter(split, 10**6)
     from torch.distributed.checkpoint.filesystem import _StorageInfo
-    from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorProperties, TensorStorageMetadata
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
 
     chunks, storage = [], {}
-    with (split / "__0_0.distcp").open("wb") as file:  # rows and columns cut, as by two kinds of parallel layers
+    with (split / "__0_0.distcp").open(
+        "wb"
+    ) as file:  # rows and columns cut, as by two kinds of parallel layers
         for row, column in ((0, 0), (0, 3), (3, 0), (3, 3)):
             part = full[0, row : row + 3, column : column + 3].contiguous()
             offsets, start = torch.Size([row, column]), file.tell()
             torch.save(part, file)
             chunks.append(ChunkStorageMetadata(offsets, part.shape))
-            storage[MetadataIndex("w", offsets)] = _StorageInfo("__0_0.distcp", start, file.tell() - start)
-    described = TensorStorageMetadata(TensorProperties(dtype=torch.float32), torch.Size([6, 4]), chunks)
-    (split / ".metadata").write_bytes(pickle.dumps(Metadata({"w": described}, storage_data=storage)))
-    assert torch.equal(torch.cat(list(DcpReader(split).rows("w", None, 1, 4))).reshape(4, 4), full[0, 1:5])
+            storage[MetadataIndex("w", offsets)] = _StorageInfo(
+                "__0_0.distcp", start, file.tell() - start
+            )
+    described = TensorStorageMetadata(
+        TensorProperties(dtype=torch.float32), torch.Size([6, 4]), chunks
+    )
+    (split / ".metadata").write_bytes(
+        pickle.dumps(Metadata({"w": described}, storage_data=storage))
+    )
+    assert torch.equal(
+        torch.cat(list(DcpReader(split).rows("w", None, 1, 4))).reshape(4, 4), full[0, 1:5]
+    )
     described.chunks.pop()
-    (split / ".metadata").write_bytes(pickle.dumps(Metadata({"w": described}, storage_data=storage)))
+    (split / ".metadata").write_bytes(
+        pickle.dumps(Metadata({"w": described}, storage_data=storage))
+    )
     with pytest.raises(CheckpointError, match="incomplete"):
         list(DcpReader(split).rows("w", None, 1, 4))
 
 
 def test_fused_matrices_split_again():
-    shape = Shape("qwen3", 1, 16, 8, heads=6, groups=2, head_dim=4, vocabulary=5, tied=True, qkv_bias=False, qk_norm=True)
+    shape = Shape(
+        "qwen3",
+        1,
+        16,
+        8,
+        heads=6,
+        groups=2,
+        head_dim=4,
+        vocabulary=5,
+        tied=True,
+        qkv_bias=False,
+        qk_norm=True,
+    )
     parts = torch.randn(24, 16), torch.randn(8, 16), torch.randn(8, 16)
     for ours, theirs in zip(split_qkv(fuse_qkv(*parts, shape), shape), parts):
         assert torch.equal(ours, theirs)
@@ -127,30 +179,88 @@ def test_pickled_code_in_the_metadata_is_not_run(exported, convert, tmp_path, ca
     (tmp_path / "mg").mkdir()
     (tmp_path / "mg/metadata.json").write_text('{"sharded_backend": "torch_dist"}')
     (tmp_path / "mg/.metadata").write_bytes(pickle.dumps(Evil()))
-    assert convert("megatron-import", tmp_path / "mg", "--model", exported["llama"][0], "--out", tmp_path / "x") == 4
+    assert (
+        convert(
+            "megatron-import",
+            tmp_path / "mg",
+            "--model",
+            exported["llama"][0],
+            "--out",
+            tmp_path / "x",
+        )
+        == 4
+    )
     assert "it holds" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_wrong_configuration_is_refused(exported, convert, tmp_path, capsys):
-    assert convert("megatron-import", exported["llama"][1], "--model", exported["qwen2"][0], "--out", tmp_path / "x") == 4
+    assert (
+        convert(
+            "megatron-import",
+            exported["llama"][1],
+            "--model",
+            exported["qwen2"][0],
+            "--out",
+            tmp_path / "x",
+        )
+        == 4
+    )
     assert "linear_qkv.bias" in capsys.readouterr().err
-    assert convert("megatron-import", exported["qwen3"][1], "--model", exported["llama"][0], "--out", tmp_path / "x") == 4
-    assert convert("megatron-import", exported["qwen3"][0], "--model", exported["llama"][0], "--out", tmp_path / "x") == 4
+    assert (
+        convert(
+            "megatron-import",
+            exported["qwen3"][1],
+            "--model",
+            exported["llama"][0],
+            "--out",
+            tmp_path / "x",
+        )
+        == 4
+    )
+    assert (
+        convert(
+            "megatron-import",
+            exported["qwen3"][0],
+            "--model",
+            exported["llama"][0],
+            "--out",
+            tmp_path / "x",
+        )
+        == 4
+    )
     assert "looks like a Hugging Face model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.skipif("CERO_MEGATRON_PYTHON" not in os.environ, reason="set CERO_MEGATRON_PYTHON to a Python with megatron-core 0.16")
+@pytest.mark.skipif(
+    "CERO_MEGATRON_PYTHON" not in os.environ,
+    reason="set CERO_MEGATRON_PYTHON to a Python with megatron-core 0.16",
+)
 def test_megatron_itself_loads_answers_and_saves(kind, exported, convert, tmp_path):
     model, megatron = exported[kind]
     driver = Path(__file__).with_name("megatron_driver.py")
-    line = [os.environ["CERO_MEGATRON_PYTHON"], driver, model, megatron / "iter_0000007", tmp_path / "theirs"]
-    with (tmp_path / "log").open("w") as log:  # no pipe: Megatron's saving process may outlive the driver
-        code = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False).returncode
+    line = [
+        os.environ["CERO_MEGATRON_PYTHON"],
+        driver,
+        model,
+        megatron / "iter_0000007",
+        tmp_path / "theirs",
+    ]
+    with (tmp_path / "log").open(
+        "w"
+    ) as log:  # no pipe: Megatron's saving process may outlive the driver
+        code = subprocess.run(
+            line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False
+        ).returncode
     text = (tmp_path / "log").read_text()
     assert code == 0, text
     assert "iteration 7 largest difference" in text, text
     assert float(text.split("largest difference ")[1].split()[0]) < 1e-5
-    assert convert("megatron-import", tmp_path / "theirs", "--model", model, "--out", tmp_path / "back") == 0
+    assert (
+        convert(
+            "megatron-import", tmp_path / "theirs", "--model", model, "--out", tmp_path / "back"
+        )
+        == 0
+    )
     assert_same_tensors(model, tmp_path / "back")

@@ -1,4 +1,5 @@
-"""Hugging Face directories in and out: safetensors bytes, start models, casts, LoRA, verification, and what is refused."""
+"""Hugging Face directories in and out: safetensors bytes, start models, casts, LoRA, verification,
+and what is refused."""
 
 from __future__ import annotations
 
@@ -31,17 +32,29 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 
 def held(values: dict[str, torch.Tensor]) -> Weights:
-    return Weights({n: Spec(t.dtype, tuple(t.shape)) for n, t in values.items()}, lambda n: iter(values[n].flatten().split(3)))
+    return Weights(
+        {n: Spec(t.dtype, tuple(t.shape)) for n, t in values.items()},
+        lambda n: iter(values[n].flatten().split(3)),
+    )
 
 
 shapes = st.lists(st.integers(0, 4), max_size=3)
 
 
 @settings(max_examples=40)
-@given(st.dictionaries(st.text("ab.é0", min_size=1, max_size=6), st.tuples(shapes, st.sampled_from(DTYPES)), min_size=1, max_size=6))
+@given(
+    st.dictionaries(
+        st.text("ab.é0", min_size=1, max_size=6),
+        st.tuples(shapes, st.sampled_from(DTYPES)),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_files_are_those_of_the_library(tmp_path_factory, described):
     out = tmp_path_factory.mktemp("bytes")
-    values = {name: torch.randint(0, 2, shape).to(dtype) for name, (shape, dtype) in described.items()}
+    values = {
+        name: torch.randint(0, 2, shape).to(dtype) for name, (shape, dtype) in described.items()
+    }
     save_file(values, out / "theirs.safetensors", metadata={"format": "pt"})
     write_sharded(out, held(values), 10**6, lambda _: None)
     assert (out / "model.safetensors").read_bytes() == (out / "theirs.safetensors").read_bytes()
@@ -68,17 +81,40 @@ def test_cast_rounds_as_torch_does_and_refuses_overflow():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cast_of_a_model_is_the_library_s(kind, models, convert, tmp_path):
-    assert convert("cast", models[kind], "--dtype", "bfloat16", "--out", tmp_path / "half", "--max-shard-size", "20KB") == 0
+    assert (
+        convert(
+            "cast",
+            models[kind],
+            "--dtype",
+            "bfloat16",
+            "--out",
+            tmp_path / "half",
+            "--max-shard-size",
+            "20KB",
+        )
+        == 0
+    )
     original = tensors(models[kind])
-    assert {n: t.dtype for n, t in tensors(tmp_path / "half").items()} == dict.fromkeys(original, torch.bfloat16)
-    assert all(torch.equal(t, original[n].bfloat16()) for n, t in tensors(tmp_path / "half").items())
+    assert {n: t.dtype for n, t in tensors(tmp_path / "half").items()} == dict.fromkeys(
+        original, torch.bfloat16
+    )
+    assert all(
+        torch.equal(t, original[n].bfloat16()) for n, t in tensors(tmp_path / "half").items()
+    )
     assert convert("cast", tmp_path / "half", "--dtype", "float32", "--out", tmp_path / "back") == 0
-    assert convert("verify", tmp_path / "back", "--against", tmp_path / "half", "--tolerance", "0.05") == 0
-    assert convert("verify", tmp_path / "back", "--against", models[kind]) == 4  # rounded, and the default allows no difference
+    assert (
+        convert("verify", tmp_path / "back", "--against", tmp_path / "half", "--tolerance", "0.05")
+        == 0
+    )
+    assert (
+        convert("verify", tmp_path / "back", "--against", models[kind]) == 4
+    )  # rounded, and the default allows no difference
 
 
 @pytest.mark.covers("pickle given to a converter")
-@pytest.mark.parametrize("kind", ["qwen3", "llama"])  # transformers adds a token of its own to a qwen2 tokenizer: more than 21
+@pytest.mark.parametrize(
+    "kind", ["qwen3", "llama"]
+)  # transformers adds a token of its own to a qwen2 tokenizer: more than 21
 def test_start_model_from_a_pickled_state_dict(kind, models, convert, tmp_path, capsys):
     source = tmp_path / "source"
     shutil.copytree(models[kind], source)
@@ -103,7 +139,9 @@ def test_start_model_wants_a_tokenizer_that_fits(models, convert, tmp_path, caps
     source = tmp_path / "source"
     shutil.copytree(models["qwen3"], source)
     settings = json.loads((source / "tokenizer_config.json").read_text())
-    (source / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in settings.items() if k != "eos_token"})
+    )
     assert convert("hf-to-start", source, "--out", tmp_path / "x") == 4
     assert "eos_token" in capsys.readouterr().err
     (source / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -115,9 +153,22 @@ def test_start_model_wants_a_tokenizer_that_fits(models, convert, tmp_path, caps
 
 
 def adapter(directory: Path, base: Path, **changes) -> dict[str, torch.Tensor]:
-    """A LoRA of q_proj and down_proj with a rank and an alpha of their own for layer 1; returns the expected weights."""
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none", "use_dora": False, "use_rslora": False, "fan_in_fan_out": False}
-    config |= {"rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 3}, **changes}
+    """A LoRA of q_proj and down_proj with a rank and an alpha of their own for layer 1; returns the
+    expected weights."""
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 6,
+        "bias": "none",
+        "use_dora": False,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+    }
+    config |= {
+        "rank_pattern": {r"layers\.1\.self_attn\.q_proj": 2},
+        "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 3},
+        **changes,
+    }
     merged, tensors_ = dict(tensors(base)), {}
     torch.manual_seed(3)
     for layer in range(3):
@@ -127,8 +178,13 @@ def adapter(directory: Path, base: Path, **changes) -> dict[str, torch.Tensor]:
             rank, alpha = (2, 3) if own else (4, 6)
             rows, columns = merged[name + ".weight"].shape
             a, b = torch.randn(rank, columns), torch.randn(rows, rank)
-            tensors_ |= {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
-            merged[name + ".weight"] = merged[name + ".weight"] + b @ a * (alpha / (rank**0.5 if config["use_rslora"] else rank))
+            tensors_ |= {
+                f"base_model.model.{name}.lora_A.weight": a,
+                f"base_model.model.{name}.lora_B.weight": b,
+            }
+            merged[name + ".weight"] = merged[name + ".weight"] + b @ a * (
+                alpha / (rank**0.5 if config["use_rslora"] else rank)
+            )
     directory.mkdir()
     save_file(tensors_, directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text(json.dumps(config))
@@ -138,7 +194,12 @@ def adapter(directory: Path, base: Path, **changes) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("rslora", [False, True])
 def test_lora_is_added_to_its_base(rslora, models, convert, tmp_path):
     merged = adapter(tmp_path / "adapter", models["llama"], use_rslora=rslora)
-    assert convert("merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out") == 0
+    assert (
+        convert(
+            "merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out"
+        )
+        == 0
+    )
     found = tensors(tmp_path / "out")
     assert found.keys() == merged.keys()
     for name, tensor in merged.items():
@@ -149,33 +210,65 @@ def test_lora_is_merged_as_peft_merges_it(models, convert, tmp_path):
     peft = pytest.importorskip("peft", reason="peft is not a dependency; install it to compare")
     from transformers import AutoModelForCausalLM
 
-    adapter(tmp_path / "adapter", models["llama"], target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(models["llama"]), tmp_path / "adapter").merge_and_unload()
-    assert convert("merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out") == 0
+    adapter(
+        tmp_path / "adapter",
+        models["llama"],
+        target_modules=["q_proj", "down_proj"],
+        task_type="CAUSAL_LM",
+    )
+    theirs = peft.PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(models["llama"]), tmp_path / "adapter"
+    ).merge_and_unload()
+    assert (
+        convert(
+            "merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out"
+        )
+        == 0
+    )
     found = tensors(tmp_path / "out")
     for name, tensor in theirs.state_dict().items():
         assert torch.allclose(found[name], tensor, atol=1e-5), name
 
 
 @pytest.mark.parametrize(
-    "change,word", [({"use_dora": True}, "DoRA"), ({"bias": "all"}, "bias"), ({"peft_type": "IA3"}, "IA3"), ({"r": 8}, "rank 4")]
+    "change,word",
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "bias"),
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"r": 8}, "rank 4"),
+    ],
 )
-def test_adapters_that_are_no_plain_sum_are_refused(change, word, models, convert, tmp_path, capsys):
+def test_adapters_that_are_no_plain_sum_are_refused(
+    change, word, models, convert, tmp_path, capsys
+):
     adapter(tmp_path / "adapter", models["llama"], **change)
-    assert convert("merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out") == 4
+    assert (
+        convert(
+            "merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out"
+        )
+        == 4
+    )
     assert word in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_adapter_of_another_model_is_refused(models, convert, tmp_path, capsys):
     adapter(tmp_path / "adapter", models["qwen3"])
-    assert convert("merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out") == 4
+    assert (
+        convert(
+            "merge-lora", tmp_path / "adapter", "--base", models["llama"], "--out", tmp_path / "out"
+        )
+        == 4
+    )
     assert "wrong base model" in capsys.readouterr().err
 
 
 def index(directory: Path, entry: str) -> Path:
     directory.mkdir()
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": entry}}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": entry}})
+    )
     return directory
 
 
@@ -220,7 +313,10 @@ def test_a_missing_or_strange_tensor_is_named(models, convert, tmp_path, capsys)
     save_file(state, source / "model.safetensors")
     assert convert("cast", source, "--dtype", "float16", "--out", tmp_path / "x") == 4
     assert "has no model.layers.2.self_attn.k_proj.bias" in capsys.readouterr().err
-    save_file({**state, "model.layers.2.self_attn.k_proj.bias": bias, "extra": bias.clone()}, source / "model.safetensors")
+    save_file(
+        {**state, "model.layers.2.self_attn.k_proj.bias": bias, "extra": bias.clone()},
+        source / "model.safetensors",
+    )
     assert convert("cast", source, "--dtype", "float16", "--out", tmp_path / "x") == 4
     assert "extra is no parameter" in capsys.readouterr().err
 
@@ -232,7 +328,10 @@ def test_output_that_holds_something_needs_force(models, convert, tmp_path, caps
     assert convert("cast", models["qwen3"], "--dtype", "float16", "--out", tmp_path / "out") == 4
     assert "--force" in capsys.readouterr().err
     assert (tmp_path / "out/mine.txt").read_text() == "keep"
-    assert convert("cast", models["qwen3"], "--dtype", "float16", "--out", tmp_path / "out", "--force") == 0
+    assert (
+        convert("cast", models["qwen3"], "--dtype", "float16", "--out", tmp_path / "out", "--force")
+        == 0
+    )
     assert not (tmp_path / "out/mine.txt").exists()
 
 
@@ -259,7 +358,9 @@ def test_a_kill_in_the_middle_leaves_the_old_output(tmp_path):
         "    (fresh / 'half').write_text('half'); print('half', flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "out"], stdout=subprocess.PIPE, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "out"], stdout=subprocess.PIPE, env=environment
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
         process.kill()
@@ -278,4 +379,8 @@ def test_wrong_directories_are_told_what_they_look_like(models, convert, tmp_pat
     assert stop.value.code == 2
     assert convert("inspect", models["llama"], "--json") == 0
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (facts["kind"], facts["model_type"], facts["dtypes"]) == ("huggingface", "llama", {"float32": facts["parameters"]})
+    assert (facts["kind"], facts["model_type"], facts["dtypes"]) == (
+        "huggingface",
+        "llama",
+        {"float32": facts["parameters"]},
+    )

@@ -1,4 +1,5 @@
-"""Under the deepspeed launcher: DeepSpeed's own engine loads a universal checkpoint; rank 0 prints hashes of what it then holds.
+"""Under the deepspeed launcher: DeepSpeed's own engine loads a universal checkpoint; rank 0 prints
+hashes of what it then holds.
 
 universal_driver.py CHECKPOINT STAGE OUT_FILE
 """
@@ -19,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main() -> int:
     checkpoint, stage, out = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
-    config = load_config(ROOT / "recipes/quickstart_cpu.yaml", [f"zero.stage={stage}", f"model.path={ROOT / 'recipes/assets/tiny_digits'}"])
+    config = load_config(
+        ROOT / "recipes/quickstart_cpu.yaml",
+        [f"zero.stage={stage}", f"model.path={ROOT / 'recipes/assets/tiny_digits'}"],
+    )
     group = launch.start()
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -30,19 +34,35 @@ def main() -> int:
 
     module = PolicyModule(load_model(config.model.path, "float32", "sdpa"))
     engine, *_ = deepspeed.initialize(
-        model=module, model_parameters=list(module.parameters()), config=policy_config(config, group.world_size, universal=True)
+        model=module,
+        model_parameters=list(module.parameters()),
+        config=policy_config(config, group.world_size, universal=True),
     )
     loaded, _ = engine.load_checkpoint(checkpoint, tag="zero")
     assert loaded is not None
     found = {}
     for name, parameter in module.named_parameters():
         full = {"fp32": safe_get_full_fp32_param(parameter)}
-        full |= {kind: safe_get_full_optimizer_state(parameter, kind) for kind in ("exp_avg", "exp_avg_sq")}
+        full |= {
+            kind: safe_get_full_optimizer_state(parameter, kind)
+            for kind in ("exp_avg", "exp_avg_sq")
+        }
         found[name] = {
-            kind: hashlib.sha256(t.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest() for kind, t in full.items()
+            kind: hashlib.sha256(
+                t.detach().float().cpu().contiguous().numpy().tobytes()
+            ).hexdigest()
+            for kind, t in full.items()
         }
     if group.is_main:
-        Path(out).write_text(json.dumps({"steps": engine.global_steps, "lr": engine.optimizer.param_groups[0]["lr"], "hashes": found}))
+        Path(out).write_text(
+            json.dumps(
+                {
+                    "steps": engine.global_steps,
+                    "lr": engine.optimizer.param_groups[0]["lr"],
+                    "hashes": found,
+                }
+            )
+        )
     launch.stop()
     return 0
 

@@ -15,7 +15,8 @@ from cero_rl.errors import DataError
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789+=?!:<>\n "
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
-    "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}{% if add_generation_prompt %}bot:{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}{% if "
+    "add_generation_prompt %}bot:{% endif %}"
 )
 
 
@@ -25,9 +26,12 @@ def tokenizer(template: str | None = None, frame: bool = False) -> PreTrainedTok
     core.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
     if frame:
         core.post_processor = processors.TemplateProcessing(
-            single="[BOS] $A [EOS]", special_tokens=[("[BOS]", vocabulary["[BOS]"]), ("[EOS]", vocabulary["[EOS]"])]
+            single="[BOS] $A [EOS]",
+            special_tokens=[("[BOS]", vocabulary["[BOS]"]), ("[EOS]", vocabulary["[EOS]"])],
         )
-    made = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]")
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]"
+    )
     made.chat_template = template
     return made
 
@@ -64,14 +68,20 @@ def test_messages_use_the_template_without_more_special_tokens() -> None:
     tok = tokenizer(TEMPLATE, frame=True)
     assert shown(chat(("user", "hi")), tok, prompt_suffix="!") == "user:hi!\nbot:"
     assert shown(chat(("user", "hi")), tok, system_prompt="be") == "system:be\nuser:hi\nbot:"
-    assert shown(chat(("system", "own"), ("user", "hi")), tok, system_prompt="be") == "system:own\nuser:hi\nbot:"
+    assert (
+        shown(chat(("system", "own"), ("user", "hi")), tok, system_prompt="be")
+        == "system:own\nuser:hi\nbot:"
+    )
     assert shown(text("hi"), tok, chat_template="always") == "user:hi\nbot:"
     assert shown(chat(("user", "hi")), tok, enable_thinking=False) == "user:hi\n<no>bot:"
     assert shown(chat(("user", "hi")), tok, enable_thinking=True) == "user:hi\nbot:"
 
 
 def test_never_joins_contents() -> None:
-    assert shown(chat(("system", "a"), ("user", "b")), tokenizer(TEMPLATE), chat_template="never") == "a\n\nb"
+    assert (
+        shown(chat(("system", "a"), ("user", "b")), tokenizer(TEMPLATE), chat_template="never")
+        == "a\n\nb"
+    )
 
 
 @pytest.mark.covers("no chat template")
@@ -93,8 +103,12 @@ def test_overlong() -> None:
     tok = tokenizer()
     with pytest.raises(DataError, match=r"number 1.* 6 tokens.*max_prompt_tokens = 3"):
         encode_prompts(prompts, tok, DataConfig(source="x", max_prompt_tokens=3))
-    encoded = encode_prompts(prompts, tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop"))
+    encoded = encode_prompts(
+        prompts, tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop")
+    )
     assert encoded.kept == [0, 2]
     assert [decode(tok, ids) for ids in encoded.tokens] == ["a", "bc"]
     with pytest.raises(DataError, match="all 1 prompts are longer"):
-        encode_prompts(prompts[1:2], tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop"))
+        encode_prompts(
+            prompts[1:2], tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop")
+        )

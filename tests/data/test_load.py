@@ -40,15 +40,24 @@ def test_jsonl_text(tmp_path: Path) -> None:
     assert count_prompts(DataConfig(source=source)) == 18
 
 
-def test_relative_path_and_blank_lines_and_bom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "1"}\n\n{"prompt": "b", "answer": "2"}')
+def test_relative_path_and_blank_lines_and_bom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "answer": "1"}\n\n{"prompt": "b", "answer": "2"}'
+    )
     monkeypatch.chdir(tmp_path)
     assert len(load_prompts(DataConfig(source="a.jsonl", heldout_fraction=0), 0).train) == 2
 
 
 def test_trl_columns(tmp_path: Path) -> None:
-    rows = [{"prompt": [{"role": "user", "content": "q"}], "solution": "$4$"}, {"prompt": "x", "ground_truth": "5"}]
-    train = load_prompts(DataConfig(source=write(tmp_path / "a.jsonl", rows), heldout_fraction=0), 0).train
+    rows = [
+        {"prompt": [{"role": "user", "content": "q"}], "solution": "$4$"},
+        {"prompt": "x", "ground_truth": "5"},
+    ]
+    train = load_prompts(
+        DataConfig(source=write(tmp_path / "a.jsonl", rows), heldout_fraction=0), 0
+    ).train
     assert [p.answer for p in train] == ["$4$", "5"]
     assert train[0].messages == ({"role": "user", "content": "q"},)
     assert train[0].columns == {"solution": "$4$"}
@@ -82,8 +91,12 @@ def test_verl_parquet_written_by_datasets(tmp_path: Path) -> None:
 
 
 def test_named_columns_win(tmp_path: Path) -> None:
-    source = write(tmp_path / "a.jsonl", [{"question": "q", "answer": "no", "final": "yes", "prompt": "p"}])
-    data = DataConfig(source=source, prompt_column="question", answer_column="final", heldout_fraction=0)
+    source = write(
+        tmp_path / "a.jsonl", [{"question": "q", "answer": "no", "final": "yes", "prompt": "p"}]
+    )
+    data = DataConfig(
+        source=source, prompt_column="question", answer_column="final", heldout_fraction=0
+    )
     assert [(p.text, p.answer) for p in load_prompts(data, 0).train] == [("q", "yes")]
 
 
@@ -93,10 +106,15 @@ def test_named_columns_win(tmp_path: Path) -> None:
         pytest.param([], "holds no prompts", marks=pytest.mark.covers("empty set")),
         pytest.param(
             [{"question": "q", "answer": "1"}],
-            r"found columns question, answer; set data.prompt_column to one of them; the row is \{\"question\": \"q\"",
+            r"found columns question, answer; set data.prompt_column to one of them; the "
+            r"row is \{\"question\": \"q\"",
             marks=pytest.mark.covers("missing columns"),
         ),
-        pytest.param([{"prompt": "q", "label": "1"}], "set data.answer_column", marks=pytest.mark.covers("missing columns")),
+        pytest.param(
+            [{"prompt": "q", "label": "1"}],
+            "set data.answer_column",
+            marks=pytest.mark.covers("missing columns"),
+        ),
         pytest.param(
             [{"prompt": 3, "answer": "1"}],
             ":1: the prompt in column 'prompt' is of type int",
@@ -106,7 +124,11 @@ def test_named_columns_win(tmp_path: Path) -> None:
         ([{"prompt": [], "answer": "1"}], "an empty list"),
         ([{"prompt": "  ", "answer": "1"}], "is empty"),
         pytest.param(
-            [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": None}, {"prompt": "c", "answer": " "}],
+            [
+                {"prompt": "a", "answer": "1"},
+                {"prompt": "b", "answer": None},
+                {"prompt": "c", "answer": " "},
+            ],
             "2 answers .* 2, 3;",
             marks=pytest.mark.covers("null answers"),
         ),
@@ -148,12 +170,15 @@ def test_broken_files(tmp_path: Path) -> None:
 
 def test_hub_without_network_is_one_line() -> None:
     code = (
-        "from cero_rl.config.data import DataConfig; from cero_rl.data.load import load_prompts, count_prompts\n"
+        "from cero_rl.config.data import DataConfig; from cero_rl.data.load import "
+        "load_prompts, count_prompts\n"
         "data = DataConfig(source='nobody/no_such_set'); assert count_prompts(data) is None\n"
         "try: load_prompts(data, 0)\nexcept ValueError as e: print(type(e).__name__, e)"
     )
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("DataError data.source: cannot load 'nobody/no_such_set'")
@@ -163,13 +188,17 @@ def test_hub_without_network_is_one_line() -> None:
 def test_counting_imports_neither_torch_nor_datasets(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", sums(10))
     code = (
-        "import sys; from cero_rl.config.data import DataConfig; from cero_rl.data.load import count_prompts\n"
+        "import sys; from cero_rl.config.data import DataConfig; from cero_rl.data.load "
+        "import count_prompts\n"
         "from cero_rl.rewards.pool import RewardPool; import cero_rl.data.encode\n"
         f"print(count_prompts(DataConfig(source={source!r})), "
         f"count_prompts(DataConfig(source='reasoning_gym:gcd', procedural_size=50)),"
-        " sorted({'torch', 'datasets', 'reasoning_gym', 'math_verify', 'transformers'} & set(sys.modules)))"
+        " sorted({'torch', 'datasets', 'reasoning_gym', 'math_verify', 'transformers'} & "
+        "set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "9 45 []"
 
 
@@ -179,14 +208,19 @@ def test_reasoning_gym_is_deterministic_and_split() -> None:
     assert one == again
     assert fingerprint(one.train) != fingerprint(other.train)
     assert one.train[0].columns["reasoning_gym"] == "chain_sum"
-    apart = load_prompts(data.model_copy(update={"heldout_source": "reasoning_gym:chain_sum", "heldout_limit": 20}), 5)
+    apart = load_prompts(
+        data.model_copy(update={"heldout_source": "reasoning_gym:chain_sum", "heldout_limit": 20}),
+        5,
+    )
     assert len(apart.heldout) == 20
     assert not {question_hash(p) for p in apart.train} & {question_hash(p) for p in apart.heldout}
 
 
 def test_contamination_leaves_train(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", sums(10))
-    held = write(tmp_path / "h.jsonl", [{"prompt": [{"role": "user", "content": " 3+1= "}], "answer": "4"}])
+    held = write(
+        tmp_path / "h.jsonl", [{"prompt": [{"role": "user", "content": " 3+1= "}], "answer": "4"}]
+    )
     data = DataConfig(source=train, heldout_source=held)
     split = load_prompts(data, 0)
     assert (len(split.train), len(split.heldout), split.contaminated) == (9, 1, 1)
@@ -200,12 +234,17 @@ def test_contamination_leaves_train(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", sums(100))
-    split = load_prompts(DataConfig(source=source, limit=40, heldout_fraction=0.5, heldout_limit=7), 0)
+    split = load_prompts(
+        DataConfig(source=source, limit=40, heldout_fraction=0.5, heldout_limit=7), 0
+    )
     assert (len(split.train), len(split.heldout)) == (20, 7)
 
 
 def test_keys_tell_prompts_apart() -> None:
-    text, chat = make_prompt("q", "1", "s", {}), make_prompt([{"role": "user", "content": "q"}], "1", "t", {"x": 1})
+    text, chat = (
+        make_prompt("q", "1", "s", {}),
+        make_prompt([{"role": "user", "content": "q"}], "1", "t", {"x": 1}),
+    )
     assert text.key == make_prompt("q", "1", "elsewhere", {"y": 2}).key
     assert len({text.key, chat.key, make_prompt("q", "2", "s", {}).key}) == 3
     assert question_hash(text) == question_hash(chat)
@@ -215,11 +254,21 @@ def test_keys_tell_prompts_apart() -> None:
 rows_strategy = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), min_size=2, max_size=40)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=rows_strategy, seed=st.integers(0, 5), fraction=st.sampled_from([0.0, 0.1, 0.5, 0.9]), order=st.randoms())
-def test_split_invariants(tmp_path: Path, rows: list[tuple[int, int]], seed: int, fraction: float, order: Any) -> None:
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=rows_strategy,
+    seed=st.integers(0, 5),
+    fraction=st.sampled_from([0.0, 0.1, 0.5, 0.9]),
+    order=st.randoms(),
+)
+def test_split_invariants(
+    tmp_path: Path, rows: list[tuple[int, int]], seed: int, fraction: float, order: Any
+) -> None:
     data = DataConfig(
-        source=write(tmp_path / "h.jsonl", [{"prompt": f"q{q}", "answer": a} for q, a in rows]), heldout_fraction=fraction
+        source=write(tmp_path / "h.jsonl", [{"prompt": f"q{q}", "answer": a} for q, a in rows]),
+        heldout_fraction=fraction,
     )
     questions = {q for q, _ in rows}
     if fraction and max(1, round(fraction * len(questions))) >= len(questions):

@@ -1,4 +1,5 @@
-"""What counts as a checkpoint: manifests, damage, retention, the `cero-rl checkpoints` command, and pickles that are refused."""
+"""What counts as a checkpoint: manifests, damage, retention, the `cero-rl checkpoints` command, and
+pickles that are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +29,14 @@ def make(run: Path, step: int, score: float | None = None) -> Path:
     (directory / "state.json").write_text(json.dumps({"step": step}))
     (directory / "zero/shard.pt").write_bytes(bytes(range(256)) * 16)
     files = {p.relative_to(directory).as_posix(): describe_file(p) for p in files_of(directory)}
-    manifest = {"step": step, "world_size": 2, "score": score, "cero_rl": "0", "torch": "0", "files": files}
+    manifest = {
+        "step": step,
+        "world_size": 2,
+        "score": score,
+        "cero_rl": "0",
+        "torch": "0",
+        "files": files,
+    }
     write_json(directory / MANIFEST, manifest)
     return directory
 
@@ -41,16 +49,42 @@ def flip(path: Path) -> None:
 
 DAMAGE: list[tuple[str, Callable[[Path], Any], str]] = [
     ("bit flip in a checkpoint", lambda d: flip(d / "zero/shard.pt"), "shard.pt: content differs"),
-    ("truncated checkpoint", lambda d: (d / "zero/shard.pt").write_bytes(b"12"), "shard.pt: 2 bytes, the manifest says 4096"),
-    ("zero bytes in a checkpoint", lambda d: (d / "state.json").write_bytes(b""), "state.json: 0 bytes"),
-    ("missing or extra file in a checkpoint", lambda d: (d / "state.json").unlink(), "state.json: missing, but the manifest lists it"),
-    ("missing or extra file in a checkpoint", lambda d: (d / "zero/more.pt").touch(), "more.pt: not in the manifest"),
-    ("all checkpoints invalid", lambda d: (d / MANIFEST).write_text("{"), "no readable MANIFEST.json"),
-    ("all checkpoints invalid", lambda d: (d / MANIFEST).write_text("[]"), "no readable MANIFEST.json"),
+    (
+        "truncated checkpoint",
+        lambda d: (d / "zero/shard.pt").write_bytes(b"12"),
+        "shard.pt: 2 bytes, the manifest says 4096",
+    ),
+    (
+        "zero bytes in a checkpoint",
+        lambda d: (d / "state.json").write_bytes(b""),
+        "state.json: 0 bytes",
+    ),
+    (
+        "missing or extra file in a checkpoint",
+        lambda d: (d / "state.json").unlink(),
+        "state.json: missing, but the manifest lists it",
+    ),
+    (
+        "missing or extra file in a checkpoint",
+        lambda d: (d / "zero/more.pt").touch(),
+        "more.pt: not in the manifest",
+    ),
+    (
+        "all checkpoints invalid",
+        lambda d: (d / MANIFEST).write_text("{"),
+        "no readable MANIFEST.json",
+    ),
+    (
+        "all checkpoints invalid",
+        lambda d: (d / MANIFEST).write_text("[]"),
+        "no readable MANIFEST.json",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("damage", "said"), [pytest.param(d, s, marks=pytest.mark.covers(row)) for row, d, s in DAMAGE])
+@pytest.mark.parametrize(
+    ("damage", "said"), [pytest.param(d, s, marks=pytest.mark.covers(row)) for row, d, s in DAMAGE]
+)
 def test_damage_is_refused_by_name(tmp_path: Path, damage: Callable[[Path], Any], said: str):
     directory = make(tmp_path, 2)
     assert verify(directory)["step"] == 2
@@ -60,11 +94,17 @@ def test_damage_is_refused_by_name(tmp_path: Path, damage: Callable[[Path], Any]
 
 
 @given(
-    st.dictionaries(st.integers(0, 60), st.none() | st.floats(0, 1), max_size=12), st.integers(1, 4), st.integers(0, 3),
+    st.dictionaries(st.integers(0, 60), st.none() | st.floats(0, 1), max_size=12),
+    st.integers(1, 4),
+    st.integers(0, 3),
     st.sampled_from([0, 5, 10]),
-)  # fmt: skip
-def test_retention_keeps_the_newest_the_best_and_every_mth(found: dict[int, float | None], last: int, best: int, every: int):
-    gone = set(superfluous(list(found.items()), keep_last=last, keep_best=best, keep_every_steps=every))
+)
+def test_retention_keeps_the_newest_the_best_and_every_mth(
+    found: dict[int, float | None], last: int, best: int, every: int
+):
+    gone = set(
+        superfluous(list(found.items()), keep_last=last, keep_best=best, keep_every_steps=every)
+    )
     stay = set(found) - gone
     assert set(sorted(found)[-last:]) <= stay
     scores = sorted((s for s in found.values() if s is not None), reverse=True)
@@ -81,22 +121,49 @@ def test_the_command_lists_verifies_and_prunes(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "checkpoints/tmp.step_000010.1").mkdir()
     assert main(["checkpoints", "list", str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in said] == ["step_000008", "step_000006", "step_000004", "step_000002", "tmp.step_000010.1"]
+    assert [line.split()[0] for line in said] == [
+        "step_000008",
+        "step_000006",
+        "step_000004",
+        "step_000002",
+        "tmp.step_000010.1",
+    ]
     assert said[3].endswith("2 rank(s)  held-out accuracy 0.900")
     assert main(["checkpoints", "list", str(tmp_path), "--json"]) == 0
-    assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [8, 6, 4, 2]
+    assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [
+        8,
+        6,
+        4,
+        2,
+    ]
     flip(tmp_path / "checkpoints/step_000004/zero/shard.pt")
     assert main(["checkpoints", "verify", str(tmp_path)]) == 4
     shown = capsys.readouterr()
     assert "1 of 4 checkpoints are damaged (step_000004)" in shown.err
     assert shown.out.count("ok: 2 files") == 3
-    assert main(["checkpoints", "prune", str(tmp_path), "--keep-last", "1", "--keep-best", "1", "--dry-run"]) == 0
+    assert (
+        main(
+            [
+                "checkpoints",
+                "prune",
+                str(tmp_path),
+                "--keep-last",
+                "1",
+                "--keep-best",
+                "1",
+                "--dry-run",
+            ]
+        )
+        == 0
+    )
     assert len(step_dirs(tmp_path)) == 4
     lock = RunLock(tmp_path)
     assert main(["checkpoints", "prune", str(tmp_path)]) == 2
     lock.release()
     assert "a job works in" in capsys.readouterr().err
-    assert main(["checkpoints", "prune", str(tmp_path), "--keep-last", "1", "--keep-best", "1"]) == 0
+    assert (
+        main(["checkpoints", "prune", str(tmp_path), "--keep-last", "1", "--keep-best", "1"]) == 0
+    )
     assert [d.name for d in step_dirs(tmp_path)] == ["step_000008", "step_000002"]
     assert not unfinished(tmp_path)
     assert main(["checkpoints", "prune", str(tmp_path), "--keep-last", "0"]) == 2
@@ -119,9 +186,16 @@ class Hostile:
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path):
     from cero_rl.zero.shards import read_shard
 
-    good = {"optimizer_state_dict": {"flat": torch.arange(4.0), "shapes": [torch.Size([2, 2])]}, "ds_version": "0"}
+    good = {
+        "optimizer_state_dict": {"flat": torch.arange(4.0), "shapes": [torch.Size([2, 2])]},
+        "ds_version": "0",
+    }
     torch.save(good, tmp_path / "good.pt")
-    assert torch.equal(read_shard(tmp_path / "good.pt")["optimizer_state_dict"]["flat"], torch.arange(4.0))
+    assert torch.equal(
+        read_shard(tmp_path / "good.pt")["optimizer_state_dict"]["flat"], torch.arange(4.0)
+    )
     torch.save({"x": Hostile()}, tmp_path / "bad.pt")
-    with pytest.raises(CheckpointError, match=r"bad\.pt: refused, it is more than tensors and settings"):
+    with pytest.raises(
+        CheckpointError, match=r"bad\.pt: refused, it is more than tensors and settings"
+    ):
         read_shard(tmp_path / "bad.pt")

@@ -1,4 +1,5 @@
-"""The parts that faults are found with: fault points, the watchdog, trackers that fail, and rollouts kept for later."""
+"""The parts that faults are found with: fault points, the watchdog, trackers that fail, and
+rollouts kept for later."""
 
 from __future__ import annotations
 
@@ -36,8 +37,13 @@ def planted(monkeypatch: pytest.MonkeyPatch):
     faults.at_step(0)
 
 
-def test_a_fault_fires_where_and_as_often_as_it_says(planted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    planted("sync.before@rank=1,step=3:raise; checkpoint.write:enospc*2; learner.loss:nan; learner.gradient:nan; checkpoint.written:flip")
+def test_a_fault_fires_where_and_as_often_as_it_says(
+    planted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    planted(
+        "sync.before@rank=1,step=3:raise; checkpoint.write:enospc*2; learner.loss:nan; "
+        "learner.gradient:nan; checkpoint.written:flip"
+    )
     monkeypatch.setenv("RANK", "1")
     faults.point("sync.before")
     faults.at_step(3)
@@ -96,12 +102,19 @@ with Watchdog(1.0, Path(sys.argv[1])) as watchdog:
 
 
 @pytest.mark.parametrize(("phase", "code"), [("counts", 6), ("checkpoint", 4), ("reward", 5)])
-def test_a_phase_that_stands_still_ends_the_process_with_stacks(tmp_path: Path, phase: str, code: int):
+def test_a_phase_that_stands_still_ends_the_process_with_stacks(
+    tmp_path: Path, phase: str, code: int
+):
     environment = {**os.environ, "RANK": "1", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", STALL, str(tmp_path), phase]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        line, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith(f"error (rank 1): {phase} stands still for more than 1 s, waiting for the other ranks; resume")
+    assert done.stderr.startswith(
+        f"error (rank 1): {phase} stands still for more than 1 s, waiting for the other "
+        "ranks; resume"
+    )
     assert "in stuck" in (tmp_path / "stacks_rank1.txt").read_text()
 
 
@@ -114,26 +127,37 @@ def test_an_error_of_a_library_names_its_phase_and_keeps_its_traceback(tmp_path:
 
 
 @pytest.mark.covers("tracker down")
-def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "tensorboard").write_text("a file, where its directory should be")
-    config = load_config(str(ROOT / "recipes/quickstart_cpu.yaml"), ["logging.tensorboard=true", "logging.wandb=false"])
+    config = load_config(
+        str(ROOT / "recipes/quickstart_cpu.yaml"),
+        ["logging.tensorboard=true", "logging.wandb=false"],
+    )
     recorder = Recorder(tmp_path, config, active=True)
     for step in (1, 2):
         recorder.write(step, {"reward": 0.5})
     recorder.close()
     assert capsys.readouterr().out.count("tensorboard failed and is left out from here on") == 1
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ] == [1, 2]
 
 
 def test_rollouts_kept_for_later_come_back_whole():
     rng = np.random.default_rng(0)
 
     def completion(n: int, text: str, reason: str) -> Completion:
-        return Completion(rng.integers(0, 9, n), rng.normal(size=n).astype(np.float32), text, reason, 7)  # pyright: ignore[reportArgumentType]
+        return Completion(
+            rng.integers(0, 9, n), rng.normal(size=n).astype(np.float32), text, reason, 7
+        )  # pyright: ignore[reportArgumentType]
 
     prompts = [np.arange(3), np.arange(5), np.arange(2)]
     groups = [
-        RolloutGroup(4, prompts[0], (completion(3, "a\u00e9", "stop"), completion(1, "", "length"))),
+        RolloutGroup(
+            4, prompts[0], (completion(3, "a\u00e9", "stop"), completion(1, "", "length"))
+        ),
         RolloutGroup(2, prompts[1], ()),  # the engine lost all of them
         RolloutGroup(9, prompts[2], (completion(2, "\u4e2d", "stop"),)),
     ]
@@ -141,9 +165,17 @@ def test_rollouts_kept_for_later_come_back_whole():
     back = unpack_groups(pack_groups(groups), requests)
     assert back is not None
     for got, wanted in zip(back, groups, strict=True):
-        assert (got.prompt_id, got.prompt_tokens.tolist()) == (wanted.prompt_id, wanted.prompt_tokens.tolist())
+        assert (got.prompt_id, got.prompt_tokens.tolist()) == (
+            wanted.prompt_id,
+            wanted.prompt_tokens.tolist(),
+        )
         for a, b in zip(got.completions, wanted.completions, strict=True):
-            assert (a.token_ids.tolist(), a.text, a.finish_reason, a.policy_version) == (b.token_ids.tolist(), b.text, b.finish_reason, 7)
+            assert (a.token_ids.tolist(), a.text, a.finish_reason, a.policy_version) == (
+                b.token_ids.tolist(),
+                b.text,
+                b.finish_reason,
+                7,
+            )
             assert a.logp_behavior.tobytes() == b.logp_behavior.tobytes()
     assert unpack_groups(pack_groups(groups), requests[:2]) is None
     assert unpack_groups({}, requests) is None

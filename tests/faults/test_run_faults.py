@@ -1,4 +1,5 @@
-"""Faults put into the real command on 2 ranks of ZeRO-3: what the run survives, and how it ends where it cannot."""
+"""Faults put into the real command on 2 ranks of ZeRO-3: what the run survives, and how it ends
+where it cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +16,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
-from kill_sweep import RANK_1_STEP_3, Ranks, counted_once, fingerprint, free_port, kill_and_resume, last_checkpoint, train  # noqa: E402
+from kill_sweep import (  # noqa: E402
+    RANK_1_STEP_3,
+    Ranks,
+    counted_once,
+    fingerprint,
+    free_port,
+    kill_and_resume,
+    last_checkpoint,
+    train,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +44,10 @@ def uncut(out: Path) -> Path:
 
 
 def metrics(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def one_error(text: str) -> str:
@@ -48,21 +61,38 @@ def one_error(text: str) -> str:
     ("point", "at"),
     [
         pytest.param("learner.backward", None, marks=pytest.mark.covers("rank killed in backward")),
-        pytest.param("checkpoint.written", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")),
-        pytest.param("checkpoint.renamed", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")),
-        pytest.param("log.evidence", "@rank=0,step=1", marks=pytest.mark.covers("killed before the first checkpoint")),
+        pytest.param(
+            "checkpoint.written", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")
+        ),
+        pytest.param(
+            "checkpoint.renamed", None, marks=pytest.mark.covers("SIGKILL at a checkpoint stage")
+        ),
+        pytest.param(
+            "log.evidence",
+            "@rank=0,step=1",
+            marks=pytest.mark.covers("killed before the first checkpoint"),
+        ),
     ],
 )
-def test_a_killed_run_ends_as_if_nothing_had_happened(out: Path, uncut: Path, point: str, at: str | None):
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    out: Path, uncut: Path, point: str, at: str | None
+):
     row = kill_and_resume(out, point, fingerprint(uncut), at=at)
     assert row.same, row
     assert row.counted_once, row
-    assert row.resumed_from == ("step 0" if at else "step_000004" if point == "checkpoint.renamed" else "step_000002")
+    assert row.resumed_from == (
+        "step 0" if at else "step_000004" if point == "checkpoint.renamed" else "step_000002"
+    )
 
 
 @pytest.mark.covers("rank stopped in a collective")
 def test_a_stopped_rank_is_named_within_the_limit(out: Path):
-    ranks = Ranks(out, "stopped", settings=["watchdog.stall_seconds=8"], fault=f"learner.backward{RANK_1_STEP_3}:sigstop")
+    ranks = Ranks(
+        out,
+        "stopped",
+        settings=["watchdog.stall_seconds=8"],
+        fault=f"learner.backward{RANK_1_STEP_3}:sigstop",
+    )
     while ranks.processes[0].poll() is None and time.monotonic() < ranks.started + 120:
         time.sleep(0.05)
     ranks.processes[1].kill()
@@ -82,7 +112,11 @@ def test_an_error_in_a_reward_is_everyones(out: Path):
 
 @pytest.mark.covers("SIGTERM to one rank", "second SIGTERM during the save")
 def test_a_signal_to_one_rank_is_agreed_saved_and_resumed(out: Path, uncut: Path):
-    done = train(out, "signal", fault=f"evidence.booked{RANK_1_STEP_3}:sigterm;checkpoint.write{RANK_1_STEP_3}:sigterm")
+    done = train(
+        out,
+        "signal",
+        fault=f"evidence.booked{RANK_1_STEP_3}:sigterm;checkpoint.write{RANK_1_STEP_3}:sigterm",
+    )
     assert done.codes == [75, 75], done.text
     assert "stopped after step 3; saved" in done.text
     again = train(out, "signal", "--resume", "auto")
@@ -110,16 +144,31 @@ def test_a_second_ctrl_c_leaves_at_once(out: Path):
 @pytest.mark.parametrize(
     ("name", "fault", "settings"),
     [
-        pytest.param("full", "checkpoint.write@rank=1,step=2:enospc", [], marks=pytest.mark.covers("disk full once")),
         pytest.param(
-            "writer", "checkpoint.write@rank=1:raise", ["checkpoint.asynchronous=true"], marks=pytest.mark.covers("async writer dies")
+            "full",
+            "checkpoint.write@rank=1,step=2:enospc",
+            [],
+            marks=pytest.mark.covers("disk full once"),
+        ),
+        pytest.param(
+            "writer",
+            "checkpoint.write@rank=1:raise",
+            ["checkpoint.asynchronous=true"],
+            marks=pytest.mark.covers("async writer dies"),
         ),
     ],
 )
-def test_a_save_that_failed_is_said_and_made_good(out: Path, uncut: Path, name: str, fault: str, settings: list[str]):
+def test_a_save_that_failed_is_said_and_made_good(
+    out: Path, uncut: Path, name: str, fault: str, settings: list[str]
+):
     done = train(out, name, fault=fault, settings=settings)
     assert done.codes == [0, 0], done.text
-    assert done.text.count("not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, write: rank 1") == 1
+    assert (
+        done.text.count(
+            "not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, write: rank 1"
+        )
+        == 1
+    )
     assert max(m.get("checkpoint/failed_saves", 0) for m in metrics(out / name)) == 1
     assert (out / name / "checkpoints/step_000006/MANIFEST.json").exists()
     assert fingerprint(out / name) == fingerprint(uncut)
@@ -155,18 +204,33 @@ def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
     assert steps[-1]["budget/remaining_rollouts"] == 0
     from safetensors.torch import load_file
 
-    start, end = load_file(ROOT / "recipes/assets/tiny_digits/model.safetensors"), load_file(out / "equal/export/model.safetensors")
+    start, end = (
+        load_file(ROOT / "recipes/assets/tiny_digits/model.safetensors"),
+        load_file(out / "equal/export/model.safetensors"),
+    )
     assert all(bool((end[name] == start[name]).all()) for name in end)
 
 
 @pytest.mark.parametrize(
     ("ranks", "settings", "said"),
     [
-        pytest.param(1, [], "written by 2 ranks, this job has 1", marks=pytest.mark.covers("another world size")),
-        pytest.param(2, ["data.limit=100"], "data_fingerprint is ", marks=pytest.mark.covers("another data set")),
+        pytest.param(
+            1,
+            [],
+            "written by 2 ranks, this job has 1",
+            marks=pytest.mark.covers("another world size"),
+        ),
+        pytest.param(
+            2,
+            ["data.limit=100"],
+            "data_fingerprint is ",
+            marks=pytest.mark.covers("another data set"),
+        ),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused_with_both_values(out: Path, uncut: Path, ranks: int, settings: list[str], said: str):
+def test_a_checkpoint_of_another_run_is_refused_with_both_values(
+    out: Path, uncut: Path, ranks: int, settings: list[str], said: str
+):
     before = fingerprint(uncut)
     done = train(out, "uncut", "--resume", "auto", ranks=ranks, settings=settings)
     assert set(done.codes) == {4}, done.text

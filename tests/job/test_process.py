@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A rank that still holds its group when it leaves, right after a collective: ordinary shutdown aborts about every second pair of these.
+# A rank that still holds its group when it leaves, right after a collective: ordinary shutdown
+# aborts about every second pair of these.
 RANK = """
 import datetime, sys
 import torch, torch.distributed as dist
@@ -18,7 +19,8 @@ from cero_rl.job.process import run_and_exit
 
 def work():
     rank, port = int(sys.argv[1]), sys.argv[2]
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2,
+                            timeout=datetime.timedelta(seconds=60))
     global held
     held = dist.group.WORLD
     for _ in range(20):
@@ -34,7 +36,13 @@ run_and_exit(work)
 
 def run(code: str, *arguments: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def free_port() -> str:
@@ -81,7 +89,10 @@ run_and_exit({action})
 
 
 def test_a_reader_that_leaves_is_no_error_of_ours():
-    code = "from cero_rl.job.process import run_and_exit\nrun_and_exit(lambda: [print('x' * 100) for _ in range(10**5)] and 0)"
+    code = (
+        "from cero_rl.job.process import run_and_exit\nrun_and_exit(lambda: [print('x' * 100) "
+        "for _ in range(10**5)] and 0)"
+    )
     process = run(code)
     assert process.stdout is not None
     assert process.stderr is not None

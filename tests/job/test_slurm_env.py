@@ -14,7 +14,11 @@ MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "15000"}
 def test_a_task_of_srun_gets_its_rank():
     environ = {**STEP, **MEETING}
     adopt(environ)
-    assert {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} == {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
+    assert {name: environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} == {
+        "RANK": "5",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "8",
+    }
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,13 @@ def test_a_task_of_srun_gets_its_rank():
     [
         {},
         MEETING,
-        {**STEP, **MEETING, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},  # the deepspeed launcher inside a job
+        {
+            **STEP,
+            **MEETING,
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+        },  # the deepspeed launcher inside a job
         {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},  # the batch script itself
         {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},  # srun --pty bash
     ],
@@ -44,4 +54,6 @@ def test_tasks_that_would_train_alone_are_refused(missing):
 
 def test_numbers_that_are_none_are_refused():
     with pytest.raises(ConfigError, match="SLURM_LOCALID=None"):
-        adopt({name: value for name, value in {**STEP, **MEETING}.items() if name != "SLURM_LOCALID"})
+        adopt(
+            {name: value for name, value in {**STEP, **MEETING}.items() if name != "SLURM_LOCALID"}
+        )

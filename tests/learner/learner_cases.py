@@ -19,22 +19,33 @@ MAX_RESPONSE_TOKENS = 8
 AGGREGATIONS = ("token_mean", "seq_mean", "prompt_mean", "constant")
 
 
-def make_group(rng: np.random.Generator, prompt_id: int, prompt_tokens: int, response_tokens: Sequence[int]) -> RolloutGroup:
+def make_group(
+    rng: np.random.Generator, prompt_id: int, prompt_tokens: int, response_tokens: Sequence[int]
+) -> RolloutGroup:
     completions = tuple(
-        Completion(rng.integers(0, VOCABULARY, n), -rng.random(n).astype(np.float32), "", "stop", 0) for n in response_tokens
+        Completion(rng.integers(0, VOCABULARY, n), -rng.random(n).astype(np.float32), "", "stop", 0)
+        for n in response_tokens
     )
     return RolloutGroup(prompt_id, rng.integers(0, VOCABULARY, prompt_tokens), completions)
 
 
-def make_batch(rng: np.random.Generator, shapes: Sequence[Sequence[int]], rewards: Sequence[Sequence[float]]) -> RolloutBatch:
-    """shapes: response lengths by group; rewards likewise, nan where missing. Prompts have 1 to 5 tokens."""
-    groups = [make_group(rng, i, int(rng.integers(1, 6)), lengths) for i, lengths in enumerate(shapes)]
+def make_batch(
+    rng: np.random.Generator, shapes: Sequence[Sequence[int]], rewards: Sequence[Sequence[float]]
+) -> RolloutBatch:
+    """shapes: response lengths by group; rewards likewise, nan where missing. Prompts have 1 to 5
+    tokens."""
+    groups = [
+        make_group(rng, i, int(rng.integers(1, 6)), lengths) for i, lengths in enumerate(shapes)
+    ]
     return pack_rollouts(groups, [np.array(r, dtype=np.float32) for r in rewards])
 
 
 def advantages(batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Centred rewards f32[R] and live bool[G], group by group."""
-    adv, live = torch.zeros_like(batch.rewards), torch.zeros(len(batch.prompt_ids), dtype=torch.bool)
+    adv, live = (
+        torch.zeros_like(batch.rewards),
+        torch.zeros(len(batch.prompt_ids), dtype=torch.bool),
+    )
     for j in range(len(live)):
         rows = slice(int(batch.group_offsets[j]), int(batch.group_offsets[j + 1]))
         rewards = batch.rewards[rows]
@@ -44,7 +55,8 @@ def advantages(batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Collectives:
-    """all_sum and all_max for one simulated rank: records what it sends, and replays the answers once all ranks are known.
+    """all_sum and all_max for one simulated rank: records what it sends, and replays the answers
+    once all ranks are known.
 
     Two passes suffice because no argument of a collective depends on the result of an earlier one.
     """
@@ -102,7 +114,11 @@ def plan_on_ranks(
     columns = list(zip(*(world.sent for world in ranks)))
     for world in ranks:
         world.answers = [
-            tuple((sum if column[0][0] == "sum" else max)(values) for values in zip(*(v for _, v in column))) for column in columns
+            tuple(
+                (sum if column[0][0] == "sum" else max)(values)
+                for values in zip(*(v for _, v in column))
+            )
+            for column in columns
         ]
     return plans()
 
@@ -110,26 +126,42 @@ def plan_on_ranks(
 def source_index(micro: MicroBatch, batch: RolloutBatch) -> torch.Tensor:
     """Index into the batch's packed tokens of each of the micro-batch's tokens, i64[T]."""
     lengths = (micro.cu_seqlens[1:] - micro.cu_seqlens[:-1]).long()
-    return batch.cu_seqlens[micro.seq_rollout.long()].long().repeat_interleave(lengths) + micro.positions
+    return (
+        batch.cu_seqlens[micro.seq_rollout.long()].long().repeat_interleave(lengths)
+        + micro.positions
+    )
 
 
 def tiny_model(name: str, attention: str = "sdpa", **changes: Any) -> Any:
-    """A random two-layer float32 model with grouped-query attention; attention "sdpa" here is transformers' own."""
+    """A random two-layer float32 model with grouped-query attention; attention "sdpa" here is
+    transformers' own."""
     import transformers
 
     sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 128, "tie_word_embeddings": name == "Qwen3",
-        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": name == "Qwen3",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": None,
+    }
     if name == "Qwen3":
         sizes["head_dim"] = 16
     config = getattr(transformers, f"{name}Config")(**{**sizes, **changes})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention if attention == "sdpa" else choose_attention("sdpa"), dtype=torch.float32
+        config,
+        attn_implementation=attention if attention == "sdpa" else choose_attention("sdpa"),
+        dtype=torch.float32,
     )
-    with torch.no_grad():  # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    with (
+        torch.no_grad()
+    ):  # the default initialisation is almost uniform over the vocabulary, which would hide errors
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return model

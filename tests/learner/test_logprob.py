@@ -1,4 +1,5 @@
-"""Packed log-probabilities and gradients against transformers' own one-sequence forward pass, on tiny random models."""
+"""Packed log-probabilities and gradients against transformers' own one-sequence forward pass, on
+tiny random models."""
 
 from __future__ import annotations
 
@@ -8,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_cases import AGGREGATIONS, CPU, VOCABULARY, make_batch, plan_on_ranks, source_index, tiny_model
+from learner_cases import (
+    AGGREGATIONS,
+    CPU,
+    VOCABULARY,
+    make_batch,
+    plan_on_ranks,
+    source_index,
+    tiny_model,
+)
 from transformers import AttentionInterface
 
 from cero_rl.config.learner import LearnerConfig
@@ -34,16 +43,32 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def batch() -> RolloutBatch:
-    return make_batch(np.random.default_rng(1), [[3, 7, 1, 8], [2, 2], [5, 6]], [[1, 0, 0, 1], [1, 0], [0, 1]])
+    return make_batch(
+        np.random.default_rng(1), [[3, 7, 1, 8], [2, 2], [5, 6]], [[1, 0, 0, 1], [1, 0], [0, 1]]
+    )
 
 
-def plan(batch: RolloutBatch, budget: int, *, chunk: int = 1000, aggregation: str = "seq_mean") -> StepPlan:
-    return plan_on_ranks([batch], LearnerConfig(max_micro_batch_tokens=budget, aggregation=aggregation), head_chunk_tokens=chunk)[0]
+def plan(
+    batch: RolloutBatch, budget: int, *, chunk: int = 1000, aggregation: str = "seq_mean"
+) -> StepPlan:
+    return plan_on_ranks(
+        [batch],
+        LearnerConfig(max_micro_batch_tokens=budget, aggregation=aggregation),
+        head_chunk_tokens=chunk,
+    )[0]
 
 
-def forward(policy: PolicyModule, micro: MicroBatch, *, with_entropy: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(
+    policy: PolicyModule, micro: MicroBatch, *, with_entropy: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     return policy(
-        micro.tokens, micro.positions, micro.cu_seqlens, micro.loss_mask, micro.max_seqlen_tokens, micro.head_chunks, with_entropy
+        micro.tokens,
+        micro.positions,
+        micro.cu_seqlens,
+        micro.loss_mask,
+        micro.max_seqlen_tokens,
+        micro.head_chunks,
+        with_entropy,
     )
 
 
@@ -52,28 +77,38 @@ def reference_logps(model: Any, batch: RolloutBatch) -> tuple[torch.Tensor, torc
     logps, entropies = [], []
     for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()):
         tokens = batch.tokens[start:end]
-        every = torch.log_softmax(model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float() / TEMPERATURE, -1)
+        every = torch.log_softmax(
+            model(input_ids=tokens[None], use_cache=False).logits[0, :-1].float() / TEMPERATURE, -1
+        )
         first = torch.zeros(1)
         logps.append(torch.cat([first, every.gather(-1, tokens[1:, None]).squeeze(1)]))
-        entropies.append(torch.cat([first, torch.distributions.Categorical(logits=every).entropy()]))
+        entropies.append(
+            torch.cat([first, torch.distributions.Categorical(logits=every).entropy()])
+        )
     mask = batch.loss_mask
     return torch.where(mask, torch.cat(logps), 0.0), torch.where(mask, torch.cat(entropies), 0.0)
 
 
 @pytest.mark.parametrize("budget, chunk", [(1000, 1000), (25, 5), (1, 2), (1000, 1)])
-def test_packed_log_probs_and_entropy_are_those_of_separate_sequences(pair: tuple, batch: RolloutBatch, budget: int, chunk: int) -> None:
+def test_packed_log_probs_and_entropy_are_those_of_separate_sequences(
+    pair: tuple, batch: RolloutBatch, budget: int, chunk: int
+) -> None:
     plain, packed = pair
     policy = PolicyModule(packed, temperature=TEMPERATURE)
     with torch.no_grad():
         wanted_logp, wanted_entropy = reference_logps(plain, batch)
-        assert float(wanted_logp[batch.loss_mask].std()) > 0.5  # the model is far from uniform, so the comparison says something
+        assert (
+            float(wanted_logp[batch.loss_mask].std()) > 0.5
+        )  # the model is far from uniform, so the comparison says something
         for micro in plan(batch, budget, chunk=chunk).micro_batches:
             source = source_index(micro, batch)
             logp, entropy = forward(policy, micro)
             assert logp.dtype == torch.float32
             torch.testing.assert_close(logp, wanted_logp[source], atol=1e-5, rtol=0)
             torch.testing.assert_close(entropy, wanted_entropy[source], atol=1e-5, rtol=0)
-            torch.testing.assert_close(forward(policy, micro, with_entropy=False)[1], torch.zeros_like(entropy))
+            torch.testing.assert_close(
+                forward(policy, micro, with_entropy=False)[1], torch.zeros_like(entropy)
+            )
 
 
 def gradients(model: Any, plan_: StepPlan) -> list[torch.Tensor]:
@@ -93,13 +128,18 @@ def test_gradient_is_that_of_separate_sequences(pair: tuple, batch: RolloutBatch
     micro = whole.micro_batches[0]
     plain.zero_grad()
     logp = reference_logps(plain, batch)[0][source_index(micro, batch)]
-    (policy_loss(logp, torch.zeros_like(logp), micro, LearnerConfig()).loss_sum / whole.denominator).backward()
+    (
+        policy_loss(logp, torch.zeros_like(logp), micro, LearnerConfig()).loss_sum
+        / whole.denominator
+    ).backward()
     for got, parameter in zip(gradients(packed, whole), plain.parameters()):
         torch.testing.assert_close(got, parameter.grad, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-def test_micro_batch_size_and_head_chunks_do_not_change_the_gradient(batch: RolloutBatch, aggregation: str) -> None:
+def test_micro_batch_size_and_head_chunks_do_not_change_the_gradient(
+    batch: RolloutBatch, aggregation: str
+) -> None:
     model = tiny_model("Qwen3", attention="packed")
     whole = gradients(model, plan(batch, 1000, aggregation=aggregation))
     assert max(float(g.abs().max()) for g in whole) > 1e-3
@@ -119,10 +159,14 @@ def test_gradient_checkpointing_does_not_change_the_gradient(batch: RolloutBatch
 
 
 @pytest.mark.parametrize("head_chunks", [1, 3])
-def test_a_dummy_runs_the_same_modules_and_gives_every_parameter_a_zero_gradient(head_chunks: int) -> None:
+def test_a_dummy_runs_the_same_modules_and_gives_every_parameter_a_zero_gradient(
+    head_chunks: int,
+) -> None:
     model = tiny_model("Llama", attention="packed")
     rows: list[int] = []
-    handle = model.lm_head.register_forward_hook(lambda module, arguments, output: rows.append(arguments[0].shape[0]))
+    handle = model.lm_head.register_forward_hook(
+        lambda module, arguments, output: rows.append(arguments[0].shape[0])
+    )
     policy = PolicyModule(model, temperature=TEMPERATURE)
     micro = _dummy(head_chunks, CPU)
     logp, entropy = forward(policy, micro)
@@ -136,7 +180,9 @@ def test_a_dummy_runs_the_same_modules_and_gives_every_parameter_a_zero_gradient
 def test_only_response_rows_of_one_chunk_go_through_the_head(batch: RolloutBatch) -> None:
     model = tiny_model("Qwen2", attention="packed")
     rows: list[int] = []
-    model.lm_head.register_forward_hook(lambda module, arguments, output: rows.append(arguments[0].shape[0]))
+    model.lm_head.register_forward_hook(
+        lambda module, arguments, output: rows.append(arguments[0].shape[0])
+    )
     micro = plan(batch, 1000, chunk=6).micro_batches[0]
     logp, _ = forward(PolicyModule(model), micro)
     assert sum(rows) == int(batch.loss_mask.sum())
@@ -161,7 +207,9 @@ def spied_masks() -> Iterator[list[Any]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_transformers_builds_no_mask(name: str, batch: RolloutBatch, spied_masks: list[Any]) -> None:
+def test_transformers_builds_no_mask(
+    name: str, batch: RolloutBatch, spied_masks: list[Any]
+) -> None:
     model = tiny_model(name)
     model.set_attn_implementation(PACKED)
     forward(PolicyModule(model), plan(batch, 1000).micro_batches[0])
@@ -177,10 +225,14 @@ def test_packed_layout() -> None:
 def test_a_sequence_longer_than_the_sliding_window_is_refused(batch: RolloutBatch) -> None:
     changes = {"use_sliding_window": True, "max_window_layers": 0}
     micro = plan(batch, 1000).micro_batches[0]
-    narrow = tiny_model("Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens - 1, **changes)
+    narrow = tiny_model(
+        "Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens - 1, **changes
+    )
     with pytest.raises(ValueError, match="exceed the model's sliding window"):
         forward(PolicyModule(narrow), micro)
-    wide = tiny_model("Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens, **changes)
+    wide = tiny_model(
+        "Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens, **changes
+    )
     assert bool(forward(PolicyModule(wide), micro)[0].isfinite().all())
 
 
@@ -195,7 +247,9 @@ def test_choose_attention(monkeypatch: pytest.MonkeyPatch, gpu: bool, flash: boo
     if flash:
         assert choose_attention("flash_attention_2") == "flash_attention_2"
     else:
-        with pytest.raises(ConfigError, match="flash-attn is not installed" if gpu else "torch sees no GPU"):
+        with pytest.raises(
+            ConfigError, match="flash-attn is not installed" if gpu else "torch sees no GPU"
+        ):
             choose_attention("flash_attention_2")
 
 

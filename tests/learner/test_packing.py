@@ -1,4 +1,5 @@
-"""Packing invariants: every trained token once, budgets, equal counts over ranks, weights that sum to the denominator."""
+"""Packing invariants: every trained token once, budgets, equal counts over ranks, weights that sum
+to the denominator."""
 
 from __future__ import annotations
 
@@ -9,7 +10,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learner_cases import AGGREGATIONS, MAX_RESPONSE_TOKENS, advantages, make_batch, make_group, plan_on_ranks, source_index
+from learner_cases import (
+    AGGREGATIONS,
+    MAX_RESPONSE_TOKENS,
+    advantages,
+    make_batch,
+    make_group,
+    plan_on_ranks,
+    source_index,
+)
 
 from cero_rl.config.learner import LearnerConfig
 from cero_rl.learner.packing import pack_rollouts, split_by_tokens
@@ -22,23 +31,36 @@ RANKS = st.lists(st.lists(ROLLOUTS, max_size=4), min_size=1, max_size=3)
 
 def batches_of(ranks: list[list[list[tuple[int, float]]]], seed: int = 0) -> list[RolloutBatch]:
     rng = np.random.default_rng(seed)
-    return [make_batch(rng, [[n for n, _ in g] for g in groups], [[r for _, r in g] for g in groups]) for groups in ranks]
+    return [
+        make_batch(rng, [[n for n, _ in g] for g in groups], [[r for _, r in g] for g in groups])
+        for groups in ranks
+    ]
 
 
 def test_pack_rollouts_lays_out_prompt_then_response_and_leaves_missing_rewards_out() -> None:
     rng = np.random.default_rng(0)
-    groups = [make_group(rng, 7, 2, [3, 1, 2]), make_group(rng, 3, 1, [2]), make_group(rng, 9, 4, [0, 5])]
-    batch = pack_rollouts(groups, [np.array(r, np.float32) for r in ([1, np.nan, 0], [np.nan], [0.5, 1])])
+    groups = [
+        make_group(rng, 7, 2, [3, 1, 2]),
+        make_group(rng, 3, 1, [2]),
+        make_group(rng, 9, 4, [0, 5]),
+    ]
+    batch = pack_rollouts(
+        groups, [np.array(r, np.float32) for r in ([1, np.nan, 0], [np.nan], [0.5, 1])]
+    )
     assert batch.prompt_ids.tolist() == [7, 3, 9]
     assert batch.group_offsets.tolist() == [0, 2, 2, 4]
     assert batch.rewards.tolist() == [1, 0, 0.5, 1]
     assert batch.cu_seqlens.tolist() == [0, 5, 9, 13, 22]
     kept = [(groups[0], 0), (groups[0], 2), (groups[2], 0), (groups[2], 1)]
-    for (group, index), start, end in zip(kept, batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()):
+    for (group, index), start, end in zip(
+        kept, batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist()
+    ):
         m, completion = len(group.prompt_tokens), group.completions[index]
         assert batch.tokens[start:end].tolist() == [*group.prompt_tokens, *completion.token_ids]
         assert batch.loss_mask[start:end].tolist() == [False] * m + [True] * (end - start - m)
-        assert batch.logp_behavior[start:end].tolist() == [0.0] * m + completion.logp_behavior.tolist()
+        assert (
+            batch.logp_behavior[start:end].tolist() == [0.0] * m + completion.logp_behavior.tolist()
+        )
 
 
 def test_pack_rollouts_of_nothing() -> None:
@@ -77,9 +99,16 @@ def test_split_by_tokens_partitions_within_the_budget(lengths: list[int], budget
     st.integers(1, 40),
     st.integers(1, 9),
 )
-def test_plan_invariants(ranks: list, aggregation: str, zero_variance: str, kl: float, budget: int, chunk: int) -> None:
+def test_plan_invariants(
+    ranks: list, aggregation: str, zero_variance: str, kl: float, budget: int, chunk: int
+) -> None:
     batches = batches_of(ranks)
-    config = LearnerConfig(aggregation=aggregation, zero_variance=zero_variance, kl_coefficient=kl, max_micro_batch_tokens=budget)
+    config = LearnerConfig(
+        aggregation=aggregation,
+        zero_variance=zero_variance,
+        kl_coefficient=kl,
+        max_micro_batch_tokens=budget,
+    )
     plans = plan_on_ranks(batches, config, head_chunk_tokens=chunk)
     assert len({len(p.micro_batches) for p in plans}) == 1
     assert len({p.denominator for p in plans}) == 1
@@ -87,9 +116,13 @@ def test_plan_invariants(ranks: list, aggregation: str, zero_variance: str, kl: 
     carries_loss = False
     for batch, plan in zip(batches, plans):
         adv, live = advantages(batch)
-        owner = torch.arange(batch.num_rollouts).repeat_interleave((batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long())
+        owner = torch.arange(batch.num_rollouts).repeat_interleave(
+            (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
+        )
         group = torch.bucketize(owner, batch.group_offsets[1:].long(), right=True)
-        wanted = batch.loss_mask & (torch.ones_like(batch.loss_mask) if zero_variance == "keep" and kl > 0 else live[group])
+        wanted = batch.loss_mask & (
+            torch.ones_like(batch.loss_mask) if zero_variance == "keep" and kl > 0 else live[group]
+        )
         seen = torch.zeros(len(batch.tokens), dtype=torch.int64)
         for micro in plan.micro_batches:
             if micro.is_dummy:
@@ -101,7 +134,9 @@ def test_plan_invariants(ranks: list, aggregation: str, zero_variance: str, kl: 
             source = source_index(micro, batch)
             for name in ("tokens", "loss_mask", "logp_behavior"):
                 assert torch.equal(getattr(micro, name), getattr(batch, name)[source])
-            assert torch.equal(micro.token_adv, torch.where(micro.loss_mask, adv[owner[source]], 0.0))
+            assert torch.equal(
+                micro.token_adv, torch.where(micro.loss_mask, adv[owner[source]], 0.0)
+            )
             assert bool((micro.seq_weight[~micro.loss_mask] == 0).all())
             assert micro.max_seqlen_tokens == int(micro.positions.max()) + 1
             seen[source] += micro.loss_mask.long()
@@ -114,18 +149,36 @@ def test_plan_invariants(ranks: list, aggregation: str, zero_variance: str, kl: 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.lists(st.lists(st.integers(1, MAX_RESPONSE_TOKENS), min_size=2, max_size=5), max_size=4), min_size=1, max_size=3),
-    st.sampled_from(AGGREGATIONS), st.sampled_from(["keep", "drop"]), st.integers(1, 40),
-)  # fmt: skip
-def test_weights_over_all_ranks_sum_to_the_denominator(shapes: list, aggregation: str, zero_variance: str, budget: int) -> None:
+    st.lists(
+        st.lists(st.lists(st.integers(1, MAX_RESPONSE_TOKENS), min_size=2, max_size=5), max_size=4),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from(AGGREGATIONS),
+    st.sampled_from(["keep", "drop"]),
+    st.integers(1, 40),
+)
+def test_weights_over_all_ranks_sum_to_the_denominator(
+    shapes: list, aggregation: str, zero_variance: str, budget: int
+) -> None:
     if not any(shapes):
         shapes = [*shapes, [[2, 3]]]
-    ranks = [[[(n, float(i == 0)) for i, n in enumerate(group)] for group in groups] for groups in shapes]
+    ranks = [
+        [[(n, float(i == 0)) for i, n in enumerate(group)] for group in groups] for groups in shapes
+    ]
     batches = batches_of(ranks)
-    config = LearnerConfig(aggregation=aggregation, zero_variance=zero_variance, max_micro_batch_tokens=budget)
+    config = LearnerConfig(
+        aggregation=aggregation, zero_variance=zero_variance, max_micro_batch_tokens=budget
+    )
     plans = plan_on_ranks(batches, config)
-    total = sum(float(m.seq_weight[m.loss_mask].sum(dtype=torch.float64)) for p in plans for m in p.micro_batches)
-    if aggregation == "constant":  # a sequence that uses all of its allowance counts 1, a shorter one less
+    total = sum(
+        float(m.seq_weight[m.loss_mask].sum(dtype=torch.float64))
+        for p in plans
+        for m in p.micro_batches
+    )
+    if (
+        aggregation == "constant"
+    ):  # a sequence that uses all of its allowance counts 1, a shorter one less
         tokens = sum(n for groups in shapes for group in groups for n in group)
         rollouts = sum(len(group) for groups in shapes for group in groups)
         assert total == tokens
@@ -137,17 +190,29 @@ def test_weights_over_all_ranks_sum_to_the_denominator(shapes: list, aggregation
 def test_zero_variance_option_decides_who_is_in_the_denominator() -> None:
     batch = batches_of([[[(2, 1.0), (3, 0.0)], [(4, 1.0), (1, 1.0)]]])
     longest = MAX_RESPONSE_TOKENS
-    expected = {"token_mean": (10, 5), "seq_mean": (4, 2), "prompt_mean": (2, 1), "constant": (4 * longest, 2 * longest)}
+    expected = {
+        "token_mean": (10, 5),
+        "seq_mean": (4, 2),
+        "prompt_mean": (2, 1),
+        "constant": (4 * longest, 2 * longest),
+    }
     for aggregation, (keep, drop) in expected.items():
         for option, wanted in (("keep", keep), ("drop", drop)):
-            plan = plan_on_ranks(batch, LearnerConfig(aggregation=aggregation, zero_variance=option))[0]
+            plan = plan_on_ranks(
+                batch, LearnerConfig(aggregation=aggregation, zero_variance=option)
+            )[0]
             assert plan.denominator == wanted
-            assert sum(len(m.seq_rollout) for m in plan.micro_batches) == 2  # the dead group needs no forward pass
+            assert (
+                sum(len(m.seq_rollout) for m in plan.micro_batches) == 2
+            )  # the dead group needs no forward pass
 
 
 @pytest.mark.parametrize("zero_variance", ["keep", "drop"])
 def test_no_live_group_anywhere_is_an_empty_plan(zero_variance: str) -> None:
-    plans = plan_on_ranks(batches_of([[[(2, 1.0), (3, 1.0)]], [[(4, 0.0)]], []]), LearnerConfig(zero_variance=zero_variance))
+    plans = plan_on_ranks(
+        batches_of([[[(2, 1.0), (3, 1.0)]], [[(4, 0.0)]], []]),
+        LearnerConfig(zero_variance=zero_variance),
+    )
     assert [p.micro_batches for p in plans] == [(), (), ()]
 
 
@@ -164,7 +229,9 @@ def test_a_rank_without_rollouts_gets_dummies() -> None:
 
 def test_plan_is_deterministic() -> None:
     batch = batches_of([[[(2, 1.0), (3, 0.0), (3, 1.0)], [(3, 1.0), (1, 0.0)]]])
-    first, second = (plan_on_ranks(batch, LearnerConfig(max_micro_batch_tokens=9))[0] for _ in range(2))
+    first, second = (
+        plan_on_ranks(batch, LearnerConfig(max_micro_batch_tokens=9))[0] for _ in range(2)
+    )
     assert len(first.micro_batches) > 1
     for a, b in zip(first.micro_batches, second.micro_batches, strict=True):
         for field in fields(a):

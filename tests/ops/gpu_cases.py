@@ -1,8 +1,10 @@
-"""What must hold on a GPU, as functions that need torch alone: test_gpu.py runs them, and this file by itself does.
+"""What must hold on a GPU, as functions that need torch alone: test_gpu.py runs them, and this file
+by itself does.
 
     python tests/ops/gpu_cases.py [--sanitizer]
 
---sanitizer leaves out what compute-sanitizer cannot run or would take minutes for: graphs, and the large cases.
+--sanitizer leaves out what compute-sanitizer cannot run or would take minutes for: graphs, and the
+large cases.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def cumulative(sizes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def case(seed: int, *, groups: int = 5000, longest: int = 200, wide: bool = True) -> Arguments:
-    """rewards, group_offsets, cu_seqlens, loss_mask on the CPU: ragged, with NaN, -0, empty groups and empty sequences."""
+    """rewards, group_offsets, cu_seqlens, loss_mask on the CPU: ragged, with NaN, -0, empty groups
+    and empty sequences."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (torch.randn(groups, generator=generator) * 1.2 + 2).exp().long().clamp(max=1025)
     sizes[: len(EDGE_SIZES)] = torch.tensor(EDGE_SIZES)
@@ -54,14 +57,22 @@ def assert_same_bits(got: tuple[Tensor, ...], wanted: tuple[Tensor, ...], what: 
 def equals_cpu(norm: str, *, groups: int = 5000) -> None:
     for seed, wide, ddof in ((1, True, 1), (2, False, 0)):
         arguments = case(seed, groups=groups, wide=wide)
-        weight = torch.rand(groups, generator=torch.Generator().manual_seed(seed)) if seed == 2 else None
+        weight = (
+            torch.rand(groups, generator=torch.Generator().manual_seed(seed)) if seed == 2 else None
+        )
         wanted = group_advantage_tokens(*arguments, norm=norm, ddof=ddof, group_weight=weight)
-        got = group_advantage_tokens(*on_gpu(arguments), norm=norm, ddof=ddof, group_weight=None if weight is None else weight.cuda())
+        got = group_advantage_tokens(
+            *on_gpu(arguments),
+            norm=norm,
+            ddof=ddof,
+            group_weight=None if weight is None else weight.cuda(),
+        )
         assert_same_bits(got, wanted, f"{norm}, seed {seed}")
 
 
 def tokens_equal_cpu() -> None:
-    """Sequences from empty to longer than a tile, permuted, and masks that are views at every alignment."""
+    """Sequences from empty to longer than a tile, permuted, and masks that are views at every
+    alignment."""
     for seed, longest in ((0, 2), (1, 4), (2, 40), (3, 3000), (4, 20000)):
         generator = torch.Generator().manual_seed(seed)
         adv = torch.randn(400, generator=generator)
@@ -72,11 +83,16 @@ def tokens_equal_cpu() -> None:
         view = torch.empty(mask.numel() + seed % 4, dtype=torch.bool, device="cuda")[seed % 4 :]
         view.copy_(mask)
         wanted = token_advantage(adv, cu, mask, seq_rollout=rollout)
-        assert_same_bits((token_advantage(adv.cuda(), cu.cuda(), view, seq_rollout=rollout.cuda()),), (wanted,), f"tokens, seed {seed}")
+        assert_same_bits(
+            (token_advantage(adv.cuda(), cu.cuda(), view, seq_rollout=rollout.cuda()),),
+            (wanted,),
+            f"tokens, seed {seed}",
+        )
 
 
 def same_bits_in_every_run_and_grid() -> None:
-    """Repeated, and with other numbers of blocks: the whole batch against slices of it, each a grid of its own."""
+    """Repeated, and with other numbers of blocks: the whole batch against slices of it, each a grid
+    of its own."""
     rewards, offsets, cu, mask = case(3)
     device = on_gpu((rewards, offsets, cu, mask))
     whole = group_advantage_tokens(*device, norm="std")
@@ -84,8 +100,13 @@ def same_bits_in_every_run_and_grid() -> None:
         assert_same_bits(group_advantage_tokens(*device, norm="std"), whole, "repeated")
     for first, last in ((0, 1), (0, 7), (3, 20), (100, 1500), (1, 5000)):
         begin, end = int(offsets[first]), int(offsets[last])
-        part = group_advantage(device[0][begin:end], device[1][first : last + 1] - begin, norm="std")
-        wanted = (whole.adv[begin:end], *(x[first:last] for x in (whole.mean, whole.std, whole.wins, whole.live)))
+        part = group_advantage(
+            device[0][begin:end], device[1][first : last + 1] - begin, norm="std"
+        )
+        wanted = (
+            whole.adv[begin:end],
+            *(x[first:last] for x in (whole.mean, whole.std, whole.wins, whole.live)),
+        )
         assert_same_bits(part, wanted, f"groups {first} to {last}")
 
 
@@ -108,7 +129,9 @@ def runs_on_the_current_stream() -> None:
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # were the launch on another stream, it would read the rewards before they are there
+        torch.cuda._sleep(
+            50_000_000
+        )  # were the launch on another stream, it would read the rewards before they are there
         late = torch.empty_like(rewards).copy_(rewards)
         got = group_advantage_tokens(late, offsets, cu, mask)
     stream.synchronize()
@@ -116,7 +139,8 @@ def runs_on_the_current_stream() -> None:
 
 
 def captured_in_a_graph() -> None:
-    """A capture fails at any synchronisation; replayed, the graph reads what its inputs hold by then."""
+    """A capture fails at any synchronisation; replayed, the graph reads what its inputs hold by
+    then."""
     first, second = on_gpu(case(6)), case(6)[0].flip(0)
     static = first[0].clone()
     wanted = group_advantage_tokens(second.cuda(), *first[1:])
@@ -147,12 +171,17 @@ def compiles_in_full() -> None:
 
 def checks() -> dict[str, Callable[[], None]]:
     """Every check of this file that this machine can run."""
-    found: dict[str, Callable[[], None]] = {f"equals the CPU, {norm}": lambda norm=norm: equals_cpu(norm) for norm in NORMS}
+    found: dict[str, Callable[[], None]] = {
+        f"equals the CPU, {norm}": lambda norm=norm: equals_cpu(norm) for norm in NORMS
+    }
     found |= {
-        "tokens equal the CPU": tokens_equal_cpu, "same bits in every run and grid": same_bits_in_every_run_and_grid,
-        "waits for nothing": waits_for_nothing, "runs on the current stream": runs_on_the_current_stream,
-        "captured in a graph": captured_in_a_graph, "compiles in full": compiles_in_full,
-    }  # fmt: skip
+        "tokens equal the CPU": tokens_equal_cpu,
+        "same bits in every run and grid": same_bits_in_every_run_and_grid,
+        "waits for nothing": waits_for_nothing,
+        "runs on the current stream": runs_on_the_current_stream,
+        "captured in a graph": captured_in_a_graph,
+        "compiles in full": compiles_in_full,
+    }
     if torch.cuda.device_count() > 1:
         found["on a device that is not the current one"] = on_another_device
     return found
@@ -164,7 +193,10 @@ def main() -> int:
         return 1
     chosen = checks()
     if "--sanitizer" in sys.argv[1:]:
-        chosen = {f"equals the CPU, {norm}": lambda norm=norm: equals_cpu(norm, groups=60) for norm in NORMS}
+        chosen = {
+            f"equals the CPU, {norm}": lambda norm=norm: equals_cpu(norm, groups=60)
+            for norm in NORMS
+        }
         chosen["tokens equal the CPU"] = tokens_equal_cpu
     for name, check in chosen.items():
         check()

@@ -1,4 +1,5 @@
-"""The benchmark compares like with like: every peer gives our outputs on every kind of case, and a wrong one is found."""
+"""The benchmark compares like with like: every peer gives our outputs on every kind of case, and a
+wrong one is found."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The CUDA source compiles for the GPUs we name, without spills, with few registers and without atomics; no GPU needed."""
+"""The CUDA source compiles for the GPUs we name, without spills, with few registers and without
+atomics; no GPU needed."""
 
 import os
 import subprocess
@@ -18,7 +19,9 @@ NAMES = ["group_kernel<int32>", "group_kernel<int64>", "token_kernel"]
 def kernels(request, tmp_path_factory):
     nvcc = kernel_report.find_nvcc()
     if nvcc is None:
-        assert os.environ.get("CERO_REQUIRE_NVCC") != "1", "CERO_REQUIRE_NVCC=1 but no CUDA toolkit with nvcc was found"
+        assert os.environ.get("CERO_REQUIRE_NVCC") != "1", (
+            "CERO_REQUIRE_NVCC=1 but no CUDA toolkit with nvcc was found"
+        )
         pytest.skip("nvcc is not installed")
     return kernel_report.compile_for(request.param, tmp_path_factory.mktemp(request.param), nvcc)
 
@@ -48,20 +51,42 @@ def test_an_atomic_and_a_spill_would_be_seen():
         "    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads\n"
         "ptxas info    : Used 70 registers, used 1 barriers, 96 bytes smem\n"
     )
-    code = ["redux.sync.add.s32 %r3, %r1, -1;", "@%p1 red.global.add.f32 [%rd1], %f1;", "atom.shared.add.u32 %r1, [%r2], 1;"]
-    ptx = ".visible .entry _Z12token_kernelPf(\n.param .u64 p\n)\n{\n\t" + "\n\t".join(code) + "\n}\n"
+    code = [
+        "redux.sync.add.s32 %r3, %r1, -1;",
+        "@%p1 red.global.add.f32 [%rd1], %f1;",
+        "atom.shared.add.u32 %r1, [%r2], 1;",
+    ]
+    ptx = (
+        ".visible .entry _Z12token_kernelPf(\n.param .u64 p\n)\n{\n\t" + "\n\t".join(code) + "\n}\n"
+    )
     (kernel,) = kernel_report.parse(log, ptx, "sm_80")
-    assert (kernel.registers, kernel.spill_bytes, kernel.local_bytes, kernel.shared_bytes, kernel.atomics) == (70, 16, 8, 96, 2)
+    assert (
+        kernel.registers,
+        kernel.spill_bytes,
+        kernel.local_bytes,
+        kernel.shared_bytes,
+        kernel.atomics,
+    ) == (70, 16, 8, 96, 2)
 
 
 def test_where_nvcc_is_required_its_absence_fails():
     """CI sets CERO_REQUIRE_NVCC=1: these checks may then not be skipped."""
-    environment = {**os.environ, "PATH": str(Path(sys.executable).parent), "CERO_REQUIRE_NVCC": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PATH": str(Path(sys.executable).parent),
+        "CERO_REQUIRE_NVCC": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     for name in ("CUDA_HOME", "CUDA_PATH"):
         environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "atomics"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode != 0
     assert "CERO_REQUIRE_NVCC=1 but no CUDA toolkit with nvcc was found" in done.stdout

@@ -1,4 +1,5 @@
-"""On a GPU: the CPU's bits, in every run, grid and stream, and no wait of the host. The checks are in gpu_cases.py."""
+"""On a GPU: the CPU's bits, in every run, grid and stream, and no wait of the host. The checks are
+in gpu_cases.py."""
 
 import os
 import sys
@@ -36,10 +37,13 @@ def test_two_launches_and_no_wait(gpu):
 
 
 def test_the_cases_hold_on_the_cpu():
-    """What can be known of the cases without a GPU: they are valid inputs, with every edge they name."""
+    """What can be known of the cases without a GPU: they are valid inputs, with every edge they
+    name."""
     rewards, offsets, cu, mask = gpu_cases.case(1, groups=60)
     out = group_advantage_tokens(rewards, offsets, cu, mask)
-    assert (offsets[1:] - offsets[:-1])[: len(gpu_cases.EDGE_SIZES)].tolist() == gpu_cases.EDGE_SIZES
+    assert (offsets[1:] - offsets[:-1])[
+        : len(gpu_cases.EDGE_SIZES)
+    ].tolist() == gpu_cases.EDGE_SIZES
     assert out.adv.isnan().any()
     assert out.live.any()
     assert not out.live.all()

@@ -1,4 +1,5 @@
-"""tools/gpu_check.py without a GPU: the refusal in one line, and what becomes of a check that passes, fails, hangs or cannot run."""
+"""tools/gpu_check.py without a GPU: the refusal in one line, and what becomes of a check that
+passes, fails, hangs or cannot run."""
 
 import json
 import os
@@ -25,7 +26,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(code: str, *, limit: float = 60.0, left: float = 100.0, **rest) -> Result:
-    return gpu_check.run(Check("a check, one", [sys.executable, "-c", code], limit, **rest), time.monotonic() + left)
+    return gpu_check.run(
+        Check("a check, one", [sys.executable, "-c", code], limit, **rest), time.monotonic() + left
+    )
 
 
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine may have a GPU")
@@ -41,7 +44,10 @@ def test_without_a_gpu_it_stops_with_one_line(flags):
 def test_a_driver_without_a_gpu_is_no_gpu(tmp_path, monkeypatch):
     tool = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    for text, found in (("echo No devices were found; exit 6", False), ("echo 'GPU 0: a card'", True)):
+    for text, found in (
+        ("echo No devices were found; exit 6", False),
+        ("echo 'GPU 0: a card'", True),
+    ):
         tool.write_text(f"#!/bin/sh\n{text}\n")
         tool.chmod(0o755)
         assert (gpu_check.no_gpu() == "") == found, text
@@ -60,7 +66,10 @@ def test_a_check_fails_with_its_status_and_its_log():
 
 
 def test_a_check_that_hangs_is_ended_with_its_children(tmp_path):
-    code = f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
+    code = (
+        "import subprocess; p = subprocess.Popen(['sleep', '60']); "
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
+    )
     result = run(code, limit=5.0)
     assert result.status == "failed"
     assert result.detail.startswith("not done after 5 s")
@@ -69,13 +78,17 @@ def test_a_check_that_hangs_is_ended_with_its_children(tmp_path):
 
 
 def test_what_cannot_run_is_skipped_and_said():
-    assert run("print()", missing="python cannot import rich") == Result("a check, one", "skipped", 0.0, "python cannot import rich")
+    assert run("print()", missing="python cannot import rich") == Result(
+        "a check, one", "skipped", 0.0, "python cannot import rich"
+    )
     assert run("print()", left=1.0).detail == "no time was left"
     assert gpu_check.lacking("json", "no_such_module") == "python cannot import no_such_module"
 
 
 def test_a_check_has_our_tree_first_and_its_own_environment():
-    code = "import os; print(os.environ['PYTHONPATH'].split(os.pathsep)[0], os.environ['CERO_CUDA'])"
+    code = (
+        "import os; print(os.environ['PYTHONPATH'].split(os.pathsep)[0], os.environ['CERO_CUDA'])"
+    )
     assert run(code, environment={"CERO_CUDA": "1"}).detail == f"{gpu_check.ROOT} 1"
 
 
@@ -85,17 +98,24 @@ def test_a_smoke_passes_when_its_ledger_closes(spent, status):
     metrics.parent.mkdir(parents=True)
     last = {"budget/spent_rollouts": spent, "budget/total_rollouts": 256}
     metrics.write_text(json.dumps({"step": 1}) + "\n" + json.dumps(last) + "\n")
-    result = gpu_check.closed_ledger(Result("ZeRO-3 smoke, bfloat16", "passed", 1.0, ""), "bfloat16")
+    result = gpu_check.closed_ledger(
+        Result("ZeRO-3 smoke, bfloat16", "passed", 1.0, ""), "bfloat16"
+    )
     assert (result.status, result.detail) == (status, f"spent {spent} of 256 rollouts")
 
 
 def test_a_smoke_without_metrics_has_failed():
     assert gpu_check.closed_ledger(Result("smoke", "passed", 1.0, ""), "float32").status == "failed"
-    assert gpu_check.closed_ledger(Result("smoke", "skipped", 0.0, "no deepspeed"), "float32").status == "skipped"
+    assert (
+        gpu_check.closed_ledger(Result("smoke", "skipped", 0.0, "no deepspeed"), "float32").status
+        == "skipped"
+    )
 
 
 def test_the_exit_status_says_whether_anything_failed(capsys):
-    passed, failed, skipped = (Result("x", status, 1.0, "") for status in ("passed", "failed", "skipped"))
+    passed, failed, skipped = (
+        Result("x", status, 1.0, "") for status in ("passed", "failed", "skipped")
+    )
     assert gpu_check.report([passed, skipped]) == 0
     assert gpu_check.report([passed, failed]) == 1
     assert gpu_check.report([skipped]) == 1  # nothing was checked
@@ -105,8 +125,21 @@ def test_the_exit_status_says_whether_anything_failed(capsys):
 def test_the_checks_are_the_promised_ones_and_could_start():
     found = list(gpu_check.checks())
     names = [check.name for check in found]
-    assert names == ["build", "tests", "memcheck", "racecheck", "benchmark", "ZeRO-3 smoke, bfloat16", "ZeRO-3 smoke, float32"]
-    scripts = {part for check in found for part in check.command if part.endswith((".py", ".yaml")) and "/" in part}
+    assert names == [
+        "build",
+        "tests",
+        "memcheck",
+        "racecheck",
+        "benchmark",
+        "ZeRO-3 smoke, bfloat16",
+        "ZeRO-3 smoke, float32",
+    ]
+    scripts = {
+        part
+        for check in found
+        for part in check.command
+        if part.endswith((".py", ".yaml")) and "/" in part
+    }
     assert scripts
     assert all((ROOT / script).exists() for script in scripts), scripts
 

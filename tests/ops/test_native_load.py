@@ -15,14 +15,17 @@ OPS = Path(cero_rl.ops.__file__).parent
 
 @pytest.fixture
 def loader(tmp_path):
-    """A copy of _load.py alone in a folder, run in a process of its own; returns (exit status, last line of output)."""
+    """A copy of _load.py alone in a folder, run in a process of its own; returns (exit status, last
+    line of output)."""
 
     def run(*libraries: Path, before: str = "") -> tuple[int, str]:
         shutil.copy(OPS / "_load.py", tmp_path / "_load.py")
         for library in libraries:
             shutil.copy(library, tmp_path / library.name)
         code = f"import torch\n{before}\nimport _load\nprint(_load.build_info())"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         return done.returncode, (done.stdout + done.stderr).strip().splitlines()[-1]
 
     return run

@@ -38,13 +38,16 @@ def f(prompts, completions, **columns):
         if c == "flood":
             for _ in range(2000): print("x" * 10000); print("y" * 10000, file=sys.stderr)
             os.write(1, b'{"values": [1.0]}' * 10000)
-        out.append({"none": None, "nan": float("nan"), "inf": float("inf")}.get(c, float(c == "good" or c == "flood")))
+        odd = {"none": None, "nan": float("nan"), "inf": float("inf")}
+        out.append(odd.get(c, float(c == "good" or c == "flood")))
     return out
 """
 
 
 def item(completion: str, answer: str = "1", prompt: Any = "q", **columns: Any) -> RewardItem:
-    return RewardItem(prompt=prompt, completion=completion, answer=answer, source="s", columns=columns)
+    return RewardItem(
+        prompt=prompt, completion=completion, answer=answer, source="s", columns=columns
+    )
 
 
 def plugin(tmp_path: Path, code: str, name: str = "f") -> str:
@@ -73,9 +76,16 @@ def test_exact() -> None:
 
 
 def test_math_with_hostile_answers() -> None:
-    good = [("\\boxed{\\frac12}", "1/2"), ("$0.5$", "\\frac{1}{2}"), ("it is 42", "#### 42"), ("\\boxed{(1,2)}", "$(1, 2)$")]
+    good = [
+        ("\\boxed{\\frac12}", "1/2"),
+        ("$0.5$", "\\frac{1}{2}"),
+        ("it is 42", "#### 42"),
+        ("\\boxed{(1,2)}", "$(1, 2)$"),
+    ]
     hostile = ["$9^{9^{9^9}}$", "9**9**9**9", "\\boxed{10000000!}", "\\boxed{" * 3000]
-    items = [item(c, a) for c, a in good] + [item(c, "3") for c in hostile] + [item("\\boxed{7}", "8")]
+    items = (
+        [item(c, a) for c, a in good] + [item(c, "3") for c in hostile] + [item("\\boxed{7}", "8")]
+    )
     start = time.monotonic()
     with RewardPool(RewardConfig(function="math", timeout_seconds=1.5, workers=2)) as pool:
         result = pool.score(items)
@@ -89,15 +99,22 @@ def test_math_with_hostile_answers() -> None:
 
 
 def test_math_answer_that_is_not_mathematics_is_an_error_not_a_zero() -> None:
-    result = score(RewardConfig(function="math", workers=1), [item("\\boxed{4}", "####"), item("\\boxed{4}", "4")])
+    result = score(
+        RewardConfig(function="math", workers=1),
+        [item("\\boxed{4}", "####"), item("\\boxed{4}", "4")],
+    )
     assert np.isnan(result.values[0])
     assert result.counts == RewardCounts(scored=1, errors=1)
     assert "cannot be read as mathematics" in (result.first_error or "")
 
 
-@pytest.mark.covers("reward hangs", "reward eats memory", "reward segfaults", "reward floods stdout", "reward NaN")
+@pytest.mark.covers(
+    "reward hangs", "reward eats memory", "reward segfaults", "reward floods stdout", "reward NaN"
+)
 def test_hostile_plugin_loses_only_its_own_items(tmp_path: Path) -> None:
-    config = RewardConfig(function=plugin(tmp_path, HOSTILE), timeout_seconds=1.0, memory_limit_mb=256, workers=2)
+    config = RewardConfig(
+        function=plugin(tmp_path, HOSTILE), timeout_seconds=1.0, memory_limit_mb=256, workers=2
+    )
     late = ["sleep", "spin", "power"]
     broken = ["memory", "grow", "segfault", "exit", "sysexit", "raise", "none", "nan", "inf"]
     completions = [c for bad in late + broken for c in (bad, "good")] + ["flood", "wrong"]
@@ -105,7 +122,9 @@ def test_hostile_plugin_loses_only_its_own_items(tmp_path: Path) -> None:
     result = score(config, [item(c) for c in completions])
     assert time.monotonic() - start < 40
     for completion, value in zip(completions, result.values):
-        assert {"good": value == 1, "flood": value == 1, "wrong": value == 0}.get(completion, np.isnan(value)), completion
+        assert {"good": value == 1, "flood": value == 1, "wrong": value == 0}.get(
+            completion, np.isnan(value)
+        ), completion
     assert result.counts == RewardCounts(scored=14, timeouts=3, errors=9)
 
 
@@ -125,8 +144,10 @@ def test_trl_signature(tmp_path: Path) -> None:
     code = """
 async def f(completions, prompts, solution, level, **kwargs):
     assert len(kwargs["answer"]) == len(prompts)
-    assert all(c[0]["role"] == "assistant" and p[0]["role"] == "user" for c, p in zip(completions, prompts))
-    return [None if l == 2 else float(c[0]["content"] == s) for c, s, l in zip(completions, solution, level)]
+    assert all(c[0]["role"] == "assistant" for c in completions)
+    assert all(p[0]["role"] == "user" for p in prompts)
+    right = [float(c[0]["content"] == s) for c, s in zip(completions, solution)]
+    return [None if l == 2 else r for r, l in zip(right, level)]
 """
     chat = [{"role": "user", "content": "q"}]
     items = [
@@ -146,7 +167,10 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     assert data_source == "s" and isinstance(ground_truth, list)
     return {"score": float(solution_str in ground_truth and extra_info["index"] == 7), "acc": 1}
 """
-    columns: dict[str, Any] = {"reward_model": {"ground_truth": ["a", "b"]}, "extra_info": {"index": 7}}
+    columns: dict[str, Any] = {
+        "reward_model": {"ground_truth": ["a", "b"]},
+        "extra_info": {"index": 7},
+    }
     config = RewardConfig(function=plugin(tmp_path, code, "compute_score"), workers=1)
     check_reward(config)
     assert score(config, [item("b", **columns), item("c", **columns)]).values.tolist() == [1, 0]
@@ -163,12 +187,19 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
         ("def f(prompts, completions): return 1.0", "got a float for 3"),
         ("def f(prompts, completions): return ['1'] * 3", "got a str as a reward"),
         pytest.param(
-            "def f(prompts, completions): return [2.0] * 3", "Beta posteriors", marks=pytest.mark.covers("reward outside [0,1]")
+            "def f(prompts, completions): return [2.0] * 3",
+            "Beta posteriors",
+            marks=pytest.mark.covers("reward outside [0,1]"),
         ),
         pytest.param(
-            "def f(prompts, completions): return [-0.5] * 3", "Beta posteriors", marks=pytest.mark.covers("reward outside [0,1]")
+            "def f(prompts, completions): return [-0.5] * 3",
+            "Beta posteriors",
+            marks=pytest.mark.covers("reward outside [0,1]"),
         ),
-        ("def f(prompts, completions, level): return [1.0] * 3", "parameter 'level' has no default"),
+        (
+            "def f(prompts, completions, level): return [1.0] * 3",
+            "parameter 'level' has no default",
+        ),
         ("def f(solution_str, ground_truth): return {'acc': 1}", "wanted the key 'score'"),
     ],
 )
@@ -219,7 +250,10 @@ def test_check_reward_names(tmp_path: Path) -> None:
 
 
 def test_plugin_never_runs_in_the_trainer(tmp_path: Path) -> None:
-    code = f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ndef f(completions): return [1.0] * len(completions)"
+    code = (
+        f"import os\nopen({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\ndef "
+        "f(completions): return [1.0] * len(completions)"
+    )
     check_reward(RewardConfig(function=plugin(tmp_path, code)))
     assert int((tmp_path / "pid").read_text()) != os.getpid()
     assert "cero_reward_plugin" not in sys.modules
@@ -266,7 +300,9 @@ def _alive(pid: int) -> bool:
 @pytest.mark.covers("reward eats memory", "reward floods stdout")
 def test_parent_memory_does_not_grow(tmp_path: Path) -> None:
     config = RewardConfig(function=plugin(tmp_path, HOSTILE), memory_limit_mb=128, workers=1)
-    resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    resident = lambda: (
+        int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    )
     with RewardPool(config) as pool:
         pool.score([item("good")])
         before = resident()
@@ -278,9 +314,11 @@ def test_parent_memory_does_not_grow(tmp_path: Path) -> None:
 def test_big_messages_pass(tmp_path: Path) -> None:
     function = plugin(
         tmp_path,
-        "def f(completions, blob): return [float(len(c) == 16384 and len(b) == 300000) for c, b in zip(completions, blob)]",
+        "def f(completions, blob): return [float(len(c) == 16384 and len(b) == 300000) for "
+        "c, b in zip(completions, blob)]",
     )
-    result = score(RewardConfig(function=function, workers=2), [item("é" * 20000, blob="\ud800" * 300000)] * 20)
+    config = RewardConfig(function=function, workers=2)
+    result = score(config, [item("é" * 20000, blob="\ud800" * 300000)] * 20)
     assert result.values.tolist() == [1.0] * 20
 
 
@@ -290,9 +328,19 @@ def test_reasoning_gym_real_set() -> None:
 
     items = []
     for name in ("chain_sum", "prime_factorization"):
-        for prompt in load_prompts(DataConfig(source=f"reasoning_gym:{name}", procedural_size=6, heldout_fraction=0), 0).train[:4]:
-            for completion in (prompt.answer, f"so <answer>{prompt.answer}</answer>", "junk \u00d7"):
-                items.append(RewardItem(prompt.content, completion, prompt.answer, prompt.source, prompt.columns))
+        for prompt in load_prompts(
+            DataConfig(source=f"reasoning_gym:{name}", procedural_size=6, heldout_fraction=0), 0
+        ).train[:4]:
+            for completion in (
+                prompt.answer,
+                f"so <answer>{prompt.answer}</answer>",
+                "junk \u00d7",
+            ):
+                items.append(
+                    RewardItem(
+                        prompt.content, completion, prompt.answer, prompt.source, prompt.columns
+                    )
+                )
     config = RewardConfig(function="reasoning_gym", workers=1)
     with RewardPool(config) as pool:
         result = pool.score(items)

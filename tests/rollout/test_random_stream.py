@@ -28,7 +28,9 @@ def test_every_coordinate_matters():
 
 
 def test_uniform_and_uncorrelated():
-    keys = draw_keys(0, 1, np.repeat(np.arange(2000, dtype=np.uint64), 8), np.tile(np.arange(8), 2000))
+    keys = draw_keys(
+        0, 1, np.repeat(np.arange(2000, dtype=np.uint64), 8), np.tile(np.arange(8), 2000)
+    )
     first, second = uniforms(keys, 0), uniforms(keys, 1)
     assert ((first >= 0) & (first < 1)).all()
     assert stats.kstest(first, "uniform").pvalue > 1e-3

@@ -1,4 +1,5 @@
-"""Shared by the rivals' tests: sizes that suit every scheduler, and rounds with several waves played against known rates."""
+"""Shared by the rivals' tests: sizes that suit every scheduler, and rounds with several waves
+played against known rates."""
 
 from __future__ import annotations
 
@@ -14,13 +15,33 @@ SIZED = tuple(name for name in SCHEDULER_NAMES if name in RIVALS and RIVALS[name
 
 
 def build(
-    name: str, *, pool: int = 12, rounds: int = 6, budget: int = 240, unit: int = 2, most: int = 8, capacity: int = 80,
-    seed: int = 0, forgetting: float = 0.9, options: dict[str, OptionValue] | None = None, keep: str | None = None,
-) -> Scheduler:  # fmt: skip
+    name: str,
+    *,
+    pool: int = 12,
+    rounds: int = 6,
+    budget: int = 240,
+    unit: int = 2,
+    most: int = 8,
+    capacity: int = 80,
+    seed: int = 0,
+    forgetting: float = 0.9,
+    options: dict[str, OptionValue] | None = None,
+    keep: str | None = None,
+) -> Scheduler:
     return make_scheduler(
-        name, num_prompts=pool, rounds=rounds, budget_rollouts=budget, rollouts_per_unit=unit, max_units_per_prompt=most,
-        capacity_rollouts=capacity, forgetting=forgetting, spend_down=True, options=options, keep_rule=keep, seed=seed,
-    )  # fmt: skip  # pyright: ignore[reportArgumentType]
+        name,  # pyright: ignore[reportArgumentType]
+        num_prompts=pool,
+        rounds=rounds,
+        budget_rollouts=budget,
+        rollouts_per_unit=unit,
+        max_units_per_prompt=most,
+        capacity_rollouts=capacity,
+        forgetting=forgetting,
+        spend_down=True,
+        options=options,
+        keep_rule=keep,  # pyright: ignore[reportArgumentType]
+        seed=seed,
+    )
 
 
 class Table:
@@ -38,7 +59,8 @@ class Table:
 
 
 def play_round(scheduler: Scheduler, table: Table, waves: int | None = None) -> list[Wave] | None:
-    """One round with all its waves (or the first `waves`, then no update); None at the end of the run."""
+    """One round with all its waves (or the first `waves`, then no update); None at the end of the
+    run."""
     pool = table.rates.shape[0]
     wave, played = scheduler.next_round(), []
     if wave is None:

@@ -1,4 +1,5 @@
-"""Shared by the scheduler tests: a pool with known success rates that plays a scheduler's rounds."""
+"""Shared by the scheduler tests: a pool with known success rates that plays a scheduler's
+rounds."""
 
 from __future__ import annotations
 
@@ -19,17 +20,23 @@ def dense(allocation: Allocation, num_prompts: int) -> npt.NDArray[np.int64]:
 def play(
     scheduler: Scheduler, rates: npt.NDArray[np.float64], seed: int, stop_round: int | None = None
 ) -> list[npt.NDArray[np.int64]]:
-    """Run to the end (or to `stop_round`); returns each round's rollouts i64[P]. Rewards depend on (seed, round) only."""
+    """Run to the end (or to `stop_round`); returns each round's rollouts i64[P]. Rewards depend on
+    (seed, round) only."""
     history = []
     while scheduler.round != stop_round and (allocation := scheduler.next_round()) is not None:
         rollouts = dense(allocation, rates.shape[0])
         history.append(rollouts)
-        scheduler.update(np.random.default_rng([seed, allocation.round]).binomial(rollouts, rates), rollouts)
+        scheduler.update(
+            np.random.default_rng([seed, allocation.round]).binomial(rollouts, rates), rollouts
+        )
     return history
 
 
-def know_rates(scheduler: CeroScheduler, rates: npt.NDArray[np.float64], strength: float = 1e12) -> None:
-    """Make the posterior certain of `rates`, through the public state, so that worth never moves."""
+def know_rates(
+    scheduler: CeroScheduler, rates: npt.NDArray[np.float64], strength: float = 1e12
+) -> None:
+    """Make the posterior certain of `rates`, through the public state, so that worth never
+    moves."""
     state = scheduler.state_dict()
     state["posterior_a"], state["posterior_b"] = strength * rates, strength * (1.0 - rates)
     state["slope"] = 4.0 * rates * (1.0 - rates)

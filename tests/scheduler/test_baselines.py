@@ -10,11 +10,21 @@ from cero_rl.scheduler import UniformScheduler, make_scheduler
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), unit=st.integers(1, 4), most=st.integers(1, 4), pool=st.integers(1, 12), rounds=st.integers(1, 12))
-def test_spends_exactly_and_evenly(data: st.DataObject, unit: int, most: int, pool: int, rounds: int) -> None:
+@given(
+    data=st.data(),
+    unit=st.integers(1, 4),
+    most=st.integers(1, 4),
+    pool=st.integers(1, 12),
+    rounds=st.integers(1, 12),
+)
+def test_spends_exactly_and_evenly(
+    data: st.DataObject, unit: int, most: int, pool: int, rounds: int
+) -> None:
     capacity = data.draw(st.integers(1, pool * most))
     budget = data.draw(st.integers(1, rounds * capacity))
-    scheduler = UniformScheduler(pool, rounds, budget * unit, unit, most, capacity * unit, seed=data.draw(st.integers(0, 9)))
+    scheduler = UniformScheduler(
+        pool, rounds, budget * unit, unit, most, capacity * unit, seed=data.draw(st.integers(0, 9))
+    )
     history = np.array(play(scheduler, np.full(pool, 0.5), 0))
     assert history.sum() == budget * unit
     assert scheduler.remaining_rollouts == 0
@@ -66,10 +76,17 @@ def test_resume_in_the_middle() -> None:
 
 def test_make_scheduler() -> None:
     sizes = {
-        "num_prompts": 8, "rounds": 4, "budget_rollouts": 64, "rollouts_per_unit": 4, "max_units_per_prompt": 1,
+        "num_prompts": 8,
+        "rounds": 4,
+        "budget_rollouts": 64,
+        "rollouts_per_unit": 4,
+        "max_units_per_prompt": 1,
         "capacity_rollouts": 32,
-    }  # fmt: skip
-    cero, uniform = make_scheduler("cero", **sizes, spend_down=True), make_scheduler("uniform", **sizes, saturation=2.0)
+    }
+    cero, uniform = (
+        make_scheduler("cero", **sizes, spend_down=True),
+        make_scheduler("uniform", **sizes, saturation=2.0),
+    )
     for scheduler in (cero, uniform):
         assert sum(h.sum() for h in play(scheduler, np.full(8, 0.5), 0)) == 64
         assert scheduler.posterior_mean.shape == scheduler.value.shape == (8,)

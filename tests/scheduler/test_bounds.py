@@ -1,4 +1,5 @@
-"""What the papers prove, checked run by run: regret on the surrogate, static and drifting, with learnt and with known rates."""
+"""What the papers prove, checked run by run: regret on the surrogate, static and drifting, with
+learnt and with known rates."""
 
 from itertools import pairwise
 
@@ -19,38 +20,71 @@ class Knows(CeroScheduler):
         self._value[:] = self.truth if self.truth.size else 0.25
 
 
-def static_bound(saturation: float, most: int, largest: float, pool: int, fair: float, rounds: int, error: float) -> float:
-    """Reg/M; fair = B/(K M) units, largest = max(B/K, C - B/K), error = mean |predicted - true worth|."""
-    return min(1.0, saturation * (most + largest / pool) / fair / np.sqrt(rounds) + 8.0 * saturation * most / fair * error)
+def static_bound(
+    saturation: float, most: int, largest: float, pool: int, fair: float, rounds: int, error: float
+) -> float:
+    """Reg/M; fair = B/(K M) units, largest = max(B/K, C - B/K), error = mean |predicted - true
+    worth|."""
+    return min(
+        1.0,
+        saturation * (most + largest / pool) / fair / np.sqrt(rounds)
+        + 8.0 * saturation * most / fair * error,
+    )
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 9999), saturation=st.sampled_from([0.3, 1.0]), most=st.integers(1, 2), forgetting=st.sampled_from([1.0, 0.97]))
-def test_static_bound_with_learnt_rates(seed: int, saturation: float, most: int, forgetting: float) -> None:
+@given(
+    seed=st.integers(0, 9999),
+    saturation=st.sampled_from([0.3, 1.0]),
+    most=st.integers(1, 2),
+    forgetting=st.sampled_from([1.0, 0.97]),
+)
+def test_static_bound_with_learnt_rates(
+    seed: int, saturation: float, most: int, forgetting: float
+) -> None:
     rng = np.random.default_rng(seed)
     pool, rounds, unit = 12, 300, 8
     capacity = int(rng.integers(pool // 2, pool * most + 1))
     budget = int(rng.integers(rounds * capacity // 2, rounds * capacity + 1))
     scheduler = CeroScheduler(
-        pool, rounds, budget * unit, unit, most, capacity * unit, saturation=saturation, forgetting=forgetting, seed=seed
+        pool,
+        rounds,
+        budget * unit,
+        unit,
+        most,
+        capacity * unit,
+        saturation=saturation,
+        forgetting=forgetting,
+        seed=seed,
     )
     rates = rng.beta(0.7, 0.7, pool)
     worth, exposure, error = rates * (1.0 - rates), np.zeros(pool), 0.0
     while (allocation := scheduler.next_round()) is not None:
         exposure[allocation.prompt_ids] += allocation.rollouts / unit
-        scheduler.update_groups(allocation.prompt_ids, rng.binomial(allocation.rollouts, rates[allocation.prompt_ids]), allocation.rollouts)
+        scheduler.update_groups(
+            allocation.prompt_ids,
+            rng.binomial(allocation.rollouts, rates[allocation.prompt_ids]),
+            allocation.rollouts,
+        )
         error += float(np.abs(scheduler.value - worth).mean()) / rounds
     c = 4.0 * scheduler.slope_max * worth
     best = utility_value(c, water_filling(c, budget, rounds * most)).mean()
     regret = best - utility_value(c, exposure).mean()
     fair = budget / rounds
-    assert regret <= static_bound(saturation, most, max(fair, capacity - fair), pool, fair / pool, rounds, error) + 1e-9
+    assert (
+        regret
+        <= static_bound(
+            saturation, most, max(fair, capacity - fair), pool, fair / pool, rounds, error
+        )
+        + 1e-9
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("speed", [0.0, 1e-4, 1e-3])
 def test_drifting_bound_along_the_path(seed: int, speed: float) -> None:
-    """Value is counted along the path of true rates; the bound must hold against every feasible plan, so against each of these."""
+    """Value is counted along the path of true rates; the bound must hold against every feasible
+    plan, so against each of these."""
     rng = np.random.default_rng(seed)
     pool, rounds, saturation = 12, 900, 0.5
     scheduler = Knows(pool, rounds, rounds * 6, 1, 1, 8, saturation=saturation, seed=seed)
@@ -79,9 +113,17 @@ def test_drifting_bound_along_the_path(seed: int, speed: float) -> None:
         return value
 
     got = path_value(plans)
-    rivals = [water_filling(4.0 * scheduler.slope_max * path[at], rounds * 6, rounds) / rounds for at in (0, rounds // 2, rounds - 1)]
-    rivals.append(water_filling(4.0 * scheduler.slope_max * np.mean(path, axis=0), rounds * 6, rounds) / rounds)
-    bound = static_bound(saturation, 1, 6.0, pool, 0.5, rounds, 0.0) + min(saturation, 4.0 * saturation * (1.0 + 1.0 / 0.5) * steps)
+    rivals = [
+        water_filling(4.0 * scheduler.slope_max * path[at], rounds * 6, rounds) / rounds
+        for at in (0, rounds // 2, rounds - 1)
+    ]
+    rivals.append(
+        water_filling(4.0 * scheduler.slope_max * np.mean(path, axis=0), rounds * 6, rounds)
+        / rounds
+    )
+    bound = static_bound(saturation, 1, 6.0, pool, 0.5, rounds, 0.0) + min(
+        saturation, 4.0 * saturation * (1.0 + 1.0 / 0.5) * steps
+    )
     for rival in rivals:
         assert path_value([rival] * rounds) - got <= bound + 1e-9
 
@@ -99,19 +141,34 @@ def surrogate(seed: int, switch: float, forgetting: float) -> float:
     rng = np.random.default_rng(seed)
     rates, exposure, value = rng.beta(0.4, 0.6, pool), np.zeros(pool), 0.0
     scheduler = CeroScheduler(
-        pool, rounds, rounds * 32, 4, 1, 32, step_size=5 / np.sqrt(rounds), cap_shares=4.0, forgetting=forgetting, spend_down=True
+        pool,
+        rounds,
+        rounds * 32,
+        4,
+        1,
+        32,
+        step_size=5 / np.sqrt(rounds),
+        cap_shares=4.0,
+        forgetting=forgetting,
+        spend_down=True,
     )
     while (allocation := scheduler.next_round()) is not None:
         ids, luck = allocation.prompt_ids, rng.random((pool, 4))
         c = 4.0 * scheduler.slope_max * (rates * (1.0 - rates))[ids]
-        value += float((utility_value(c, exposure[ids] + 1) - utility_value(c, exposure[ids])).sum())
+        value += float(
+            (utility_value(c, exposure[ids] + 1) - utility_value(c, exposure[ids])).sum()
+        )
         exposure[ids] += 1
-        scheduler.update_groups(ids, (luck[ids] < rates[ids, None]).sum(axis=1), allocation.rollouts)
+        scheduler.update_groups(
+            ids, (luck[ids] < rates[ids, None]).sum(axis=1), allocation.rollouts
+        )
         rates = np.where(rng.random(pool) < switch, rng.beta(0.4, 0.6, pool), rates)
     return value / pool
 
 
 def test_forgetting_wins_under_drift_and_loses_when_static() -> None:
     for switch, sign in ((0.02, 1.0), (0.0, -1.0)):
-        gain = np.array([surrogate(seed, switch, 0.95) - surrogate(seed, switch, 1.0) for seed in range(8)])
+        gain = np.array(
+            [surrogate(seed, switch, 0.95) - surrogate(seed, switch, 1.0) for seed in range(8)]
+        )
         assert sign * gain.mean() > 2.365 * gain.std(ddof=1) / np.sqrt(8)  # Student's t, 95 %

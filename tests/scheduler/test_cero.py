@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_sim import dense, know_rates, play
 
-from cero_rl.scheduler import CeroScheduler, StateDict, conjugate, supporting_exposure, utility_value
+from cero_rl.scheduler import (
+    CeroScheduler,
+    StateDict,
+    conjugate,
+    supporting_exposure,
+    utility_value,
+)
 
 
 @st.composite
@@ -38,19 +44,32 @@ def rates_of(config: dict, seed: int) -> np.ndarray:
 @given(config=settings_of_a_run(), spend_down=st.booleans(), seed=st.integers(0, 99))
 def test_budget_capacity_and_clipping(config: dict, spend_down: bool, seed: int) -> None:
     scheduler = CeroScheduler(**config, spend_down=spend_down)
-    rates, unit, rng = rates_of(config, seed), config["rollouts_per_unit"], np.random.default_rng(seed)
-    budget, capacity, virtual, executed = config["budget_rollouts"], config["capacity_rollouts"], 0, 0
+    rates, unit, rng = (
+        rates_of(config, seed),
+        config["rollouts_per_unit"],
+        np.random.default_rng(seed),
+    )
+    budget, capacity, virtual, executed = (
+        config["budget_rollouts"],
+        config["capacity_rollouts"],
+        0,
+        0,
+    )
     while (allocation := scheduler.next_round()) is not None:
         state = scheduler.state_dict()
         planned = int(np.sum(state["plan_units"])) * unit
         assert allocation.total_rollouts <= planned <= capacity
         assert (allocation.rollouts % unit == 0).all()
         assert (allocation.rollouts <= unit * config["max_units_per_prompt"]).all()
-        np.testing.assert_array_equal(allocation.prompt_ids, np.asarray(state["plan_ids"])[: allocation.prompt_ids.shape[0]])
+        np.testing.assert_array_equal(
+            allocation.prompt_ids, np.asarray(state["plan_ids"])[: allocation.prompt_ids.shape[0]]
+        )
         virtual, executed = virtual + planned, executed + allocation.total_rollouts
         assert scheduler.remaining_rollouts == budget - executed >= 0
         if spend_down:
-            assert scheduler.remaining_rollouts <= (config["rounds"] - scheduler.round - 1) * capacity
+            assert (
+                scheduler.remaining_rollouts <= (config["rounds"] - scheduler.round - 1) * capacity
+            )
         rollouts = dense(allocation, rates.shape[0])
         scheduler.update(rng.binomial(rollouts, rates), rollouts)
     assert virtual - executed == max(0, virtual - budget)
@@ -63,7 +82,9 @@ def test_spend_down_waits_until_it_must() -> None:
     lazy = CeroScheduler(10, 10, 10 * 4 * 5, 4, 1, 4 * 10, price_init=1.0, step_size=1e-9)
     assert [h.sum() for h in play(lazy, np.full(10, 0.5), 0)] == [0] * 10
     assert lazy.remaining_rollouts == 200
-    forced = CeroScheduler(10, 10, 10 * 4 * 5, 4, 1, 4 * 10, price_init=1.0, step_size=1e-9, spend_down=True)
+    forced = CeroScheduler(
+        10, 10, 10 * 4 * 5, 4, 1, 4 * 10, price_init=1.0, step_size=1e-9, spend_down=True
+    )
     assert [h.sum() for h in play(forced, np.full(10, 0.5), 0)] == [0] * 5 + [40] * 5
 
 
@@ -75,7 +96,12 @@ def test_forced_rounds_rotate_over_the_pool() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(config=settings_of_a_run(), seed=st.integers(0, 99), share=st.floats(0.0, 1.0), midway=st.booleans())
+@given(
+    config=settings_of_a_run(),
+    seed=st.integers(0, 99),
+    share=st.floats(0.0, 1.0),
+    midway=st.booleans(),
+)
 def test_resume_equals_uninterrupted(config: dict, seed: int, share: float, midway: bool) -> None:
     rates = rates_of(config, seed)
     through = CeroScheduler(**config, spend_down=True)
@@ -90,7 +116,9 @@ def test_resume_equals_uninterrupted(config: dict, seed: int, share: float, midw
         np.testing.assert_array_equal(resumed.pending.prompt_ids, pending.prompt_ids)
         rollouts = dense(resumed.pending, rates.shape[0])
         got.append(rollouts)
-        resumed.update(np.random.default_rng([seed, pending.round]).binomial(rollouts, rates), rollouts)
+        resumed.update(
+            np.random.default_rng([seed, pending.round]).binomial(rollouts, rates), rollouts
+        )
     got += play(resumed, rates, seed)
     np.testing.assert_array_equal(np.array(got), np.array(wanted))
     assert_same_state(resumed.state_dict(), through.state_dict())
@@ -123,7 +151,10 @@ def test_counts_may_be_split_over_ranks_in_any_way() -> None:
         wins = rng.binomial(rollouts, rates)
         one.update(wins.astype(np.float64), rollouts.astype(np.float64))
         rank_of = rng.integers(0, 4, allocation.prompt_ids.shape[0])
-        parts = [np.where(np.isin(np.arange(30), allocation.prompt_ids[rank_of == rank]), 1, 0) for rank in range(4)]
+        parts = [
+            np.where(np.isin(np.arange(30), allocation.prompt_ids[rank_of == rank]), 1, 0)
+            for rank in range(4)
+        ]
         four.update(sum(part * wins for part in parts), sum(part * rollouts for part in parts))
     assert_same_state(one.state_dict(), four.state_dict())
 
@@ -145,16 +176,22 @@ def test_dual_updates_follow_the_text() -> None:
         price = float(np.clip(price - gamma * (6 - plan.sum()) / 9, 0, 1))
         np.testing.assert_allclose(scheduler.slope, slope, atol=1e-12)
         assert scheduler.price == pytest.approx(price, abs=1e-12)
-    assert clipped  # the duals learn from the plan as made, and this run has a round where that differs from what was executed
+    # the duals learn from the plan as made, and this run has a round where that differs from what
+    # was executed
+    assert clipped
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 999), rounds=st.integers(2, 80), forgetting=st.sampled_from([1.0, 0.8]))
-def test_pathwise_online_gradient_inequality_of_both_duals(seed: int, rounds: int, forgetting: float) -> None:
+def test_pathwise_online_gradient_inequality_of_both_duals(
+    seed: int, rounds: int, forgetting: float
+) -> None:
     rng = np.random.default_rng(seed)
     pool, most, capacity = 10, int(rng.integers(1, 4)), int(rng.integers(1, 11))
     budget = int(rng.integers(1, rounds * capacity + 1))
-    scheduler = CeroScheduler(pool, rounds, budget, 1, most, capacity, forgetting=forgetting, seed=seed)
+    scheduler = CeroScheduler(
+        pool, rounds, budget, 1, most, capacity, forgetting=forgetting, seed=seed
+    )
     rates, cap, largest = rng.random(pool), rounds * most, scheduler.slope_max
     fair = budget / rounds
     grid = np.linspace(0.0, 1.0, 101)
@@ -168,11 +205,20 @@ def test_pathwise_online_gradient_inequality_of_both_duals(seed: int, rounds: in
         scheduler.update(rng.binomial(rollouts, rates), rollouts)
         c = scheduler.utility_rate()
         slope_losses += largest * slope * plan - conjugate(largest * slope, c, cap) / rounds
-        slope_grid_losses += largest * grid[:, None] * plan - conjugate(largest * grid[:, None], c, cap) / rounds
+        slope_grid_losses += (
+            largest * grid[:, None] * plan - conjugate(largest * grid[:, None], c, cap) / rounds
+        )
         gradient = fair - plan.sum()
-        price_loss, price_grid_loss, played = price_loss + price * gradient, price_grid_loss + grid * gradient, played + 1
-    # D * G * sqrt(K): slopes have diameter `largest` and gradients up to Nmax; the price has diameter 1 here.
-    assert (slope_losses - slope_grid_losses.min(axis=0) <= largest * most * np.sqrt(rounds) + 1e-9).all()
+        price_loss, price_grid_loss, played = (
+            price_loss + price * gradient,
+            price_grid_loss + grid * gradient,
+            played + 1,
+        )
+    # D * G * sqrt(K): slopes have diameter `largest` and gradients up to Nmax; the price has
+    # diameter 1 here.
+    assert (
+        slope_losses - slope_grid_losses.min(axis=0) <= largest * most * np.sqrt(rounds) + 1e-9
+    ).all()
     assert price_loss - price_grid_loss.min() <= max(fair, capacity - fair) * np.sqrt(rounds) + 1e-9
 
 
@@ -192,7 +238,9 @@ def test_protocol_misuse() -> None:
         scheduler.update(zeros, counts + np.where(counts > 0, 0, 1))
     with pytest.raises(ValueError, match="successes of"):
         scheduler.update(counts + 1, counts)
-    scheduler.update(zeros, counts - 1 * (counts > 0))  # a missing reward is allowed, and a failed update changed nothing
+    scheduler.update(
+        zeros, counts - 1 * (counts > 0)
+    )  # a missing reward is allowed, and a failed update changed nothing
     assert scheduler.round == 1
     np.testing.assert_array_equal(scheduler.posterior.b, 1 + counts - 1 * (counts > 0))
 
@@ -226,8 +274,14 @@ def test_refund_returns_to_the_budget() -> None:
         ({"budget_rollouts": 1001}, "nearest valid values: 1000 or 1008"),
         ({"budget_rollouts": 3}, "nearest valid values: 8$"),
         ({"capacity_rollouts": 81}, "capacity_rollouts = 81 is not a multiple .* 80 or 88"),
-        ({"budget_rollouts": 1608}, r"budget_rollouts <= rounds \* capacity_rollouts fails: 1608 > 20 \* 80 = 1600"),
-        ({"num_prompts": 9, "max_units_per_prompt": 1}, r"capacity_rollouts <= num_prompts .* fails: 80 > 9 \* 1 \* 8 = 72"),
+        (
+            {"budget_rollouts": 1608},
+            r"budget_rollouts <= rounds \* capacity_rollouts fails: 1608 > 20 \* 80 = 1600",
+        ),
+        (
+            {"num_prompts": 9, "max_units_per_prompt": 1},
+            r"capacity_rollouts <= num_prompts .* fails: 80 > 9 \* 1 \* 8 = 72",
+        ),
         ({"rounds": 0}, "rounds = 0"),
         ({"rounds": 2.0}, "rounds = 2.0, wanted an integer"),
         ({"saturation": 0.0}, "saturation"),
@@ -236,14 +290,23 @@ def test_refund_returns_to_the_budget() -> None:
     ],
 )
 def test_configuration_errors(change: dict, message: str) -> None:
-    valid = {"num_prompts": 10, "rounds": 20, "budget_rollouts": 1000, "rollouts_per_unit": 8, "max_units_per_prompt": 2}
+    valid = {
+        "num_prompts": 10,
+        "rounds": 20,
+        "budget_rollouts": 1000,
+        "rollouts_per_unit": 8,
+        "max_units_per_prompt": 2,
+    }
     valid["capacity_rollouts"] = 80
     with pytest.raises(ValueError, match=message):
         CeroScheduler(**{**valid, **change})
 
 
 @pytest.mark.covers("duals non-finite")
-@pytest.mark.parametrize(("field", "value"), [("slope", np.full(4, np.nan)), ("slope", np.full(4, 2.0)), ("price", float("nan"))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("slope", np.full(4, np.nan)), ("slope", np.full(4, 2.0)), ("price", float("nan"))],
+)
 def test_duals_that_are_no_prices_are_refused(field: str, value: object) -> None:
     scheduler = CeroScheduler(4, 2, 16, 2, 2, 8)
     with pytest.raises(ValueError, match="slope and price must lie in"):
@@ -280,11 +343,14 @@ def test_readings_are_copies() -> None:
 
 
 def test_saturation_spreads_exposure() -> None:
-    """The same pool: with little saturation the best prompts get it all, with more the rest get a share."""
+    """The same pool: with little saturation the best prompts get it all, with more the rest get a
+    share."""
     rates = np.linspace(0.02, 0.5, 40)
     spread = []
     for saturation in (0.2, 5.0):
-        scheduler = CeroScheduler(40, 400, 400 * 8, 1, 1, 16, saturation=saturation, spend_down=True)
+        scheduler = CeroScheduler(
+            40, 400, 400 * 8, 1, 1, 16, saturation=saturation, spend_down=True
+        )
         know_rates(scheduler, rates)
         spread.append(np.sum(play(scheduler, rates, 0), axis=0).std())
     assert spread[0] > 1.5 * spread[1]

@@ -14,22 +14,31 @@ def scheduler(pool: int = 12, **options) -> CeroScheduler:
 def test_prompts_leave_and_join() -> None:
     plan, rates = scheduler(), np.random.default_rng(0).random(12)
     spent = int(np.sum(play(plan, rates, 0, stop_round=6)))
-    old_keys, new_keys = [f"p{i}" for i in range(12)], [f"p{i}" for i in (11, 3, 20, 5, 21, 22, 0, 7)]
+    old_keys, new_keys = (
+        [f"p{i}" for i in range(12)],
+        [f"p{i}" for i in (11, 3, 20, 5, 21, 22, 0, 7)],
+    )
     previous = indices_of(old_keys, new_keys)
     assert previous.tolist() == [11, 3, -1, 5, -1, -1, 0, 7]
     before, ranks = plan.state_dict(), plan._tie_rank
     plan.set_pool(previous)
     stays = previous >= 0
     for field in ("posterior_a", "posterior_b", "slope", "exposure"):
-        np.testing.assert_array_equal(plan.state_dict()[field][stays], np.asarray(before[field])[previous[stays]])
+        np.testing.assert_array_equal(
+            plan.state_dict()[field][stays], np.asarray(before[field])[previous[stays]]
+        )
     np.testing.assert_array_equal(plan.posterior.a[~stays], 1.0)
     np.testing.assert_allclose(plan.slope[~stays], 4 / 6)
     assert sorted(plan._tie_rank.tolist()) == list(range(8))
-    np.testing.assert_array_equal(np.argsort(plan._tie_rank[stays]), np.argsort(ranks[previous[stays]]))
+    np.testing.assert_array_equal(
+        np.argsort(plan._tie_rank[stays]), np.argsort(ranks[previous[stays]])
+    )
     resumed = scheduler(8)
     resumed.load_state_dict(plan.state_dict())
     new_rates = np.random.default_rng(1).random(8)
-    np.testing.assert_array_equal(np.array(play(plan, new_rates, 0)), np.array(play(resumed, new_rates, 0)))
+    np.testing.assert_array_equal(
+        np.array(play(plan, new_rates, 0)), np.array(play(resumed, new_rates, 0))
+    )
     assert plan.remaining_rollouts == 0
     assert spent < 320
 
@@ -102,6 +111,8 @@ def test_a_foreign_file_is_refused(tmp_path) -> None:
     pq.write_table(pa.table({"key": ["a"], "wins": [1.0]}), tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="wanted columns key, successes, failures"):
         import_posterior(tmp_path / "other.parquet", ["a"])
-    pq.write_table(pa.table({"key": ["a"], "successes": [-1.0], "failures": [1.0]}), tmp_path / "bad.parquet")
+    pq.write_table(
+        pa.table({"key": ["a"], "successes": [-1.0], "failures": [1.0]}), tmp_path / "bad.parquet"
+    )
     with pytest.raises(ValueError, match="column successes"):
         import_posterior(tmp_path / "bad.parquet", ["a"])

@@ -12,7 +12,11 @@ from cero_rl.train.evaluate import pass_at_k
 def test_ledger_books_and_refuses_overdraft():
     ledger = Ledger(100)
     ledger.book(60, failed=4)
-    assert (ledger.spent_rollouts, ledger.remaining_rollouts, ledger.refunded_rollouts) == (60, 40, 4)
+    assert (ledger.spent_rollouts, ledger.remaining_rollouts, ledger.refunded_rollouts) == (
+        60,
+        40,
+        4,
+    )
     assert Ledger(**ledger.state()) == ledger
     with pytest.raises(ValueError, match="booking 41"):
         ledger.book(41)
@@ -27,7 +31,9 @@ def test_rank_correlation_equals_scipy_with_ties():
 
 def test_observed_variance_is_the_unbiased_one():
     rewards = np.array([1.0, 0.0, 1.0, 1.0])
-    assert observed_variance(np.array([3.0]), np.array([4]))[0] == pytest.approx(rewards.var(ddof=1))
+    assert observed_variance(np.array([3.0]), np.array([4]))[0] == pytest.approx(
+        rewards.var(ddof=1)
+    )
 
 
 def test_pass_at_k_is_unbiased():

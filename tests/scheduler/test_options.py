@@ -1,4 +1,5 @@
-"""Every option: the budget holds, a resumed run repeats it, bad values are refused in one sentence, and the defaults change nothing."""
+"""Every option: the budget holds, a resumed run repeats it, bad values are refused in one sentence,
+and the defaults change nothing."""
 
 import numpy as np
 import pytest
@@ -7,9 +8,14 @@ from scheduler_sim import dense, know_rates, play
 from cero_rl.scheduler import CeroScheduler, StateDict
 
 SIZES = {
-    "num_prompts": 24, "rounds": 16, "budget_rollouts": 16 * 24, "rollouts_per_unit": 2, "max_units_per_prompt": 4,
-    "capacity_rollouts": 32, "seed": 4,
-}  # fmt: skip
+    "num_prompts": 24,
+    "rounds": 16,
+    "budget_rollouts": 16 * 24,
+    "rollouts_per_unit": 2,
+    "max_units_per_prompt": 4,
+    "capacity_rollouts": 32,
+    "seed": 4,
+}
 LABELS = np.arange(24) % 4
 OPTIONS = [
     {"utility": "logarithmic"},
@@ -25,7 +31,14 @@ OPTIONS = [
     {"token_costs": True},
     {"token_costs": True, "plan": "thompson", "budget_tokens": 5000},
     {"refit_prior_every": 3},
-    {"utility": "hyperbolic", "value": "live", "proximal": 0.02, "explore_units": 2, "token_costs": True, "refit_prior_every": 4},
+    {
+        "utility": "hyperbolic",
+        "value": "live",
+        "proximal": 0.02,
+        "explore_units": 2,
+        "token_costs": True,
+        "refit_prior_every": 4,
+    },
 ]
 
 
@@ -46,8 +59,12 @@ def test_budget_capacity_and_group_sizes(options: dict, spend_down: bool) -> Non
     assert (history.sum(axis=1) <= 32).all()
     assert history.max() <= 8
     np.testing.assert_array_equal(scheduler.exposure, history.sum(axis=0) // 2)
-    # Re-solving and Thompson spread what is left themselves; small first groups may leave a round unfilled, tokens may run out.
-    if (spend_down or options.get("plan") in ("resolve", "thompson")) and not {"explore_units", "budget_tokens"} & options.keys():
+    # Re-solving and Thompson spread what is left themselves; small first groups may leave a round
+    # unfilled, tokens may run out.
+    if (spend_down or options.get("plan") in ("resolve", "thompson")) and not {
+        "explore_units",
+        "budget_tokens",
+    } & options.keys():
         assert scheduler.remaining_rollouts == 0
 
 
@@ -68,7 +85,9 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(options: dict, midway: bool
         for each in (first, resumed):
             each.update_groups(ids[2:], counts[ids[2:]], sizes[2:])
         same_state(resumed.state_dict(), first.state_dict())
-        np.testing.assert_array_equal(np.array(play(resumed, rates, 3)), np.array(play(first, rates, 3)))
+        np.testing.assert_array_equal(
+            np.array(play(resumed, rates, 3)), np.array(play(first, rates, 3))
+        )
         return
     resumed = build(options)
     resumed.load_state_dict(first.state_dict())
@@ -92,7 +111,10 @@ def same_state(got: StateDict, wanted: StateDict) -> None:
         ({"labels": LABELS}, "labels and value = 'progress' go together"),
         ({"value": "progress", "labels": LABELS[:3]}, "labels: wanted 24 integers"),
         ({"value": "progress", "labels": LABELS, "progress_floor": 2.0}, "progress_floor = 2"),
-        ({"value": "progress", "labels": LABELS, "progress_memory_rounds": 0.0}, "progress_memory_rounds = 0"),
+        (
+            {"value": "progress", "labels": LABELS, "progress_memory_rounds": 0.0},
+            "progress_memory_rounds = 0",
+        ),
         ({"plan": "greedy"}, "plan = 'greedy'"),
         ({"plan": "thompson", "value": "hit"}, "plan = 'thompson' draws success rates"),
         ({"proximal": -0.1}, "proximal = -0.1"),
@@ -101,7 +123,10 @@ def same_state(got: StateDict, wanted: StateDict) -> None:
         ({"explore_units": 5}, "explore_units = 5, wanted 0 .* max_units_per_prompt = 4"),
         ({"budget_tokens": 0}, "budget_tokens = 0"),
         ({"refit_prior_every": -1}, "refit_prior_every = -1"),
-        ({"refit_prior_every": 2, "prior": (np.ones(24), np.ones(24))}, "one prior for all prompts"),
+        (
+            {"refit_prior_every": 2, "prior": (np.ones(24), np.ones(24))},
+            "one prior for all prompts",
+        ),
         ({"prior": (np.ones(3), np.ones(3))}, "prior has shape"),
     ],
 )
@@ -113,17 +138,24 @@ def test_bad_options(options: dict, message: str) -> None:
 def test_options_are_part_of_the_saved_identity() -> None:
     state = build({}).state_dict()
     for options, field in (
-        ({"utility": "hyperbolic"}, "utility"), ({"value": "live"}, "value_name"), ({"plan": "resolve"}, "plan"),
-        ({"proximal": 0.1}, "proximal"), ({"cap_shares": 4.0}, "cap_shares"), ({"explore_units": 1}, "explore_units"),
-        ({"token_costs": True}, "token_costs"), ({"refit_prior_every": 2}, "refit_prior_every"),
+        ({"utility": "hyperbolic"}, "utility"),
+        ({"value": "live"}, "value_name"),
+        ({"plan": "resolve"}, "plan"),
+        ({"proximal": 0.1}, "proximal"),
+        ({"cap_shares": 4.0}, "cap_shares"),
+        ({"explore_units": 1}, "explore_units"),
+        ({"token_costs": True}, "token_costs"),
+        ({"refit_prior_every": 2}, "refit_prior_every"),
         ({"prior": (np.full(24, 1.0), np.full(24, 1.0))}, "prior_a"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=f"field '{field}'"):
             build(options).load_state_dict(state)
 
 
 def test_small_first_groups_then_whole_ones() -> None:
-    scheduler = CeroScheduler(8, 10, 10 * 16, 2, 4, 16, explore_units=1, price_init=0.0, spend_down=True)
+    scheduler = CeroScheduler(
+        8, 10, 10 * 16, 2, 4, 16, explore_units=1, price_init=0.0, spend_down=True
+    )
     know = play(scheduler, np.full(8, 0.5), 0, stop_round=3)
     assert know[0].tolist() == [2] * 8
     assert max(know[1].max(), know[2].max()) == 8
@@ -163,7 +195,19 @@ def test_thompson_draws_anew_each_round_and_by_seed() -> None:
 def test_token_costs_prefer_short_prompts_and_the_token_budget_holds() -> None:
     tokens, rates = np.where(np.arange(40) < 20, 10.0, 90.0), np.full(40, 0.5)
     plain, costed = (
-        CeroScheduler(40, 30, 1200, 4, 1, 40, step_size=0.5, spend_down=True, token_costs=on, budget_tokens=20_000) for on in (False, True)
+        CeroScheduler(
+            40,
+            30,
+            1200,
+            4,
+            1,
+            40,
+            step_size=0.5,
+            spend_down=True,
+            token_costs=on,
+            budget_tokens=20_000,
+        )
+        for on in (False, True)
     )
     rollouts, spent = [], []
     for scheduler in (plain, costed):
@@ -187,7 +231,18 @@ def test_token_costs_prefer_short_prompts_and_the_token_budget_holds() -> None:
 
 def test_progress_tells_a_learnt_family_from_luck() -> None:
     rng, labels = np.random.default_rng(0), np.arange(60) % 3
-    scheduler = CeroScheduler(60, 40, 40 * 240, 4, 1, 240, value="progress", labels=labels, price_init=0.0, spend_down=True)
+    scheduler = CeroScheduler(
+        60,
+        40,
+        40 * 240,
+        4,
+        1,
+        240,
+        value="progress",
+        labels=labels,
+        price_init=0.0,
+        spend_down=True,
+    )
     rates = np.select([labels == 0, labels == 1], [0.15, 0.99], 0.15)  # luck, solved, learnable
     for _ in range(12):
         allocation = scheduler.next_round()
@@ -203,25 +258,34 @@ def test_progress_tells_a_learnt_family_from_luck() -> None:
 
 def test_refit_finds_the_pool_and_restarts_prompts_not_served() -> None:
     rates = np.random.default_rng(3).beta(0.2, 0.6, 200)
-    scheduler = CeroScheduler(200, 40, 40 * 80, 8, 1, 80, refit_prior_every=5, price_init=0.0, spend_down=True, seed=1)
+    scheduler = CeroScheduler(
+        200, 40, 40 * 80, 8, 1, 80, refit_prior_every=5, price_init=0.0, spend_down=True, seed=1
+    )
     play(scheduler, rates, 0, stop_round=15)
     a, b = scheduler.posterior.prior
     assert float(a / (a + b)) == pytest.approx(0.25, abs=0.1)
     assert float(a + b) < 2.0
     unserved = scheduler.exposure == 0
     assert unserved.any()
-    np.testing.assert_allclose(scheduler.value[unserved], a * b / ((a + b) * (a + b + 1)), rtol=1e-9)
+    np.testing.assert_allclose(
+        scheduler.value[unserved], a * b / ((a + b) * (a + b + 1)), rtol=1e-9
+    )
 
 
 def test_a_lower_exposure_cap_keeps_slopes_from_bouncing() -> None:
-    """A solved prompt whose slope is 0: as published it jumps by the whole step; with the cap it climbs by its share of it."""
+    """A solved prompt whose slope is 0: as published it jumps by the whole step; with the cap it
+    climbs by its share of it."""
     jumps = []
     for cap_shares in (None, 4.0):
-        scheduler = CeroScheduler(20, 100, 100, 1, 1, 10, step_size=0.8, cap_shares=cap_shares, price_init=1.0)
+        scheduler = CeroScheduler(
+            20, 100, 100, 1, 1, 10, step_size=0.8, cap_shares=cap_shares, price_init=1.0
+        )
         know_rates(scheduler, np.full(20, 1e-9))
         scheduler.load_state_dict({**scheduler.state_dict(), "slope": np.zeros(20)})
         scheduler.next_round()
         scheduler.update(np.zeros(20), np.zeros(20))
         jumps.append(scheduler.slope.max())
     assert jumps[0] == pytest.approx(0.8)
-    assert jumps[1] == pytest.approx(0.8 * 4 * 5 / 100)  # the fair share is 5 units, the published cap 100
+    assert jumps[1] == pytest.approx(
+        0.8 * 4 * 5 / 100
+    )  # the fair share is 5 units, the published cap 100

@@ -1,4 +1,5 @@
-"""Evidence in parts: the groups of a round alone, step by step inside a round, and a budget that changes on the way."""
+"""Evidence in parts: the groups of a round alone, step by step inside a round, and a budget that
+changes on the way."""
 
 import numpy as np
 import pytest
@@ -21,9 +22,13 @@ def fresh(**options) -> CeroScheduler:
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999), missing=st.booleans(), forgetting=st.sampled_from([1.0, 0.9]))
-def test_groups_alone_are_the_same_as_the_whole_pool(seed: int, missing: bool, forgetting: float) -> None:
+def test_groups_alone_are_the_same_as_the_whole_pool(
+    seed: int, missing: bool, forgetting: float
+) -> None:
     rng = np.random.default_rng(seed)
-    one, other = (CeroScheduler(20, 8, 8 * 24, 4, 2, 32, forgetting=forgetting, seed=seed) for _ in range(2))
+    one, other = (
+        CeroScheduler(20, 8, 8 * 24, 4, 2, 32, forgetting=forgetting, seed=seed) for _ in range(2)
+    )
     while (allocation := one.next_round()) is not None:
         other.next_round()
         sizes = allocation.rollouts - (missing & (rng.random(allocation.rollouts.shape) < 0.3))
@@ -60,7 +65,8 @@ def test_bad_groups_change_nothing() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), cuts=st.integers(1, 5))
 def test_partial_updates_end_where_one_update_ends(seed: int, cuts: int) -> None:
-    """The posterior exactly; the duals to second order in the step, because each part sees what the parts before it did."""
+    """The posterior exactly; the duals to second order in the step, because each part sees what the
+    parts before it did."""
     rng = np.random.default_rng(seed)
     whole, parts = fresh(step_size=1e-3), fresh(step_size=1e-3)
     allocation = whole.next_round()
@@ -120,7 +126,9 @@ def test_the_budget_can_change_on_the_way() -> None:
         scheduler.set_budget(601)
     scheduler.next_round()
     scheduler.set_budget(12 * 44)
-    resumed = CeroScheduler(30, 12, 12 * 40, 4, 2, 60, spend_down=True, seed=3)  # the configuration still says 480
+    resumed = CeroScheduler(
+        30, 12, 12 * 40, 4, 2, 60, spend_down=True, seed=3
+    )  # the configuration still says 480
     resumed.load_state_dict(scheduler.state_dict())
     assert resumed.spec.budget_rollouts == 528
     histories = []

@@ -1,4 +1,5 @@
-"""The round problems beyond the linear one, and that no plan depends on the order of the prompts."""
+"""The round problems beyond the linear one, and that no plan depends on the order of the
+prompts."""
 
 import itertools
 
@@ -8,20 +9,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_sim import dense
 
-from cero_rl.scheduler import EXPONENTIAL, UTILITIES, CeroScheduler, proximal_plan, ranked_plan, utility_of, water_filling
+from cero_rl.scheduler import (
+    EXPONENTIAL,
+    UTILITIES,
+    CeroScheduler,
+    proximal_plan,
+    ranked_plan,
+    utility_of,
+    water_filling,
+)
 from cero_rl.scheduler.plan import _kth_largest
 from cero_rl.scheduler.rules import resolve_plan, thompson_score
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), pool=st.integers(1, 4), curvature=st.sampled_from([1e-9, 0.01, 0.1, 1.0]), seed=st.integers(0, 9999))
-def test_proximal_plan_is_the_integer_optimum(data: st.DataObject, pool: int, curvature: float, seed: int) -> None:
+@given(
+    data=st.data(),
+    pool=st.integers(1, 4),
+    curvature=st.sampled_from([1e-9, 0.01, 0.1, 1.0]),
+    seed=st.integers(0, 9999),
+)
+def test_proximal_plan_is_the_integer_optimum(
+    data: st.DataObject, pool: int, curvature: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     margin = rng.choice([rng.uniform(-1, 1, pool), rng.choice([-0.5, 0.0, 0.5], pool)])
     target, caps = rng.uniform(0.0, 3.0, pool), rng.integers(1, 4, pool)
     capacity = data.draw(st.integers(1, int(caps.sum())))
     forced = data.draw(st.integers(0, capacity))
-    ids, units = proximal_plan(margin, target, curvature, rng.permutation(pool), caps, capacity, forced)
+    ids, units = proximal_plan(
+        margin, target, curvature, rng.permutation(pool), caps, capacity, forced
+    )
     plan = np.zeros(pool)
     plan[ids] = units
     assert len(set(ids.tolist())) == ids.shape[0]
@@ -32,7 +50,13 @@ def test_proximal_plan_is_the_integer_optimum(data: st.DataObject, pool: int, cu
     def objective(n: np.ndarray) -> np.ndarray:
         return (margin * n - 0.5 * curvature * (n - target) ** 2).sum(axis=-1)
 
-    every = np.array([n for n in itertools.product(*(range(cap + 1) for cap in caps)) if forced <= sum(n) <= capacity])
+    every = np.array(
+        [
+            n
+            for n in itertools.product(*(range(cap + 1) for cap in caps))
+            if forced <= sum(n) <= capacity
+        ]
+    )
     assert float(objective(plan)) == pytest.approx(float(objective(every).max()), abs=1e-12)
 
 
@@ -47,9 +71,15 @@ def test_proximal_plan_spreads_and_the_linear_one_does_not() -> None:
 @given(pool=st.integers(1, 8), seed=st.integers(0, 9999), forced=st.booleans())
 def test_ranked_plan_with_a_cap_per_prompt(pool: int, seed: int, forced: bool) -> None:
     rng = np.random.default_rng(seed)
-    slope, price, caps = rng.choice([0.1, 0.3, 0.6], pool), float(rng.choice([0.0, 0.3, 0.7])), rng.integers(1, 4, pool)
+    slope, price, caps = (
+        rng.choice([0.1, 0.3, 0.6], pool),
+        float(rng.choice([0.0, 0.3, 0.7])),
+        rng.integers(1, 4, pool),
+    )
     capacity = int(rng.integers(1, caps.sum() + 1))
-    ids, units = ranked_plan(slope, price, rng.permutation(pool), caps, capacity, capacity if forced else 0)
+    ids, units = ranked_plan(
+        slope, price, rng.permutation(pool), caps, capacity, capacity if forced else 0
+    )
     order = np.argsort(-slope, kind="stable")
     best, left = 0.0, capacity
     for prompt in order:  # fractional knapsack with unit weights: greedy is optimal
@@ -60,8 +90,15 @@ def test_ranked_plan_with_a_cap_per_prompt(pool: int, seed: int, forced: bool) -
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 999), levels=st.sampled_from([2, 50, 10**9]), share=st.floats(0.0, 1.0), order=st.sampled_from([-1, 0, 1]))
-def test_partial_selection_is_exact_also_where_the_guess_fails(seed: int, levels: int, share: float, order: int) -> None:
+@given(
+    seed=st.integers(0, 999),
+    levels=st.sampled_from([2, 50, 10**9]),
+    share=st.floats(0.0, 1.0),
+    order=st.sampled_from([-1, 0, 1]),
+)
+def test_partial_selection_is_exact_also_where_the_guess_fails(
+    seed: int, levels: int, share: float, order: int
+) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, levels, 70_000) / levels
     if order:  # sorted input: a strided sample is as far from random as it can be
@@ -82,7 +119,9 @@ def test_selection_among_a_million_ties_follows_the_tie_rank() -> None:
 
 def test_resolve_serves_the_largest_deficits() -> None:
     c, exposure = np.array([0.5, 0.5, 0.01, 0.0]), np.array([4, 0, 0, 0])
-    ids, units = resolve_plan(c, exposure, EXPONENTIAL, np.arange(4), 1, units_left=4, rounds_left=4, capacity_units=2)
+    ids, units = resolve_plan(
+        c, exposure, EXPONENTIAL, np.arange(4), 1, units_left=4, rounds_left=4, capacity_units=2
+    )
     assert (ids.tolist(), units.tolist()) == ([1], [1])
     deficit = water_filling(c, 4, 4, start=exposure)
     assert deficit.argmax() == 1
@@ -94,7 +133,9 @@ def test_water_filling_from_a_start_finishes_what_was_begun(family: str) -> None
     utility, c = utility_of(family), np.array([0.9, 0.3, 0.05, 0.0])
     whole = water_filling(c, 20.0, 50.0, utility)
     part = np.floor(0.5 * whole)
-    np.testing.assert_allclose(part + water_filling(c, 20.0 - part.sum(), 50.0, utility, start=part), whole, atol=1e-9)
+    np.testing.assert_allclose(
+        part + water_filling(c, 20.0 - part.sum(), 50.0, utility, start=part), whole, atol=1e-9
+    )
 
 
 def test_thompson_score_is_a_draw_of_the_utility_slope() -> None:
@@ -118,8 +159,13 @@ def test_thompson_score_is_a_draw_of_the_utility_slope() -> None:
 )
 def test_permuting_prompts_with_their_tie_ranks_permutes_every_plan(options: dict) -> None:
     pool, rounds = 40, 25
-    one, other = (CeroScheduler(pool, rounds, rounds * 24, 2, 3, 30, seed=1, step_size=0.4, **options) for _ in range(2))
-    shuffle = np.random.default_rng(5).permutation(pool)  # prompt i of `other` is prompt shuffle[i] of `one`
+    one, other = (
+        CeroScheduler(pool, rounds, rounds * 24, 2, 3, 30, seed=1, step_size=0.4, **options)
+        for _ in range(2)
+    )
+    shuffle = np.random.default_rng(5).permutation(
+        pool
+    )  # prompt i of `other` is prompt shuffle[i] of `one`
     other._tie_rank = one._tie_rank[shuffle]
     rates, rng = np.random.default_rng(6).random(pool), np.random.default_rng(7)
     while (allocation := one.next_round()) is not None:

@@ -43,7 +43,9 @@ def test_forgetting_goes_toward_the_prior(rho: float, prior: tuple[float, float]
 
 @pytest.mark.parametrize("group", [2, 5])
 @pytest.mark.parametrize("counts", [(0, 0), (3, 8), (8, 8)])
-def test_value_is_the_expected_variance_of_the_next_group(group: int, counts: tuple[int, int]) -> None:
+def test_value_is_the_expected_variance_of_the_next_group(
+    group: int, counts: tuple[int, int]
+) -> None:
     posterior = BetaPosterior(1)
     posterior.update(np.array([counts[0]]), np.array([counts[1]]))
     rng = np.random.default_rng(7)

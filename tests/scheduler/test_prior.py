@@ -29,7 +29,12 @@ def test_maximum_likelihood_is_the_maximum(seed: int) -> None:
         a, b = np.exp(log_counts)
         return -float((betaln(a + wins, b + tries - wins) - betaln(a, b)).sum())
 
-    best = minimize(loss, [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-13, "maxiter": 10_000})
+    best = minimize(
+        loss,
+        [0.0, 0.0],
+        method="Nelder-Mead",
+        options={"xatol": 1e-10, "fatol": 1e-13, "maxiter": 10_000},
+    )
     fitted = fit_beta_prior(wins, tries, "ml")
     assert fitted == pytest.approx(tuple(np.exp(best.x)), rel=1e-4)
     assert loss(np.log(fitted)) <= best.fun + 1e-9
@@ -72,7 +77,11 @@ def test_priors_per_prompt() -> None:
 
 
 def test_bad_priors() -> None:
-    for prior, message in ((([1.0, 2.0], 1.0), "shape"), (([1.0, -1.0, 2.0], 1.0), "positive finite"), ((1.0, np.inf), "positive finite")):
+    for prior, message in (
+        (([1.0, 2.0], 1.0), "shape"),
+        (([1.0, -1.0, 2.0], 1.0), "positive finite"),
+        ((1.0, np.inf), "positive finite"),
+    ):
         with pytest.raises(ValueError, match=message):
             BetaPosterior(3, prior)
     for rates, strength, base, message in (

@@ -1,4 +1,5 @@
-"""Each rule's optimisation against brute force on tiny cases, in independently written objectives."""
+"""Each rule's optimisation against brute force on tiny cases, in independently written
+objectives."""
 
 import itertools
 
@@ -21,7 +22,13 @@ def all_plans(prompts: int, lowest: int, highest: int, total: int):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), prompts=st.integers(1, 4), levels=st.integers(0, 4))
 def test_exact_greedy_buys_the_best_units(data: st.DataObject, prompts: int, levels: int) -> None:
-    values = data.draw(st.lists(st.lists(st.integers(0, 5), min_size=levels, max_size=levels), min_size=prompts, max_size=prompts))
+    values = data.draw(
+        st.lists(
+            st.lists(st.integers(0, 5), min_size=levels, max_size=levels),
+            min_size=prompts,
+            max_size=prompts,
+        )
+    )
     gains = -np.sort(-np.array(values, dtype=np.float64).reshape(prompts, levels), axis=1)
     budget = data.draw(st.integers(0, prompts * levels + 2))
     rank = np.array(data.draw(st.permutations(range(prompts))))
@@ -29,7 +36,9 @@ def test_exact_greedy_buys_the_best_units(data: st.DataObject, prompts: int, lev
     worth = lambda plan: sum(gains[i, :n].sum() for i, n in enumerate(plan))
     assert units.sum() == min(budget, prompts * levels)
     assert (units <= levels).all()
-    assert worth(units) == max(worth(plan) for plan in all_plans(prompts, 0, levels, int(units.sum())))
+    assert worth(units) == max(
+        worth(plan) for plan in all_plans(prompts, 0, levels, int(units.sum()))
+    )
 
 
 def test_exact_greedy_spreads_ties_by_level_then_rank() -> None:
@@ -41,12 +50,22 @@ def plan_of(name: str, rates: list[float], total: int, **options):
     """The first plan of a batch rule whose posterior is certain of `rates`."""
     pool = len(rates)
     scheduler = build(
-        name, pool=pool, rounds=1, budget=total, unit=1, most=9, capacity=total, forgetting=1.0,
+        name,
+        pool=pool,
+        rounds=1,
+        budget=total,
+        unit=1,
+        most=9,
+        capacity=total,
+        forgetting=1.0,
         options={"group_rollouts": total // pool, **options},
-    )  # fmt: skip
+    )
     state = scheduler.state_dict()
     strength = 1e9
-    state["posterior_a"], state["posterior_b"] = strength * np.array(rates), strength * (1.0 - np.array(rates))
+    state["posterior_a"], state["posterior_b"] = (
+        strength * np.array(rates),
+        strength * (1.0 - np.array(rates)),
+    )
     scheduler.load_state_dict(state)
     allocation = scheduler.next_round()
     assert allocation is not None
@@ -71,9 +90,15 @@ def test_knapsack(rates: list[float], total: int) -> None:
 @pytest.mark.parametrize("objective", ["dr_grpo", "rloo"])
 def test_vip(rates: list[float], objective: str) -> None:
     p = np.array(rates)
-    variance = (lambda n: p * (1 - p) * (n - 1) / n**2) if objective == "dr_grpo" else (lambda n: p * (1 - p) / (n - 1))
+    variance = (
+        (lambda n: p * (1 - p) * (n - 1) / n**2)
+        if objective == "dr_grpo"
+        else (lambda n: p * (1 - p) / (n - 1))
+    )
     got = plan_of("vip", rates, 15, objective=objective)
-    assert variance(got).sum() == pytest.approx(min(variance(n).sum() for n in all_plans(3, 3, 9, 15)), rel=1e-6)
+    assert variance(got).sum() == pytest.approx(
+        min(variance(n).sum() for n in all_plans(3, 3, 9, 15)), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("rates", RATE_SETS)
@@ -81,7 +106,9 @@ def test_gvm_is_proportional(rates: list[float]) -> None:
     p = np.array(rates)
     squared = 1 / (p + 1e-3 / p)
     got = plan_of("gvm_p", rates, 15)
-    assert (squared / got).sum() == pytest.approx(min((squared / n).sum() for n in all_plans(3, 2, 9, 15)), rel=1e-6)
+    assert (squared / got).sum() == pytest.approx(
+        min((squared / n).sum() for n in all_plans(3, 2, 9, 15)), rel=1e-6
+    )
     share = np.sqrt(squared) / np.sqrt(squared).sum() * 15
     inside = (got > 2) & (got < 9) & (share > 2) & (share < 9)
     assert (np.abs(got - share)[inside] <= 2.0).all()
@@ -103,7 +130,9 @@ def test_hit_utility_integrates_over_the_posterior() -> None:
 
 
 def test_greedy_maximises_the_round() -> None:
-    scheduler = build("greedy", pool=4, rounds=2, budget=12, unit=1, most=3, capacity=6, forgetting=1.0)
+    scheduler = build(
+        "greedy", pool=4, rounds=2, budget=12, unit=1, most=3, capacity=6, forgetting=1.0
+    )
     state = scheduler.state_dict()
     rates = np.array([0.5, 0.2, 0.05, 0.4])
     state["posterior_a"], state["posterior_b"] = 1e9 * rates, 1e9 * (1 - rates)

@@ -1,4 +1,5 @@
-"""What every allocator owes: the budget, legal groups, determinism, a state that goes on where it was, no favoured index."""
+"""What every allocator owes: the budget, legal groups, determinism, a state that goes on where it
+was, no favoured index."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,16 @@ def test_budget_groups_and_waves(name: str, data: st.DataObject) -> None:
     capacity = data.draw(st.integers(1, pool * most))
     budget = data.draw(st.integers(1, rounds * capacity))
     seed = data.draw(st.integers(0, 3))
-    scheduler = build(name, pool=pool, rounds=rounds, budget=budget * unit, unit=unit, most=most, capacity=capacity * unit, seed=seed)
+    scheduler = build(
+        name,
+        pool=pool,
+        rounds=rounds,
+        budget=budget * unit,
+        unit=unit,
+        most=most,
+        capacity=capacity * unit,
+        seed=seed,
+    )
     rates = data.draw(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=pool, max_size=pool))
     spent = 0
     for waves in play_all(scheduler, Table(np.array(rates), seed)):
@@ -35,7 +45,19 @@ def test_budget_groups_and_waves(name: str, data: st.DataObject) -> None:
         assert total.sum() <= capacity * unit
         spent += int(total.sum())
     assert spent + scheduler.remaining_rollouts == budget * unit
-    if name in ("uniform", "greedy", "thompson", "preset", "oracle", "knapsack", "vip", "gvm_p", "hit_utility", "greso", "fixed_price"):
+    if name in (
+        "uniform",
+        "greedy",
+        "thompson",
+        "preset",
+        "oracle",
+        "knapsack",
+        "vip",
+        "gvm_p",
+        "hit_utility",
+        "greso",
+        "fixed_price",
+    ):
         assert spent == budget * unit
 
 
@@ -53,7 +75,9 @@ def test_state_round_trips_between_rounds_and_waves(name: str, keep: str | None)
     first, table = build(name, seed=2, keep=keep), Table(RATES, 5)
     history = [play_round(first, table), play_round(first, table)]
     resumed = build(name, seed=2, keep=keep)
-    resumed.load_state_dict({key: np.asarray(value) for key, value in first.state_dict().items()})  # as npz gives it back
+    resumed.load_state_dict(
+        {key: np.asarray(value) for key, value in first.state_dict().items()}
+    )  # as npz gives it back
     assert [*history, *play_all(resumed, table)] == wanted
 
     # in the middle of a round: after its first wave
@@ -78,7 +102,10 @@ def test_state_round_trips_between_rounds_and_waves(name: str, keep: str | None)
         assert waves[0].rollouts.tolist() == waves[1].rollouts.tolist()
 
 
-@pytest.mark.parametrize("name", [n for n in SCHEDULER_NAMES if n not in ("cero", "uniform", "random_matched", "fixed_price")])
+@pytest.mark.parametrize(
+    "name",
+    [n for n in SCHEDULER_NAMES if n not in ("cero", "uniform", "random_matched", "fixed_price")],
+)
 def test_a_saved_state_fits_only_its_own_options(name: str) -> None:
     state = build(name).state_dict()
     with pytest.raises(ValueError, match="'scheduler' is"):
@@ -87,9 +114,17 @@ def test_a_saved_state_fits_only_its_own_options(name: str) -> None:
         build(name, forgetting=0.8).load_state_dict(state)
 
 
-@pytest.mark.parametrize("name", [n for n in SCHEDULER_NAMES if n not in ("thompson", "random_matched", "cero", "fixed_price", "uniform")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in SCHEDULER_NAMES
+        if n not in ("thompson", "random_matched", "cero", "fixed_price", "uniform")
+    ],
+)
 def test_no_index_is_favoured(name: str) -> None:
-    """Renaming the prompts renames the plans: beyond the seed's tie order (renamed alike) indices do not matter."""
+    """Renaming the prompts renames the plans: beyond the seed's tie order (renamed alike) indices
+    do not matter."""
     new_name = np.random.default_rng(0).permutation(12)
     old_name = np.argsort(new_name)
     first, second = build(name, seed=1), build(name, seed=1)
@@ -106,7 +141,10 @@ def test_no_index_is_favoured(name: str) -> None:
         draws = np.random.default_rng(9).random(12)
         first._draws = lambda: _Fixed(draws)  # type: ignore[attr-defined]
         second._draws = lambda: _Fixed(draws[old_name])  # type: ignore[attr-defined]
-    renamed = [[(new_name[np.array(ids, dtype=np.int64)].tolist(), sizes) for ids, sizes in waves] for waves in play_all(first, table)]
+    renamed = [
+        [(new_name[np.array(ids, dtype=np.int64)].tolist(), sizes) for ids, sizes in waves]
+        for waves in play_all(first, table)
+    ]
     assert renamed == play_all(second, other)
 
 

@@ -27,7 +27,12 @@ def samples(*groups: list[float], lengths: list[int] | None = None) -> Samples:
     sizes = [len(group) for group in groups]
     rewards = np.array([reward for group in groups for reward in group], dtype=np.float64)
     tokens = np.array(lengths if lengths is not None else [10] * rewards.shape[0])
-    return Samples(np.arange(len(groups)), rewards, np.concatenate(([0], np.cumsum(sizes))).astype(np.int64), tokens)
+    return Samples(
+        np.arange(len(groups)),
+        rewards,
+        np.concatenate(([0], np.cumsum(sizes))).astype(np.int64),
+        tokens,
+    )
 
 
 def test_vigor_halves_the_prompts_and_doubles_their_rollouts() -> None:
@@ -38,7 +43,9 @@ def test_vigor_halves_the_prompts_and_doubles_their_rollouts() -> None:
     a, b, c, d = first.prompt_ids[[1, 3, 5, 6]].tolist()
     second = more(scheduler, {a: 1, b: 1, c: 1, d: 1})  # four mixed pairs, four of one outcome
     assert second == {a: 4, b: 4, c: 4, d: 4}
-    third = more(scheduler, {a: 3, b: 1, c: 6, d: 0})  # 3/6 is the most uncertain; 1/6 beats 6/6 and 0/6
+    third = more(
+        scheduler, {a: 3, b: 1, c: 6, d: 0}
+    )  # 3/6 is the most uncertain; 1/6 beats 6/6 and 0/6
     assert third == {a: 8, b: 8}
     assert more(scheduler, {a: 7, b: 2}) == {a: 16}
     assert more(scheduler, {a: 10}) == {}
@@ -51,7 +58,9 @@ def test_dapo_draws_fresh_batches_until_enough_groups_live() -> None:
     first = opened(scheduler)
     assert first.rollouts.tolist() == [4] * 4
     live = first.prompt_ids.tolist()
-    second = more(scheduler, {live[0]: 2, live[1]: 4})  # one lives, one is all right, two are all wrong
+    second = more(
+        scheduler, {live[0]: 2, live[1]: 4}
+    )  # one lives, one is all right, two are all wrong
     assert len(second) == 4
     assert not set(second) & set(live)
     fresh = list(second)
@@ -72,32 +81,72 @@ def test_dapo_closes_when_it_has_them_and_trains_only_live_groups() -> None:
 
 
 def test_hora_gives_the_rest_where_a_hit_is_likeliest() -> None:
-    scheduler = build("hora", pool=2, rounds=1, budget=16, unit=1, most=9, capacity=16, options={"group_rollouts": 8, "pilot_rollouts": 2})
+    scheduler = build(
+        "hora",
+        pool=2,
+        rounds=1,
+        budget=16,
+        unit=1,
+        most=9,
+        capacity=16,
+        options={"group_rollouts": 8, "pilot_rollouts": 2},
+    )
     first = opened(scheduler)
     a, b = first.prompt_ids.tolist()
     wave = more(scheduler, {a: 2})  # Beta(3, 1) against Beta(1, 3), 12 rollouts left
     misses = lambda alpha, beta, n: np.prod([(beta + j) / (alpha + beta + j) for j in range(n)])
     value = {n: 2 - misses(3, 1, n) - misses(1, 3, 12 - n) for n in range(5, 8)}  # no group above 9
-    assert wave == {a: max(value, key=lambda n: value[n]), b: 12 - max(value, key=lambda n: value[n])}
+    assert wave == {
+        a: max(value, key=lambda n: value[n]),
+        b: 12 - max(value, key=lambda n: value[n]),
+    }
     assert more(scheduler, {a: 2}) == {}
 
 
 def test_reinforce_ada_stops_a_prompt_at_its_exit() -> None:
     options = {"group_rollouts": 8, "wave_rollouts": 4, "keep_rollouts": 4}
-    scheduler = build("reinforce_ada", pool=3, rounds=1, budget=24, unit=4, most=6, capacity=24, options=options)
+    scheduler = build(
+        "reinforce_ada", pool=3, rounds=1, budget=24, unit=4, most=6, capacity=24, options=options
+    )
     a, b, c = opened(scheduler).prompt_ids.tolist()
     assert more(scheduler, {a: 2, b: 1, c: 4}) == {b: 4, c: 4}  # a has two right and two wrong
     assert more(scheduler, {a: 2, b: 3, c: 8}) == {c: 4}  # c has no wrong answer yet
-    positive = build("reinforce_ada", pool=3, rounds=1, budget=24, unit=4, most=6, capacity=24, options={**options, "exit": "positive"})
+    positive = build(
+        "reinforce_ada",
+        pool=3,
+        rounds=1,
+        budget=24,
+        unit=4,
+        most=6,
+        capacity=24,
+        options={**options, "exit": "positive"},
+    )
     a, b, c = opened(positive).prompt_ids.tolist()
     assert more(positive, {a: 1, c: 4}) == {b: 4}
     mask = scheduler.keep(samples([1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0], [1, 0]))
-    assert mask.tolist() == [True, True, False, True, True, False, True, True, True, False, True, False, True, True]
+    assert mask.tolist() == [
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_speed_rl_screens_continues_and_screens_again() -> None:
     options = {"pilot_rollouts": 4, "commit_rollouts": 12}
-    scheduler = build("speed_rl", pool=30, rounds=1, budget=64, unit=2, most=8, capacity=64, options=options)
+    scheduler = build(
+        "speed_rl", pool=30, rounds=1, budget=64, unit=2, most=8, capacity=64, options=options
+    )
     first = opened(scheduler)
     assert first.rollouts.tolist() == [4] * 8  # half of 64
     a, b = first.prompt_ids[[0, 4]].tolist()
@@ -112,7 +161,9 @@ def test_speed_rl_screens_continues_and_screens_again() -> None:
 
 def test_pilot_commit_wants_a_pass_rate_in_the_band() -> None:
     options = {"pilot_rollouts": 4, "commit_rollouts": 6, "lowest_rate": 0.5, "highest_rate": 0.75}
-    scheduler = build("pilot_commit", pool=30, rounds=1, budget=40, unit=2, most=8, capacity=40, options=options)
+    scheduler = build(
+        "pilot_commit", pool=30, rounds=1, budget=40, unit=2, most=8, capacity=40, options=options
+    )
     first = opened(scheduler)
     a, b, c, d, e = first.prompt_ids.tolist()
     assert more(scheduler, {a: 1, b: 2, c: 3, d: 4}) == {b: 6, c: 6}
@@ -123,7 +174,9 @@ def test_pilot_commit_wants_a_pass_rate_in_the_band() -> None:
 
 def test_aero_rescues_until_the_first_right_answer() -> None:
     options = {"group_rollouts": 8, "explore_rollouts": 4, "extra_rollouts": 2}
-    scheduler = build("aero", pool=3, rounds=1, budget=24, unit=2, most=8, capacity=24, options=options)
+    scheduler = build(
+        "aero", pool=3, rounds=1, budget=24, unit=2, most=8, capacity=24, options=options
+    )
     a, b, c = opened(scheduler).prompt_ids.tolist()
     assert more(scheduler, {a: 3}) == {b: 2, c: 2}
     assert more(scheduler, {a: 3, b: 1}) == {c: 2}
@@ -140,16 +193,29 @@ def test_greso_skips_after_dead_groups_and_moves_its_thresholds() -> None:
     allocation = opened(scheduler)
     assert sorted(allocation.prompt_ids.tolist()) == list(range(10))
     trials = np.full(10, 2)
-    scheduler.update(np.array([2] * 5 + [1] * 5), trials)  # half all right: too many; none all wrong
+    scheduler.update(
+        np.array([2] * 5 + [1] * 5), trials
+    )  # half all right: too many; none all wrong
     assert skip() == pytest.approx([1 - 0.49] * 5 + [0.0] * 5)
     opened(scheduler)
     scheduler.update(np.array([2, 2, 1, 0, 0, 0, 0, 0, 0, 0]), trials)
-    expected = [1 - 0.48**2] * 2 + [0.0] + [1 - 0.50] * 7  # keep_wrong: 0.50 + 0.01, then 7 of 10 are too many: - 0.01
+    expected = (
+        [1 - 0.48**2] * 2 + [0.0] + [1 - 0.50] * 7
+    )  # keep_wrong: 0.50 + 0.01, then 7 of 10 are too many: - 0.01
     assert skip() == pytest.approx(expected)
 
 
 def test_thompson_starts_small_and_spends_exactly() -> None:
-    scheduler = build("thompson", pool=6, rounds=2, budget=24, unit=2, most=4, capacity=12, options={"first_rollouts": 2})
+    scheduler = build(
+        "thompson",
+        pool=6,
+        rounds=2,
+        budget=24,
+        unit=2,
+        most=4,
+        capacity=12,
+        options={"first_rollouts": 2},
+    )
     allocation = opened(scheduler)
     assert allocation.rollouts.tolist() == [2] * 6
     trials = np.zeros(6, dtype=np.int64)
@@ -161,7 +227,16 @@ def test_thompson_starts_small_and_spends_exactly() -> None:
 def test_preset_shapes() -> None:
     sizes = {}
     for shape in ("rising", "falling", "bell"):
-        scheduler = build("preset", pool=40, rounds=4, budget=80, unit=2, most=1, capacity=40, options={"shape": shape})
+        scheduler = build(
+            "preset",
+            pool=40,
+            rounds=4,
+            budget=80,
+            unit=2,
+            most=1,
+            capacity=40,
+            options={"shape": shape},
+        )
         sizes[shape] = []
         while (allocation := scheduler.next_round()) is not None:
             sizes[shape].append(allocation.total_rollouts)
@@ -173,7 +248,10 @@ def test_preset_shapes() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=7), st.sampled_from([0.3, 0.5, 0.8]))
+@given(
+    st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=7),
+    st.sampled_from([0.3, 0.5, 0.8]),
+)
 def test_pods_keeps_the_subset_of_largest_variance(rewards: list[float], share: float) -> None:
     import itertools
 
@@ -198,7 +276,9 @@ def test_gfpo_keeps_the_shortest_or_the_most_efficient() -> None:
 
 
 def test_a_keep_rule_sees_what_the_scheduler_lets_through() -> None:
-    scheduler = build("dapo", pool=20, rounds=4, budget=64, unit=4, most=1, capacity=48, keep="pods")
+    scheduler = build(
+        "dapo", pool=20, rounds=4, budget=64, unit=4, most=1, capacity=48, keep="pods"
+    )
     mask = scheduler.keep(samples([0, 0, 0, 0], [1, 0, 1, 1], [1, 0, 0, 0]))
     assert mask.tolist()[:4] == [False] * 4
     assert mask[4:8].sum() == mask[8:].sum() == 2

@@ -1,9 +1,11 @@
-"""The simulator against a tiny loop of its own, its worlds, replay, and the arithmetic of its intervals."""
+"""The simulator against a tiny loop of its own, its worlds, replay, and the arithmetic of its
+intervals."""
 
 import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,10 @@ def suite(dynamics: str = "static", entries: tuple[Entry, ...] = ENTRIES) -> Sui
 
 def same(first: Outcome, second: Outcome) -> bool:
     pairs = zip(dataclasses.astuple(first), dataclasses.astuple(second))
-    return all(np.array_equal(a, b, equal_nan=True) if isinstance(a, (np.ndarray, float)) else a == b for a, b in pairs)
+    return all(
+        np.array_equal(a, b, equal_nan=True) if isinstance(a, (np.ndarray, float)) else a == b
+        for a, b in pairs
+    )
 
 
 def test_static_run_agrees_with_a_loop() -> None:
@@ -67,7 +72,12 @@ def test_static_run_agrees_with_a_loop() -> None:
             by_kind[KINDS[world.kind[prompt]]] += size
             successes[prompt], trials[prompt] = sum(rewards), size
         scheduler.update(successes, trials)
-    assert (outcome.spent_rollouts, outcome.groups, outcome.live_groups, outcome.live_rollouts) == (spent, groups, live, in_live)
+    assert (outcome.spent_rollouts, outcome.groups, outcome.live_groups, outcome.live_rollouts) == (
+        spent,
+        groups,
+        live,
+        in_live,
+    )
     assert outcome.value == pytest.approx(value / pool, abs=1e-12)
     for share, kind, lift in zip(MIXED.shares, KINDS, outcome.kind_lift):
         assert lift == pytest.approx(by_kind[kind] / spent / share)
@@ -76,13 +86,19 @@ def test_static_run_agrees_with_a_loop() -> None:
 
 
 def test_the_oracle_has_no_regret_and_nobody_beats_it() -> None:
-    (result,) = run_suite(suite(entries=tuple(dataclasses.replace(e, unit=1, most=16) for e in ENTRIES)), seeds=3)
+    (result,) = run_suite(
+        suite(entries=tuple(dataclasses.replace(e, unit=1, most=16) for e in ENTRIES)), seeds=3
+    )
     rows = summarise(result)
-    assert rows[-1].regret.mean == pytest.approx(0.0, abs=2e-4)  # whole rollouts against a continuous optimum
+    assert rows[-1].regret.mean == pytest.approx(
+        0.0, abs=2e-4
+    )  # whole rollouts against a continuous optimum
     for row in rows[:-1]:
         assert row.regret.mean > rows[-1].regret.mean - 1e-9
         assert row.curve_regret[0] == 0.0
-        assert np.isnan(row.curve_regret[-1]) or row.curve_regret[-1] == pytest.approx(row.regret.mean)
+        assert np.isnan(row.curve_regret[-1]) or row.curve_regret[-1] == pytest.approx(
+            row.regret.mean
+        )
         assert not (row.curve_regret < -1e-9).any()
 
 
@@ -91,7 +107,9 @@ def test_seeds_are_paired_and_repeat_bit_for_bit(dynamics: str) -> None:
     first, second = run_suite(suite(dynamics), seeds=2), run_suite(suite(dynamics), seeds=2)
     for a, b in zip(first[0].outcomes, second[0].outcomes):
         assert all(same(x, y) for x, y in zip(a, b))
-    only = run_suite(suite(dynamics, (ENTRIES[2], ENTRIES[0])), seeds=2)  # other company, other order: the same runs
+    only = run_suite(
+        suite(dynamics, (ENTRIES[2], ENTRIES[0])), seeds=2
+    )  # other company, other order: the same runs
     assert all(same(x, y) for x, y in zip(only[0].outcomes[0], first[0].outcomes[2]))
     assert not same(first[0].outcomes[0][0], first[0].outcomes[0][1])
     rows = summarise(first[0])
@@ -100,8 +118,13 @@ def test_seeds_are_paired_and_repeat_bit_for_bit(dynamics: str) -> None:
 
 def test_worker_processes_change_nothing() -> None:
     seen: list[tuple[int, int]] = []
-    here, there = run_suite(suite("learning"), 2), run_suite(suite("learning"), 2, 2, lambda done, total: seen.append((done, total)))
-    assert all(same(x, y) for a, b in zip(here[0].outcomes, there[0].outcomes) for x, y in zip(a, b))
+    here, there = (
+        run_suite(suite("learning"), 2),
+        run_suite(suite("learning"), 2, 2, lambda done, total: seen.append((done, total))),
+    )
+    assert all(
+        same(x, y) for a, b in zip(here[0].outcomes, there[0].outcomes) for x, y in zip(a, b)
+    )
     assert seen == [(1, 2), (2, 2)]
 
 
@@ -110,7 +133,9 @@ def test_luck_belongs_to_the_rollout() -> None:
     one, other = build_world(MIXED, 7), build_world(MIXED, 7)
     together = one.draw(np.array([3, 20]), np.array([4, 3]))
     second = other.draw(np.array([20]), np.array([3]))
-    first = np.concatenate([other.draw(np.array([3]), np.array([2])), other.draw(np.array([3]), np.array([2]))])
+    first = np.concatenate(
+        [other.draw(np.array([3]), np.array([2])), other.draw(np.array([3]), np.array([2]))]
+    )
     assert together.tolist() == [*first.tolist(), *second.tolist()]
     many = uniforms(1, np.repeat(np.arange(300), 300), np.tile(np.arange(300), 300))
     assert stats.kstest(many, "uniform").pvalue > 1e-3
@@ -160,7 +185,9 @@ def test_drift_is_the_same_for_all() -> None:
 
 
 def test_unspent_budget_is_reported() -> None:
-    entry = Entry("speed", "speed_rl", unit=2, most=8)  # no room to spend later what a round has left
+    entry = Entry(
+        "speed", "speed_rl", unit=2, most=8
+    )  # no room to spend later what a round has left
     world = World(np.ones(40), np.zeros(40, dtype=np.int8), 0)
     outcome = simulate(entry.build(40, 10, 640, 0), world)
     assert outcome.spent_rollouts < 640
@@ -171,7 +198,9 @@ def test_unspent_budget_is_reported() -> None:
 
 def test_kept_rollouts_carry_the_signal() -> None:
     """PODS on a group of 16: the same rollouts are paid for, half of them train."""
-    outcome = simulate(Entry("pods", "uniform", unit=16, keep="pods").build(40, 10, 640, 0), build_world(MIXED, 0))
+    outcome = simulate(
+        Entry("pods", "uniform", unit=16, keep="pods").build(40, 10, 640, 0), build_world(MIXED, 0)
+    )
     assert outcome.spent_rollouts == 640
     assert outcome.trained_rollouts == 320
 
@@ -189,18 +218,32 @@ def evidence(path: Path, lines: list[dict]) -> Path:
 
 
 def line(round_: int, ids: list[int], trials: list[int], successes: list[float]) -> dict:
-    return {"step": round_ + 1, "round": round_, "prompt_ids": ids, "generated": trials, "trials": trials, "successes": successes}
+    return {
+        "step": round_ + 1,
+        "round": round_,
+        "prompt_ids": ids,
+        "generated": trials,
+        "trials": trials,
+        "successes": successes,
+    }
 
 
 def test_replay_smooths_recorded_rates(tmp_path: Path) -> None:
-    path = evidence(tmp_path / "e.jsonl", [line(0, [5, 9], [8, 8], [8, 0]), line(3, [5], [8], [4]), line(4, [2], [0], [0])])
+    path = evidence(
+        tmp_path / "e.jsonl",
+        [line(0, [5, 9], [8, 8], [8, 0]), line(3, [5], [8], [4]), line(4, [2], [0], [0])],
+    )
     recorded = smooth(read_evidence(path))
     assert recorded.prompt_ids.tolist() == [5, 9]  # prompt 2 never had a reward
     assert recorded.rollouts == 24
     mean = 12 / 24
     # rounds 0, 3, 4 are rows 0, 1, 2: distance counts recorded rounds
     assert recorded.rates[:, 0] == pytest.approx(
-        [(8 + 0.9 * 4 + 2 * mean) / (8 + 7.2 + 2), (7.2 + 4 + 2 * mean) / (7.2 + 8 + 2), (6.48 + 3.6 + 2 * mean) / (6.48 + 7.2 + 2)]
+        [
+            (8 + 0.9 * 4 + 2 * mean) / (8 + 7.2 + 2),
+            (7.2 + 4 + 2 * mean) / (7.2 + 8 + 2),
+            (6.48 + 3.6 + 2 * mean) / (6.48 + 7.2 + 2),
+        ]
     )
     assert recorded.rates[0, 1] == pytest.approx(2 * mean / 10)
     replayed = replay_suite(recorded)
@@ -210,7 +253,11 @@ def test_replay_smooths_recorded_rates(tmp_path: Path) -> None:
 
 def test_replay_runs_every_allocator(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    lines = [line(k, ids.tolist(), [8] * 16, rng.integers(0, 9, 16).tolist()) for k in range(12) for ids in [rng.permutation(60)[:16]]]
+    lines = [
+        line(k, ids.tolist(), [8] * 16, rng.integers(0, 9, 16).tolist())
+        for k in range(12)
+        for ids in [rng.permutation(60)[:16]]
+    ]
     recorded = smooth(read_evidence(evidence(tmp_path / "e.jsonl", lines)))
     (result,) = run_suite(replay_suite(recorded), seeds=2)
     for row in summarise(result):
@@ -223,7 +270,10 @@ def test_replay_runs_every_allocator(tmp_path: Path) -> None:
     [
         ("", "no evidence"),
         ("{}\n", "line 1"),
-        ('{"round": 0, "prompt_ids": [1], "trials": [8, 8], "successes": [1]}\n', "differ in length"),
+        (
+            '{"round": 0, "prompt_ids": [1], "trials": [8, 8], "successes": [1]}\n',
+            "differ in length",
+        ),
         ("nonsense\n", "line 1"),
     ],
 )
@@ -247,7 +297,9 @@ def test_intervals_are_those_of_student() -> None:
     numbers = np.array([0.3, 0.5, 0.1, 0.4, np.nan])
     low, high = stats.t.interval(0.95, 3, loc=numbers[:4].mean(), scale=stats.sem(numbers[:4]))
     got = estimate(numbers)
-    assert (got.mean - got.half_width, got.mean + got.half_width) == pytest.approx((low, high), rel=1e-4)
+    assert (got.mean - got.half_width, got.mean + got.half_width) == pytest.approx(
+        (low, high), rel=1e-4
+    )
     assert not estimate([0.1, -0.1, 0.05]).clear
     assert math.isnan(estimate([1.0]).mean)
 
@@ -257,7 +309,9 @@ def test_gain_is_paired() -> None:
     row = summarise(result)[2]
     differences = [a.ability - b.ability for a, b in zip(result.outcomes[2], result.outcomes[0])]
     assert row.gain.mean == pytest.approx(np.mean(differences))
-    assert row.gain.half_width == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(differences), rel=1e-4)
+    assert row.gain.half_width == pytest.approx(
+        stats.t.ppf(0.975, 2) * stats.sem(differences), rel=1e-4
+    )
 
 
 def test_suites_hold_every_scheduler_and_one_budget() -> None:
@@ -270,11 +324,22 @@ def test_suites_hold_every_scheduler_and_one_budget() -> None:
             labels = [entry.label for entry in case.entries]
             assert len(set(labels)) == len(labels)
             for entry in case.entries:
-                assert entry.build(case.pool.prompts, case.rounds, case.budget_rollouts, 0).remaining_rollouts == case.budget_rollouts
+                assert (
+                    entry.build(
+                        case.pool.prompts, case.rounds, case.budget_rollouts, 0
+                    ).remaining_rollouts
+                    == case.budget_rollouts
+                )
 
 
 def test_bad_pools_and_runs_are_refused() -> None:
-    for changes in ({"shares": (1.0, 0.5, 0.0, 0.0)}, {"prompts": 0}, {"dynamics": "wild"}, {"wear": 0.0}, {"drift": -1.0}):
+    for changes in (
+        {"shares": (1.0, 0.5, 0.0, 0.0)},
+        {"prompts": 0},
+        {"dynamics": "wild"},
+        {"wear": 0.0},
+        {"drift": -1.0},
+    ):
         with pytest.raises(ValueError, match="pool 'mixed'"):
             dataclasses.replace(MIXED, **changes)
     with pytest.raises(ValueError, match="at least 2"):
@@ -286,10 +351,17 @@ def test_bad_pools_and_runs_are_refused() -> None:
 def test_the_oracle_is_told_the_rates_of_the_round() -> None:
     told = []
     scheduler = make_scheduler(
-        "oracle", num_prompts=8, rounds=3, budget_rollouts=48, rollouts_per_unit=4, max_units_per_prompt=1, capacity_rollouts=16
+        "oracle",
+        num_prompts=8,
+        rounds=3,
+        budget_rollouts=48,
+        rollouts_per_unit=4,
+        max_units_per_prompt=1,
+        capacity_rollouts=16,
     )
-    known = scheduler.set_rates  # type: ignore[attr-defined]
-    scheduler.set_rates = lambda rates: (told.append(rates.copy()), known(rates))  # type: ignore[attr-defined]
+    oracle: Any = scheduler
+    known = oracle.set_rates
+    oracle.set_rates = lambda rates: (told.append(rates.copy()), known(rates))
     spec = PoolSpec("d", prompts=8, skills=1, dynamics="drift", drift=0.3)
     simulate(scheduler, build_world(spec, 0))
     assert len(told) == 4  # three rounds and the end

@@ -19,7 +19,9 @@ def test_group_probabilities_by_monte_carlo(counts: tuple[float, float]) -> None
         assert abs(4.0 * worth[0] - chance.mean()) < 4.0 * chance.std() / np.sqrt(chance.size)
     assert live_probability(a, b, 1)[0] == pytest.approx(0.0, abs=1e-15)
     # Two rollouts differ with probability 2 p (1 - p): then `live` is half of the variance.
-    assert live_probability(a, b, 2)[0] == pytest.approx(0.5 * expected_variance(a, b)[0], rel=1e-12)
+    assert live_probability(a, b, 2)[0] == pytest.approx(
+        0.5 * expected_variance(a, b)[0], rel=1e-12
+    )
 
 
 def test_graded_variance_is_the_binary_one_for_binary_rewards() -> None:
@@ -28,7 +30,8 @@ def test_graded_variance_is_the_binary_one_for_binary_rewards() -> None:
 
 
 def test_graded_variance_is_the_expectation_under_a_dirichlet() -> None:
-    """Rewards on the grid 0, .3, 1: the base puts 1 each on 0 and 1, and the evidence its counts on the three."""
+    """Rewards on the grid 0, .3, 1: the base puts 1 each on 0 and 1, and the evidence its counts on
+    the three."""
     levels, counts = np.array([0.0, 0.3, 1.0]), np.array([1 + 2, 5, 1 + 1])
     laws = np.random.default_rng(0).dirichlet(counts, size=300_000)
     variances = laws @ levels**2 - (laws @ levels) ** 2

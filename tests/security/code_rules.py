@@ -1,4 +1,5 @@
-"""What our own code may not do, read from syntax trees: (line, rule) for each place. Names are followed through imports and aliases."""
+"""What our own code may not do, read from syntax trees: (line, rule) for each place. Names are
+followed through imports and aliases."""
 
 from __future__ import annotations
 
@@ -6,21 +7,66 @@ import ast
 from collections.abc import Iterator
 
 PICKLES = {
-    "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "dill.loads", "cloudpickle.load", "cloudpickle.loads", "joblib.load",
-    "marshal.load", "marshal.loads", "shelve.open", "pandas.read_pickle",
-}  # fmt: skip
-SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "pty.spawn"}
+    "pickle.load",
+    "pickle.loads",
+    "pickle.Unpickler",
+    "dill.load",
+    "dill.loads",
+    "cloudpickle.load",
+    "cloudpickle.loads",
+    "joblib.load",
+    "marshal.load",
+    "marshal.loads",
+    "shelve.open",
+    "pandas.read_pickle",
+}
+SHELLS = {
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "pty.spawn",
+}
 CODE = {"eval", "exec", "compile", "__import__", "runpy.run_path", "runpy.run_module"}
 IMPORTS = {"importlib.import_module", "importlib.util.spec_from_file_location"}
 OBJECTS = {  # collectives that pickle what they send
-    "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list", "send_object_list", "recv_object_list",
-}  # fmt: skip
-YAML = {"yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.full_load_all", "yaml.unsafe_load_all"}
+    "all_gather_object",
+    "gather_object",
+    "broadcast_object_list",
+    "scatter_object_list",
+    "send_object_list",
+    "recv_object_list",
+}
+YAML = {
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.full_load_all",
+    "yaml.unsafe_load_all",
+}
 HTTP = {
-    "urllib.request.urlopen", "http.client.HTTPConnection", "http.client.HTTPSConnection", "socket.create_connection",
-    *(f"{module}.{verb}" for module in ("requests", "httpx", "httpx2") for verb in
-      ("get", "post", "put", "patch", "delete", "head", "request", "stream", "Client", "AsyncClient")),
-}  # fmt: skip
+    "urllib.request.urlopen",
+    "http.client.HTTPConnection",
+    "http.client.HTTPSConnection",
+    "socket.create_connection",
+    *(
+        f"{module}.{verb}"
+        for module in ("requests", "httpx", "httpx2")
+        for verb in (
+            "get",
+            "post",
+            "put",
+            "patch",
+            "delete",
+            "head",
+            "request",
+            "stream",
+            "Client",
+            "AsyncClient",
+        )
+    ),
+}
 
 
 def _names(tree: ast.AST) -> dict[str, str]:
@@ -29,10 +75,15 @@ def _names(tree: ast.AST) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {
-                alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names
+                alias.asname or alias.name.split(".")[0]: alias.name
+                if alias.asname
+                else alias.name.split(".")[0]
+                for alias in node.names
             }
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            known |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     return known
 
 
@@ -54,7 +105,11 @@ def _of_call(name: str, keywords: dict[str | None, ast.expr]) -> Iterator[str]:
         yield "pickle"
     if name == "torch.load" and not _is(keywords.get("weights_only"), True):
         yield "torch.load"
-    if name in ("numpy.load", "np.load") and "allow_pickle" in keywords and not _is(keywords["allow_pickle"], False):
+    if (
+        name in ("numpy.load", "np.load")
+        and "allow_pickle" in keywords
+        and not _is(keywords["allow_pickle"], False)
+    ):
         yield "pickle"
     if name in YAML:
         yield "yaml"

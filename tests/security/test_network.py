@@ -1,4 +1,5 @@
-"""Two ranks on one machine cannot be reached from the network: every socket they listen on is bound to the loopback address."""
+"""Two ranks on one machine cannot be reached from the network: every socket they listen on is bound
+to the loopback address."""
 
 from __future__ import annotations
 
@@ -47,11 +48,25 @@ def listening(pid: int) -> list[str]:
 
 
 def start(world_size: int, **variables: str) -> list[subprocess.Popen[str]]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")}
-    env = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world_size), **variables}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "MASTER_ADDR", "MASTER_PORT", "GLOO_SOCKET_IFNAME")
+    }
+    env = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world_size),
+        **variables,
+    }
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK], env={**env, "RANK": str(rank)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RANK],
+            env={**env, "RANK": str(rank)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world_size)
     ]
@@ -97,7 +112,17 @@ def test_the_table_reader_sees_a_socket_that_all_can_reach() -> None:
         assert "0.0.0.0" in listening(os.getpid())
 
 
-@pytest.mark.parametrize(("address", "own"), [("127.0.0.1", True), ("127.8.0.1", True), ("::1", True), ("localhost", True),
-                                              ("10.0.0.1", False), ("node-3", False), ("0.0.0.0", False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("10.0.0.1", False),
+        ("node-3", False),
+        ("0.0.0.0", False),
+    ],
+)
 def test_loopback_addresses(address: str, own: bool) -> None:
     assert is_loopback(address) is own

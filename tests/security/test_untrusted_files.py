@@ -1,4 +1,5 @@
-"""Files from elsewhere are data: a shard, a model directory or a data set with code in it is refused, and the code does not run."""
+"""Files from elsewhere are data: a shard, a model directory or a data set with code in it is
+refused, and the code does not run."""
 
 from __future__ import annotations
 
@@ -37,10 +38,19 @@ def test_the_payload_works_where_nothing_guards_against_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_shard_with_a_program_in_it_is_refused_and_does_not_run(tmp_path: Path, nested: bool) -> None:
+def test_a_shard_with_a_program_in_it_is_refused_and_does_not_run(
+    tmp_path: Path, nested: bool
+) -> None:
     shard, mark = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt", tmp_path / "ran"
-    torch.save({"optimizer_state_dict": {"step": Payload(mark)}, "weight": torch.ones(2)} if nested else Payload(mark), shard)
-    with pytest.raises(CheckpointError, match="refused, it is more than tensors and settings") as caught:
+    torch.save(
+        {"optimizer_state_dict": {"step": Payload(mark)}, "weight": torch.ones(2)}
+        if nested
+        else Payload(mark),
+        shard,
+    )
+    with pytest.raises(
+        CheckpointError, match="refused, it is more than tensors and settings"
+    ) as caught:
         read_shard(shard)
     assert str(shard) in str(caught.value)
     assert "GLOBAL posix.mkdir" in str(caught.value)
@@ -65,14 +75,20 @@ def test_a_shard_of_tensors_and_settings_is_read(tmp_path: Path) -> None:
     assert found["w"].tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("load", [load_model_config, lambda path: load_model(path, "float32", "sdpa"), load_tokenizer])
+@pytest.mark.parametrize(
+    "load", [load_model_config, lambda path: load_model(path, "float32", "sdpa"), load_tokenizer]
+)
 def test_code_that_comes_with_a_model_does_not_run(tmp_path: Path, load: Any) -> None:
     folder, mark = tmp_path / "model", tmp_path / "ran"
     shutil.copytree(MODEL, folder)
-    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n", encoding="utf-8")
+    (folder / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w')\nclass Evil: pass\n", encoding="utf-8"
+    )
     names = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Evil")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil", "auto_map": names}), encoding="utf-8")
+    (folder / "config.json").write_text(
+        json.dumps({**config, "model_type": "evil", "auto_map": names}), encoding="utf-8"
+    )
     words = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     words |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(words), encoding="utf-8")

@@ -24,7 +24,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def uncut_hash(out: Path) -> str:
-    """Of the model of an uninterrupted run of two ranks on one host, under the deepspeed launcher."""
+    """Of the model of an uninterrupted run of two ranks on one host, under the deepspeed
+    launcher."""
     done = launch(out, "uncut")
     assert done.returncode == 0, done.stdout + done.stderr
     return export_hash(out / "uncut")
@@ -33,6 +34,12 @@ def uncut_hash(out: Path) -> str:
 @pytest.fixture(scope="module")  # the nodes' addresses are free for the next module
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     absent = missing()
-    skip_or_fail(f"not installed: {', '.join(absent)}; run make slurm" if absent else "needs root" if os.geteuid() else why_not())
+    skip_or_fail(
+        f"not installed: {', '.join(absent)}; run make slurm"
+        if absent
+        else "needs root"
+        if os.geteuid()
+        else why_not()
+    )
     with cluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running

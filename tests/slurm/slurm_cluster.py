@@ -1,6 +1,8 @@
-"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, all in one directory and gone at the end. Needs root.
+"""A real Slurm of two nodes on this machine: munged, slurmctld and two slurmd, all in one directory
+and gone at the end. Needs root.
 
-The controller and whoever submits are on host n1. Waits are as short as Slurm takes them: cred_expire is what a requeued job waits.
+The controller and whoever submits are on host n1. Waits are as short as Slurm takes them:
+cred_expire is what a requeued job waits.
 """
 
 from __future__ import annotations
@@ -66,11 +68,18 @@ class Slurm:
     dir: Path
     hosts: tuple[Host, Host]
 
-    def run(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            self.hosts[0].inside(*command), env={**(env or os.environ), **self.environment()}, cwd=cwd, capture_output=True, text=True,
-            check=False, timeout=60,
-        )  # fmt: skip
+            self.hosts[0].inside(*command),
+            env={**(env or os.environ), **self.environment()},
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
     def environment(self) -> dict[str, str]:
         return {"SLURM_CONF": str(self.dir / "slurm.conf"), "PATH": _path()}
@@ -79,13 +88,20 @@ class Slurm:
         """`scontrol show job` as a mapping; raises if Slurm doesn't know it."""
         done = self.run("scontrol", "show", "job", "-o", str(job_id))
         assert done.returncode == 0, done.stderr
-        return {name: value for name, _, value in (field.partition("=") for field in done.stdout.split())}
+        return {
+            name: value
+            for name, _, value in (field.partition("=") for field in done.stdout.split())
+        }
 
-    def wait(self, job_id: int, done: Callable[[dict[str, str]], bool], *, what: str, seconds: float = 90) -> dict[str, str]:
+    def wait(
+        self, job_id: int, done: Callable[[dict[str, str]], bool], *, what: str, seconds: float = 90
+    ) -> dict[str, str]:
         """The job's record once `done` holds."""
         deadline = time.monotonic() + seconds
         while not done(record := self.job(job_id)):
-            assert time.monotonic() < deadline, f"job {job_id}: not {what} within {seconds:.0f} s: {record}"
+            assert time.monotonic() < deadline, (
+                f"job {job_id}: not {what} within {seconds:.0f} s: {record}"
+            )
             time.sleep(0.2)
         return record
 
@@ -98,22 +114,44 @@ def cluster(directory: Path) -> Iterator[Slurm]:
         (directory / "state").mkdir()
         (directory / "munge.key").write_bytes(secrets.token_bytes(128))
         (directory / "munge.key").chmod(0o400)
-        nodes = "\n".join(f"NodeName={h.name} NodeAddr={h.address} Port={NODE_PORT} CPUs=2 RealMemory=1000" for h in hosts)
+        nodes = "\n".join(
+            f"NodeName={h.name} NodeAddr={h.address} Port={NODE_PORT} CPUs=2 RealMemory=1000"
+            for h in hosts
+        )
         conf = CONF.format(
-            hostname=socket.gethostname(), address=hosts[0].address, controller_port=CONTROLLER_PORT, dir=directory,
-            true=shutil.which("true"), nodes=nodes,
-        )  # fmt: skip
+            hostname=socket.gethostname(),
+            address=hosts[0].address,
+            controller_port=CONTROLLER_PORT,
+            dir=directory,
+            true=shutil.which("true"),
+            nodes=nodes,
+        )
         (directory / "slurm.conf").write_text(conf)
-        munge = [f"--{name}={directory}/munge.{suffix}" for name, suffix in (
-            ("socket", "socket"), ("key-file", "key"), ("pid-file", "pid"), ("log-file", "log"), ("seed-file", "seed"),
-        )]  # fmt: skip
+        munge = [
+            f"--{name}={directory}/munge.{suffix}"
+            for name, suffix in (
+                ("socket", "socket"),
+                ("key-file", "key"),
+                ("pid-file", "pid"),
+                ("log-file", "log"),
+                ("seed-file", "seed"),
+            )
+        ]
         # --force: the directory need not be one that only munge can reach.
-        stack.enter_context(_daemon(["munged", "--foreground", "--force", *munge], directory, slurm))
+        stack.enter_context(
+            _daemon(["munged", "--foreground", "--force", *munge], directory, slurm)
+        )
         _until(lambda: (directory / "munge.socket").exists(), "munged answers", directory)
         stack.enter_context(_daemon(hosts[0].inside("slurmctld", "-D"), directory, slurm))
         for host in hosts:
-            stack.enter_context(_daemon(host.inside("slurmd", "-D", "-N", host.name), directory, slurm))
-        _until(lambda: slurm.run("sinfo", "-h", "-o", "%D %T").stdout.strip() == "2 idle", "two idle nodes", directory)
+            stack.enter_context(
+                _daemon(host.inside("slurmd", "-D", "-N", host.name), directory, slurm)
+            )
+        _until(
+            lambda: slurm.run("sinfo", "-h", "-o", "%D %T").stdout.strip() == "2 idle",
+            "two idle nodes",
+            directory,
+        )
         yield slurm
 
 
@@ -121,7 +159,10 @@ def _until(ready: Callable[[], bool], what: str, directory: Path, seconds: float
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            logs = "\n".join(f"--- {path.name}\n{path.read_text()[-2000:]}" for path in sorted(directory.glob("*.log")))
+            logs = "\n".join(
+                f"--- {path.name}\n{path.read_text()[-2000:]}"
+                for path in sorted(directory.glob("*.log"))
+            )
             raise AssertionError(f"{what}: not within {seconds:.0f} s\n{logs}")
         time.sleep(0.1)
 
@@ -129,7 +170,9 @@ def _until(ready: Callable[[], bool], what: str, directory: Path, seconds: float
 @contextmanager
 def _daemon(command: list[str], directory: Path, slurm: Slurm) -> Iterator[None]:
     with (directory / "daemons.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **slurm.environment()})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **slurm.environment()}
+        )
     try:
         yield
     finally:

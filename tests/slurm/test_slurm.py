@@ -1,4 +1,5 @@
-"""The shipped job script on a real Slurm of two nodes: preempted, requeued, resumed; out of time; stuck; a rank killed."""
+"""The shipped job script on a real Slurm of two nodes: preempted, requeued, resumed; out of time;
+stuck; a rank killed."""
 
 from __future__ import annotations
 
@@ -20,18 +21,33 @@ from two_hosts import LINK
 pytestmark = pytest.mark.slow
 
 
-def render(slurm: Slurm, out: Path, name: str, *flags: str, settings: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+def render(
+    slurm: Slurm, out: Path, name: str, *flags: str, settings: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """`cero-rl slurm render --submit` as a user on a login node would type it."""
-    command = [sys.executable, "-m", "cero_rl", "slurm", "render", "--config", "recipes/quickstart_cpu.yaml", "--submit"]
+    command = [
+        sys.executable,
+        "-m",
+        "cero_rl",
+        "slurm",
+        "render",
+        "--config",
+        "recipes/quickstart_cpu.yaml",
+        "--submit",
+    ]
     command += ["--interface", LINK, *flags]
     for setting in [*SMALL, f"output_dir={out}", f"name={name}", *settings]:
         command += ["--set", setting]
     return slurm.run(*command, env=environment(), cwd=ROOT)
 
 
-def submit(slurm: Slurm, out: Path, name: str, *flags: str, nodes: int = 2, settings: Sequence[str] = ()) -> int:
+def submit(
+    slurm: Slurm, out: Path, name: str, *flags: str, nodes: int = 2, settings: Sequence[str] = ()
+) -> int:
     """The id of a job of one rank a node."""
-    done = render(slurm, out, name, "--nodes", str(nodes), "--ranks-per-node", "1", *flags, settings=settings)
+    done = render(
+        slurm, out, name, "--nodes", str(nodes), "--ranks-per-node", "1", *flags, settings=settings
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = re.search(r"Submitted batch job (\d+)", done.stdout)
     assert found, done.stdout
@@ -52,7 +68,11 @@ def steps_done(run_dir: Path) -> int:
 
 
 def log(out: Path, name: str, job: int, attempt: int | None = None) -> str:
-    return (out / "slurm" / (f"{name}-{job}.out" if attempt is None else f"{name}-{job}.attempt-{attempt}.log")).read_text()
+    return (
+        out
+        / "slurm"
+        / (f"{name}-{job}.out" if attempt is None else f"{name}-{job}.attempt-{attempt}.log")
+    ).read_text()
 
 
 def starts(run_dir: Path) -> list[dict]:
@@ -69,17 +89,26 @@ def finished(record: dict[str, str]) -> bool:
 
 
 @pytest.mark.covers("SIGUSR1 from the cluster")
-def test_preempted_requeued_and_resumed_equals_uncut(slurm: Slurm, out: Path, uncut_hash: str) -> None:
+def test_preempted_requeued_and_resumed_equals_uncut(
+    slurm: Slurm, out: Path, uncut_hash: str
+) -> None:
     job, run_dir = submit(slurm, out, "preempted"), out / "preempted"
     wait_for(lambda: steps_done(run_dir) >= 1, "the first step")
-    assert slurm.run("scancel", "--signal=USR1", "--batch", str(job)).returncode == 0  # as --signal=B:USR1 does before the time limit
-    between = slurm.wait(job, lambda r: r["Restarts"] == "1" and r["JobState"] == "PENDING", what="requeued")
+    assert (
+        slurm.run("scancel", "--signal=USR1", "--batch", str(job)).returncode == 0
+    )  # as --signal=B:USR1 does before the time limit
+    between = slurm.wait(
+        job, lambda r: r["Restarts"] == "1" and r["JobState"] == "PENDING", what="requeued"
+    )
     record = slurm.wait(job, finished, what="finished")
     story = log(out, "preempted", job)
     (first, second), text = starts(run_dir), log(out, "preempted", job, 1)
     tell(story, log(out, "preempted", job, 0), text, between, record, run_dir, out, uncut_hash)
     assert (record["JobState"], record["ExitCode"]) == ("COMPLETED", "0:0"), story
-    said = r"attempt 0: saved \(75\), asked by usr1; requeued\n.*attempt 1: starts on n\[1-2\].*attempt 1: done\n"
+    said = (
+        r"attempt 0: saved \(75\), asked by usr1; requeued\n.*attempt 1: starts on "
+        r"n\[1-2\].*attempt 1: done\n"
+    )
     assert re.search(said, story, re.DOTALL), story
     assert (first["restart_count"], second["restart_count"]) == (0, 1)
     assert 0 < second["start_step"] < 6
@@ -88,19 +117,47 @@ def test_preempted_requeued_and_resumed_equals_uncut(slurm: Slurm, out: Path, un
     assert export_hash(run_dir) == uncut_hash
 
 
-def tell(batch: str, first: str, second: str, between: dict, record: dict, run_dir: Path, out: Path, wanted: str) -> None:
-    """Print what happened, in the order in which a user would look at it; CERO_SLURM_LOG=FILE keeps it."""
+def tell(
+    batch: str,
+    first: str,
+    second: str,
+    between: dict,
+    record: dict,
+    run_dir: Path,
+    out: Path,
+    wanted: str,
+) -> None:
+    """Print what happened, in the order in which a user would look at it; CERO_SLURM_LOG=FILE keeps
+    it."""
     fields = ("JobState", "Reason", "Restarts", "ExitCode", "NodeList", "StartTime", "EndTime")
-    shown = ["  ".join(f"{name}={one.get(name, '')}" for name in fields) for one in (between, record)]
-    text = "\n".join([
-        "## slurm/preempted-JOB.out: the job script", batch, "## slurm/preempted-JOB.attempt-0.log: the ranks, until USR1", first,
-        "## scontrol show job, after the preemption", shown[0] + "\n", "## slurm/preempted-JOB.attempt-1.log: the ranks, after the requeue",
-        second, "## scontrol show job, at the end", shown[1] + "\n",
-        "## preempted/attempts.jsonl", (run_dir / "attempts.jsonl").read_text(),
-        "## sha256 of export/model.safetensors", f"{export_hash(run_dir)}  preempted, two Slurm nodes",
-        f"{wanted}  uninterrupted, two ranks of one host under the deepspeed launcher\n",
-    ])  # fmt: skip
-    text = re.sub(r"^.*hostname of the client socket cannot be retrieved.*\n", "", text.replace(str(out), "runs"), flags=re.MULTILINE)
+    shown = [
+        "  ".join(f"{name}={one.get(name, '')}" for name in fields) for one in (between, record)
+    ]
+    text = "\n".join(
+        [
+            "## slurm/preempted-JOB.out: the job script",
+            batch,
+            "## slurm/preempted-JOB.attempt-0.log: the ranks, until USR1",
+            first,
+            "## scontrol show job, after the preemption",
+            shown[0] + "\n",
+            "## slurm/preempted-JOB.attempt-1.log: the ranks, after the requeue",
+            second,
+            "## scontrol show job, at the end",
+            shown[1] + "\n",
+            "## preempted/attempts.jsonl",
+            (run_dir / "attempts.jsonl").read_text(),
+            "## sha256 of export/model.safetensors",
+            f"{export_hash(run_dir)}  preempted, two Slurm nodes",
+            f"{wanted}  uninterrupted, two ranks of one host under the deepspeed launcher\n",
+        ]
+    )
+    text = re.sub(
+        r"^.*hostname of the client socket cannot be retrieved.*\n",
+        "",
+        text.replace(str(out), "runs"),
+        flags=re.MULTILINE,
+    )
     print(text)
     if path := os.environ.get("CERO_SLURM_LOG"):
         Path(path).write_text(text, encoding="utf-8")
@@ -108,21 +165,40 @@ def tell(batch: str, first: str, second: str, between: dict, record: dict, run_d
 
 @pytest.fixture(scope="module")
 def short_of_time(slurm: Slurm, out: Path) -> tuple[int, int]:
-    """Two jobs of one node each, side by side: one whose limit ends in the middle, one whose limit is too short for any step."""
-    many = ("scheduler.rounds=2000", "budget.total_rollouts=128000", "checkpoint.every_steps=0", "data.heldout_limit=4")
+    """Two jobs of one node each, side by side: one whose limit ends in the middle, one whose limit
+    is too short for any step."""
+    many = (
+        "scheduler.rounds=2000",
+        "budget.total_rollouts=128000",
+        "checkpoint.every_steps=0",
+        "data.heldout_limit=4",
+    )
     many = (*many, "checkpoint.walltime_margin_seconds=90")  # of the 120 s that Slurm gives
-    limited = submit(slurm, out, "limited", "--time=00:02:00", "--signal-seconds=1", nodes=1, settings=many)
-    stuck = submit(slurm, out, "stuck", nodes=1, settings=("checkpoint.walltime_seconds=1", "data.heldout_limit=4"))
+    limited = submit(
+        slurm, out, "limited", "--time=00:02:00", "--signal-seconds=1", nodes=1, settings=many
+    )
+    stuck = submit(
+        slurm,
+        out,
+        "stuck",
+        nodes=1,
+        settings=("checkpoint.walltime_seconds=1", "data.heldout_limit=4"),
+    )
     return limited, stuck
 
 
 @pytest.mark.covers("walltime budget")
-def test_out_of_time_is_saved_and_requeued(slurm: Slurm, out: Path, short_of_time: tuple[int, int]) -> None:
+def test_out_of_time_is_saved_and_requeued(
+    slurm: Slurm, out: Path, short_of_time: tuple[int, int]
+) -> None:
     job, run_dir = short_of_time[0], out / "limited"
     wait_for(lambda: len(starts(run_dir)) == 2, "a second attempt", 120)
     slurm.run("scancel", str(job))
     record = slurm.wait(job, finished, what="cancelled")
-    assert (record["JobState"], record["Restarts"]) == ("CANCELLED", "1")  # and scancel is obeyed: no requeue
+    assert (record["JobState"], record["Restarts"]) == (
+        "CANCELLED",
+        "1",
+    )  # and scancel is obeyed: no requeue
     story = log(out, "limited", job)
     assert "attempt 0: saved (75), asked by itself; requeued" in story, story
     assert re.search(r"stopped after step \d+; saved", log(out, "limited", job, 0))
@@ -130,15 +206,23 @@ def test_out_of_time_is_saved_and_requeued(slurm: Slurm, out: Path, short_of_tim
 
 
 @pytest.mark.covers("3 restarts without progress")
-def test_restarts_without_progress_end_the_job(slurm: Slurm, out: Path, short_of_time: tuple[int, int]) -> None:
+def test_restarts_without_progress_end_the_job(
+    slurm: Slurm, out: Path, short_of_time: tuple[int, int]
+) -> None:
     job, run_dir = short_of_time[1], out / "stuck"
     record = slurm.wait(job, finished, what="finished", seconds=180)
     story = log(out, "stuck", job)
-    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "93:0", "3"), story
+    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == (
+        "FAILED",
+        "93:0",
+        "3",
+    ), story
     assert [a["start_step"] for a in starts(run_dir)] == [0, 0, 0]
     assert ends(run_dir) == [75, 75, 75]
     assert "attempt 3: no progress in three restarts (93); not requeued from here" in story, story
-    assert "3 restarts in a row without a new committed step, all at step 0" in log(out, "stuck", job, 3)
+    assert "3 restarts in a row without a new committed step, all at step 0" in log(
+        out, "stuck", job, 3
+    )
 
 
 def rank_pid(job: int, rank: int) -> int | None:
@@ -158,7 +242,9 @@ def rank_pid(job: int, rank: int) -> int | None:
 def test_a_killed_rank_ends_the_job_and_its_peer(slurm: Slurm, out: Path) -> None:
     """On the way there: USR1 at a rank that still starts, which has nothing to save."""
     job, run_dir = submit(slurm, out, "killed"), out / "killed"
-    wait_for(lambda: rank_pid(job, 0) is not None and rank_pid(job, 1) is not None, "both ranks start")
+    wait_for(
+        lambda: rank_pid(job, 0) is not None and rank_pid(job, 1) is not None, "both ranks start"
+    )
     slurm.run("scancel", "--signal=USR1", "--batch", str(job))
     slurm.wait(job, lambda r: r["Restarts"] == "1", what="requeued")
     wait_for(lambda: steps_done(run_dir) >= 1, "the first step")
@@ -167,7 +253,11 @@ def test_a_killed_rank_ends_the_job_and_its_peer(slurm: Slurm, out: Path) -> Non
     os.kill(pid, signal.SIGKILL)
     record = slurm.wait(job, finished, what="finished", seconds=70)
     story = log(out, "killed", job)
-    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == ("FAILED", "137:0", "1"), story
+    assert (record["JobState"], record["ExitCode"], record["Restarts"]) == (
+        "FAILED",
+        "137:0",
+        "1",
+    ), story
     assert {a["start_step"] for a in starts(run_dir)} == {0}
     assert "failed with exit code 137; not requeued from here" in story
     assert rank_pid(job, 0) is None
@@ -176,11 +266,19 @@ def test_a_killed_rank_ends_the_job_and_its_peer(slurm: Slurm, out: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--nodes", "2", "--ranks-per-node", "1", "--partition", "nowhere"), "invalid partition specified: nowhere"),
-        (("--nodes", "1", "--gpus-per-node", "1"), r"Invalid generic resource \(gres\) specification"),
+        (
+            ("--nodes", "2", "--ranks-per-node", "1", "--partition", "nowhere"),
+            "invalid partition specified: nowhere",
+        ),
+        (
+            ("--nodes", "1", "--gpus-per-node", "1"),
+            r"Invalid generic resource \(gres\) specification",
+        ),
     ],
 )
-def test_what_slurm_refuses_is_one_line(slurm: Slurm, out: Path, flags: tuple[str, ...], message: str) -> None:
+def test_what_slurm_refuses_is_one_line(
+    slurm: Slurm, out: Path, flags: tuple[str, ...], message: str
+) -> None:
     done = render(slurm, out, "refused", *flags)
     assert done.returncode == 2, done.stdout + done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
@@ -193,7 +291,9 @@ def test_srun_gives_every_rank_its_place(slurm: Slurm) -> None:
     code = "import os; from cero_rl.job.slurm_env import adopt; adopt(os.environ); "
     code += "print(*(os.environ[name] for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE')))"
     env = {**environment(), "MASTER_ADDR": slurm.hosts[0].address, "MASTER_PORT": "15000"}
-    done = slurm.run("srun", "-N2", "-n4", "--ntasks-per-node=2", sys.executable, "-c", code, env=env, cwd=ROOT)
+    done = slurm.run(
+        "srun", "-N2", "-n4", "--ntasks-per-node=2", sys.executable, "-c", code, env=env, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["0 0 4", "1 1 4", "2 0 4", "3 1 4"]
     del env["MASTER_ADDR"]

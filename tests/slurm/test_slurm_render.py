@@ -1,4 +1,5 @@
-"""`cero-rl slurm render`: the script, and one line with exit code 2 for everything that a cluster would choke on."""
+"""`cero-rl slurm render`: the script, and one line with exit code 2 for everything that a cluster
+would choke on."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 def rendered(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     assert main([*RENDER, "--dry-run", *flags]) == 0
     script = capsys.readouterr().out
-    checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False, timeout=30)
+    checked = subprocess.run(
+        ["bash", "-n"], input=script, capture_output=True, text=True, check=False, timeout=30
+    )
     assert checked.returncode == 0, checked.stderr
     return script
 
@@ -57,15 +60,49 @@ def command_of(script: str) -> list[str]:
 
 
 def test_every_choice_is_in_the_script(capsys, tmp_path):
-    flags = ["--nodes", "4", "--gpus-per-node", "8", "--cpus-per-task", "12", "--time", "1-08:00:00", "--partition", "batch"]
-    flags += ["--account", "lab", "--qos", "high", "--constraint", "h100|h200", "--mem", "900G", "--interface", "ib0"]
+    flags = [
+        "--nodes",
+        "4",
+        "--gpus-per-node",
+        "8",
+        "--cpus-per-task",
+        "12",
+        "--time",
+        "1-08:00:00",
+        "--partition",
+        "batch",
+    ]
+    flags += [
+        "--account",
+        "lab",
+        "--qos",
+        "high",
+        "--constraint",
+        "h100|h200",
+        "--mem",
+        "900G",
+        "--interface",
+        "ib0",
+    ]
     flags += ["--signal-seconds", "300"]
     script = rendered(capsys, *flags, "--set", f"output_dir={tmp_path}", "--set", "name=long-run")
     assert directives(script) == [
-        "job-name=long-run", "nodes=4", "ntasks-per-node=8", f"output={tmp_path}/slurm/%x-%j.out", "open-mode=append", "requeue",
-        "signal=B:USR1@300", "gpus-per-node=8", "cpus-per-task=12", "time=1-08:00:00", "partition=batch", "account=lab", "qos=high",
-        "constraint=h100|h200", "mem=900G",
-    ]  # fmt: skip
+        "job-name=long-run",
+        "nodes=4",
+        "ntasks-per-node=8",
+        f"output={tmp_path}/slurm/%x-%j.out",
+        "open-mode=append",
+        "requeue",
+        "signal=B:USR1@300",
+        "gpus-per-node=8",
+        "cpus-per-task=12",
+        "time=1-08:00:00",
+        "partition=batch",
+        "account=lab",
+        "qos=high",
+        "constraint=h100|h200",
+        "mem=900G",
+    ]
     assert "export SRUN_CPUS_PER_TASK=12\n" in script
     assert "export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0\n" in script
     assert "@{" not in script
@@ -74,20 +111,32 @@ def test_every_choice_is_in_the_script(capsys, tmp_path):
 def test_unset_choices_leave_no_trace(capsys):
     script = rendered(capsys, *SHAPE)
     assert [line.split("=")[0] for line in directives(script)] == [
-        "job-name", "nodes", "ntasks-per-node", "output", "open-mode", "requeue", "signal",
-    ]  # fmt: skip
+        "job-name",
+        "nodes",
+        "ntasks-per-node",
+        "output",
+        "open-mode",
+        "requeue",
+        "signal",
+    ]
     assert "SOCKET_IFNAME" not in script
     assert "SRUN_CPUS" not in script
 
 
 def test_overrides_reach_the_ranks_as_they_were_given(capsys):
-    odd = ["reward.function=it's $HOME `id` \"x\" @{nodes} %j \\", "name=odd"]
+    odd = ['reward.function=it\'s $HOME `id` "x" @{nodes} %j \\', "name=odd"]
     script = rendered(capsys, *SHAPE, *(word for setting in odd for word in ("--set", setting)))
     words = command_of(script)
     start = words.index(sys.executable)
     assert words[start + 1 :] == [
-        str(ROOT / "recipes/train_cero.py"), "--config", "recipes/quickstart_cpu.yaml", "--set", odd[0], "--set", odd[1],
-    ]  # fmt: skip
+        str(ROOT / "recipes/train_cero.py"),
+        "--config",
+        "recipes/quickstart_cpu.yaml",
+        "--set",
+        odd[0],
+        "--set",
+        odd[1],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -103,24 +152,39 @@ def test_overrides_reach_the_ranks_as_they_were_given(capsys):
         ([*SHAPE, "--time", "8h"], "--time: got '8h', wanted HH:MM:SS or D-HH:MM:SS"),
         ([*SHAPE, "--time", "00:61:00"], "--time: got '00:61:00', wanted"),
         ([*SHAPE, "--time", "00:00:00"], "wanted more than no time"),
-        ([*SHAPE, "--time", "00:02:00"], "--time: 00:02:00 is not longer than --signal-seconds = 120"),
+        (
+            [*SHAPE, "--time", "00:02:00"],
+            "--time: 00:02:00 is not longer than --signal-seconds = 120",
+        ),
         ([*SHAPE, "--cpus-per-task", "0"], "--cpus-per-task: got 0"),
-        ([*SHAPE, "--partition", "a b"], "--partition: got 'a b', wanted a name without spaces or quotes"),
-        ([*SHAPE, "--account", "x\n#SBATCH --uid=0"], "--account: got 'x\\n#SBATCH --uid=0', wanted a name"),
+        (
+            [*SHAPE, "--partition", "a b"],
+            "--partition: got 'a b', wanted a name without spaces or quotes",
+        ),
+        (
+            [*SHAPE, "--account", "x\n#SBATCH --uid=0"],
+            "--account: got 'x\\n#SBATCH --uid=0', wanted a name",
+        ),
         ([*SHAPE, "--interface", "$(id)"], "--interface: got '$(id)'"),
         ([*SHAPE, "--mem", "lots"], "--mem: got 'lots', wanted a number with K, M, G or T"),
         ([*SHAPE, "--set", "sheduler.name=cero"], "did you mean scheduler"),
         ([*SHAPE, "--set", "scheduler.rounds=0"], "scheduler.rounds: got 0"),
         ([*SHAPE, "--set", "data.limit=10"], "capacity C <= prompts M * largest group fails"),
         ([*SHAPE, "--set", "data.source=nowhere.jsonl"], None),
-        ([*SHAPE, *VLLM_OVER_4], "rollout.tensor_parallel: 4 does not divide 2 nodes x 1 = 2 ranks"),
+        (
+            [*SHAPE, *VLLM_OVER_4],
+            "rollout.tensor_parallel: 4 does not divide 2 nodes x 1 = 2 ranks",
+        ),
         ([*SHAPE, "--set", "output_dir=a b"], "wanted letters, digits and"),
         ([*SHAPE, "--set", "reward.function=a\nb"], "--set: a value has a line break"),
-        ([*SHAPE, "--template", "nowhere.in"], "--template: nowhere.in can't be read (FileNotFoundError)"),
+        (
+            [*SHAPE, "--template", "nowhere.in"],
+            "--template: nowhere.in can't be read (FileNotFoundError)",
+        ),
         ([*SHAPE, "--dry-run", "--submit"], "not allowed with"),
         (SHAPE, "got none, wanted at least one: print it, write it or submit it"),
     ],
-)  # fmt: skip
+)
 def test_nonsense_is_refused(capsys, flags, message):
     if message is None:  # the data error has its own exit code
         assert main([*RENDER, "--dry-run", *flags]) == 3
@@ -134,7 +198,11 @@ def test_nonsense_is_refused(capsys, flags, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("#SBATCH --signal=@{signal}\n", "", "does not use @{signal}; recipes/slurm/train.sbatch.in shows"),
+        (
+            "#SBATCH --signal=@{signal}\n",
+            "",
+            "does not use @{signal}; recipes/slurm/train.sbatch.in shows",
+        ),
         ("@{command}", "@{comand}", "does not use @{command}"),
         ("@{nodes}", "@{nodes}@{gpus}", "uses the unknown @{gpus}"),
         ("@{nodes}", "@{NODES}", "malformed @{name}"),
@@ -150,7 +218,15 @@ def test_templates_that_do_not_fit_are_refused(capsys, tmp_path, old, new, messa
 
 def test_output_is_written_anew_but_never_over_another_file(capsys, tmp_path):
     path = tmp_path / "deep" / "job.sbatch"
-    flags = [*SHAPE, "--output", str(path), "--set", f"output_dir={tmp_path}/runs", "--set", "checkpoint.every_steps=0"]
+    flags = [
+        *SHAPE,
+        "--output",
+        str(path),
+        "--set",
+        f"output_dir={tmp_path}/runs",
+        "--set",
+        "checkpoint.every_steps=0",
+    ]
     for _ in range(2):
         assert main([*RENDER, *flags]) == 0
         out, err = capsys.readouterr()
@@ -172,10 +248,23 @@ def test_submit_without_slurm_is_refused(capsys, tmp_path, monkeypatch):
 
 
 def test_time_in_seconds():
-    assert [seconds_of(text) for text in ("00:00:01", "01:02:03", "2-03:04:05", "100:00:00")] == [1, 3723, 183845, 360000]
+    assert [seconds_of(text) for text in ("00:00:01", "01:02:03", "2-03:04:05", "100:00:00")] == [
+        1,
+        3723,
+        183845,
+        360000,
+    ]
 
 
 def test_rendering_needs_no_torch():
-    code = "import sys; from cero_rl.commands.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, *RENDER, *SHAPE, "--dry-run"], capture_output=True, timeout=60, check=False)
+    code = (
+        "import sys; from cero_rl.commands.main import main; main(sys.argv[1:]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *RENDER, *SHAPE, "--dry-run"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

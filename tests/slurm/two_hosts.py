@@ -1,6 +1,7 @@
 """Two network namespaces joined by one cable: two hosts, as far as sockets can tell. Needs root.
 
-Each has a loopback and one interface named LINK; nothing else is reachable from inside. Files and processes are shared.
+Each has a loopback and one interface named LINK; nothing else is reachable from inside. Files and
+processes are shared.
 """
 
 from __future__ import annotations
@@ -49,14 +50,29 @@ def why_not() -> str | None:
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
     """Hosts n1 and n2, gone at the end with the processes' sockets in them."""
-    first, second = (Host(f"n{i + 1}", ADDRESSES[i], f"cero{os.getpid()}n{i + 1}") for i in range(2))
+    first, second = (
+        Host(f"n{i + 1}", ADDRESSES[i], f"cero{os.getpid()}n{i + 1}") for i in range(2)
+    )
     _sweep()
     made = []
     try:
         for host in (first, second):
             _ip("netns", "add", host.namespace)
             made.append(host)
-        _ip("link", "add", LINK, "netns", first.namespace, "type", "veth", "peer", "name", LINK, "netns", second.namespace)
+        _ip(
+            "link",
+            "add",
+            LINK,
+            "netns",
+            first.namespace,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            LINK,
+            "netns",
+            second.namespace,
+        )
         for host in (first, second):
             _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", LINK)
             for device in ("lo", LINK):
@@ -70,15 +86,24 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 def _end_all(host: Host) -> None:
     """Whatever still runs there was started by us: nobody else knows the namespace."""
-    found = subprocess.run(["ip", "netns", "pids", host.namespace], capture_output=True, text=True, check=False, timeout=30)
+    found = subprocess.run(
+        ["ip", "netns", "pids", host.namespace],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
     for pid in found.stdout.split():
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
 
 
 def _sweep() -> None:
-    """Remove what a killed test run left behind: namespaces named after a process that is no more."""
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=30).stdout
+    """Remove what a killed test run left behind: namespaces named after a process that is no
+    more."""
+    listed = subprocess.run(
+        ["ip", "netns", "list"], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
     for name, pid in re.findall(r"^(cero(\d+)n\d)\b", listed, re.MULTILINE):
         if not Path(f"/proc/{pid}").exists():
             _end_all(Host(name, "", name))

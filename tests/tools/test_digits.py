@@ -38,7 +38,10 @@ def test_answers_by_another_route(text, data):
 
 
 def test_streams_repeat_and_keep_to_their_side_of_the_split():
-    a, b = (list(islice(digits.stream(5, families=digits.FAMILIES, heldout=False), 300)) for _ in range(2))
+    a, b = (
+        list(islice(digits.stream(5, families=digits.FAMILIES, heldout=False), 300))
+        for _ in range(2)
+    )
     assert a == b
     assert len({item.prompt for item in a}) == 300
     assert not any(digits.is_heldout(item.prompt) for item in a)
@@ -57,7 +60,12 @@ def test_no_heldout_question_in_a_training_pool():
 
 def test_the_unfiltered_pool_has_its_documented_shares():
     kinds = [r["kind"] for r in rows("unfiltered")]
-    assert {k: kinds.count(k) for k in set(kinds)} == {"solved": 2200, "impossible": 600, "luck": 400, "learnable": 800}
+    assert {k: kinds.count(k) for k in set(kinds)} == {
+        "solved": 2200,
+        "impossible": 600,
+        "luck": 400,
+        "learnable": 800,
+    }
 
 
 @pytest.mark.parametrize("name", SETS)

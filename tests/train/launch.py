@@ -12,10 +12,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "scheduler.rounds=6", "budget.total_rollouts=384", "data.limit=120", "data.heldout_limit=24", "optimizer.warmup_steps=1",
-    "evaluation.every_steps=0", "evaluation.samples_per_prompt=2", "evaluation.final_samples_per_prompt=2", "evaluation.pass_k=[1,2]",
-    "checkpoint.every_steps=2", "logging.tensorboard=false", "scheduler.step_scale=5",
-]  # fmt: skip
+    "scheduler.rounds=6",
+    "budget.total_rollouts=384",
+    "data.limit=120",
+    "data.heldout_limit=24",
+    "optimizer.warmup_steps=1",
+    "evaluation.every_steps=0",
+    "evaluation.samples_per_prompt=2",
+    "evaluation.final_samples_per_prompt=2",
+    "evaluation.pass_k=[1,2]",
+    "checkpoint.every_steps=2",
+    "logging.tensorboard=false",
+    "scheduler.step_scale=5",
+]
 
 
 def free_port() -> int:
@@ -25,26 +34,52 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    }
     return {
-        **kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning", "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
-def command(out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None) -> list[str]:
-    line = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), "--log_level", "warning"]
+def command(
+    out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None
+) -> list[str]:
+    line = [
+        "deepspeed",
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+        "--log_level",
+        "warning",
+    ]
     line += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
     for setting in [*SMALL, f"output_dir={out}", f"name={name}", *(settings or [])]:
         line += ["--set", setting]
     return line
 
 
-def launch(out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None) -> subprocess.CompletedProcess[str]:
+def launch(
+    out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(out, name, *flags, ranks=ranks, settings=settings), cwd=ROOT, env=environment(), capture_output=True, text=True,
-        check=False, timeout=240,
-    )  # fmt: skip
+        command(out, name, *flags, ranks=ranks, settings=settings),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -53,4 +88,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def repeatable(entry: dict[str, Any]) -> dict[str, Any]:
     """A metrics line without what the clock and the machine decide."""
-    return {k: v for k, v in entry.items() if not k.startswith(("timing_s/", "perf/", "skew/")) and k != "step_time"}
+    return {
+        k: v
+        for k, v in entry.items()
+        if not k.startswith(("timing_s/", "perf/", "skew/")) and k != "step_time"
+    }

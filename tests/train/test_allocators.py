@@ -1,4 +1,5 @@
-"""Allocators with waves, keep rules and CERO's options in the real loop: one budget, whole groups, the same on any number of ranks."""
+"""Allocators with waves, keep rules and CERO's options in the real loop: one budget, whole groups,
+the same on any number of ranks."""
 
 from pathlib import Path
 
@@ -7,22 +8,43 @@ from launch import launch, lines
 
 pytestmark = pytest.mark.slow
 WAVES = [
-    "scheduler.name=vigor", "scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=16", "scheduler.rounds=3",
-    "budget.total_rollouts=288", "scheduler.capacity_rollouts=192", "scheduler.keep_rule=pods", "learner.algorithm=dapo",
-]  # fmt: skip
+    "scheduler.name=vigor",
+    "scheduler.rollouts_per_unit=2",
+    "scheduler.max_units_per_prompt=16",
+    "scheduler.rounds=3",
+    "budget.total_rollouts=288",
+    "scheduler.capacity_rollouts=192",
+    "scheduler.keep_rule=pods",
+    "learner.algorithm=dapo",
+]
 OPTIONS = [
-    "scheduler.refit_prior_every=1", "scheduler.cap_shares=4", "scheduler.token_costs=true", "budget.total_tokens=100000",
+    "scheduler.refit_prior_every=1",
+    "scheduler.cap_shares=4",
+    "scheduler.token_costs=true",
+    "budget.total_tokens=100000",
     "scheduler.value=graded",
-]  # fmt: skip
+]
 STREAM = [
-    "scheduler.streaming=true", "scheduler.rounds=2", "budget.total_rollouts=384", "learner.rollouts_per_step=64",
+    "scheduler.streaming=true",
+    "scheduler.rounds=2",
+    "budget.total_rollouts=384",
+    "learner.rollouts_per_step=64",
     "scheduler.forgetting=0.9",
-]  # fmt: skip
+]
 
 
-@pytest.mark.parametrize(("name", "settings"), [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM)])
-def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(tmp_path: Path, name: str, settings: list[str]):
-    for run, ranks, flags in (("two", 2, ()), ("one", 1, ()), ("cut", 2, ("--stop-at-step", "1")), ("cut", 2, ("--resume", "auto"))):
+@pytest.mark.parametrize(
+    ("name", "settings"), [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM)]
+)
+def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
+    tmp_path: Path, name: str, settings: list[str]
+):
+    for run, ranks, flags in (
+        ("two", 2, ()),
+        ("one", 1, ()),
+        ("cut", 2, ("--stop-at-step", "1")),
+        ("cut", 2, ("--resume", "auto")),
+    ):
         done = launch(tmp_path, run, *flags, ranks=ranks, settings=settings)
         assert done.returncode == 0, done.stdout + done.stderr
     evidence = [lines(tmp_path / run / "evidence.jsonl") for run in ("two", "one", "cut")]
@@ -31,10 +53,14 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(tmp_path: Path, name: 
     spent = sum(sum(e["generated"]) for e in evidence[0])
     assert spent == last["budget/spent_rollouts"] <= last["budget/total_rollouts"]
     assert (tmp_path / "two/posterior.parquet").exists()
-    assert (tmp_path / "two/export/model.safetensors").read_bytes() == (tmp_path / "cut/export/model.safetensors").read_bytes()
+    assert (tmp_path / "two/export/model.safetensors").read_bytes() == (
+        tmp_path / "cut/export/model.safetensors"
+    ).read_bytes()
     if name == "waves":
         assert max(m["cero/waves"] for m in steps[1:]) > 1
-        assert max(m["cero/rollouts_max"] for m in steps[1:]) > 2, "a prompt of a later wave was given more rollouts"
+        assert max(m["cero/rollouts_max"] for m in steps[1:]) > 2, (
+            "a prompt of a later wave was given more rollouts"
+        )
         assert all(n == t for e in evidence[0] for n, t in zip(e["generated"], e["trials"]))
     else:
         assert last["budget/spent_rollouts"] == last["budget/total_rollouts"]

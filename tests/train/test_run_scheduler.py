@@ -1,4 +1,5 @@
-"""The configuration's scheduler section becomes the scheduler it names, with every option, or one clear error."""
+"""The configuration's scheduler section becomes the scheduler it names, with every option, or one
+clear error."""
 
 from __future__ import annotations
 
@@ -15,10 +16,19 @@ from cero_rl.errors import CheckpointError, ConfigError, DataError
 from cero_rl.scheduler import Scheduler
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.registry import SCHEDULER_NAMES
-from cero_rl.train.scheduler import build_scheduler, cero_of, pass_rates, save_evidence, scheduler_for_pool
+from cero_rl.train.scheduler import (
+    build_scheduler,
+    cero_of,
+    pass_rates,
+    save_evidence,
+    scheduler_for_pool,
+)
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
-SIZED = ("scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=16")  # for allocators that size their groups
+SIZED = (
+    "scheduler.rollouts_per_unit=2",
+    "scheduler.max_units_per_prompt=16",
+)  # for allocators that size their groups
 
 
 def config(*overrides: str) -> Config:
@@ -26,7 +36,10 @@ def config(*overrides: str) -> Config:
 
 
 def pool(count: int = 64) -> list[Prompt]:
-    rows = [{"family": "ab"[i % 2], "pass_rate": None if i % 4 == 0 else (i % 4) / 4} for i in range(count)]
+    rows = [
+        {"family": "ab"[i % 2], "pass_rate": None if i % 4 == 0 else (i % 4) / 4}
+        for i in range(count)
+    ]
     return [make_prompt(f"question {i}", "1", "test", row) for i, row in enumerate(rows)]
 
 
@@ -59,8 +72,24 @@ def test_wave_schedulers_are_those_that_ask_for_more() -> None:
     [
         (["scheduler.plan=resolve"], "plan", "resolve"),
         (["scheduler.cap_shares=4"], "cap_shares", 4.0),
-        (["scheduler.explore_units=1", "scheduler.rollouts_per_unit=4", "scheduler.max_units_per_prompt=2"], "explore_units", 1),
-        (["scheduler.proximal=0.1", "scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=4"], "proximal", 0.1),
+        (
+            [
+                "scheduler.explore_units=1",
+                "scheduler.rollouts_per_unit=4",
+                "scheduler.max_units_per_prompt=2",
+            ],
+            "explore_units",
+            1,
+        ),
+        (
+            [
+                "scheduler.proximal=0.1",
+                "scheduler.rollouts_per_unit=2",
+                "scheduler.max_units_per_prompt=4",
+            ],
+            "proximal",
+            0.1,
+        ),
         (["scheduler.refit_prior_every=3"], "refit_prior_every", 3),
         (["scheduler.value=hit"], "value_name", "hit"),
         (["scheduler.token_costs=true"], "token_costs", True),
@@ -72,9 +101,14 @@ def test_options_reach_cero(overrides: list[str], attribute: str, value: object)
 
 
 def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget() -> None:
-    thompson = build_scheduler(config("scheduler.name=thompson", "scheduler.forgetting=0.98", "scheduler.keep_rule=pods"), 64)
+    thompson = build_scheduler(
+        config("scheduler.name=thompson", "scheduler.forgetting=0.98", "scheduler.keep_rule=pods"),
+        64,
+    )
     assert play(thompson, 64) == 512
-    vip = build_scheduler(config("scheduler.name=vip", "scheduler.options={objective: rloo}", *SIZED), 64)
+    vip = build_scheduler(
+        config("scheduler.name=vip", "scheduler.options={objective: rloo}", *SIZED), 64
+    )
     assert play(vip, 64) == 512
 
 
@@ -82,7 +116,10 @@ def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget
     ("overrides", "message"),
     [
         (["scheduler.options={objective: rloo}"], "takes its options as keys of this section"),
-        (["scheduler.name=vip", "scheduler.options={objektive: rloo}", *SIZED], "has no option 'objektive'"),
+        (
+            ["scheduler.name=vip", "scheduler.options={objektive: rloo}", *SIZED],
+            "has no option 'objektive'",
+        ),
         (["scheduler.name=vigor"], "max_units_per_prompt"),
         (["scheduler.name=vigor", "learner.rollouts_per_step=64", *SIZED], "several waves"),
         (["scheduler.plan=thompson", "scheduler.value=hit"], "needs value = 'variance'"),
@@ -99,8 +136,12 @@ def test_what_does_not_fit_is_one_line(overrides: list[str], message: str) -> No
 
 
 def test_measured_pass_rates_become_a_prior_per_prompt() -> None:
-    scheduler = scheduler_for_pool(config("scheduler.pass_rate_column=pass_rate", "scheduler.pass_rate_strength=8"), pool())
-    wanted = [(1 + 8 * r) / 10 if i % 4 else 0.5 for i, r in enumerate(i % 4 / 4 for i in range(64))]
+    scheduler = scheduler_for_pool(
+        config("scheduler.pass_rate_column=pass_rate", "scheduler.pass_rate_strength=8"), pool()
+    )
+    wanted = [
+        (1 + 8 * r) / 10 if i % 4 else 0.5 for i, r in enumerate(i % 4 / 4 for i in range(64))
+    ]
     assert scheduler.posterior_mean.tolist() == pytest.approx(wanted)
     with pytest.raises(DataError, match=r"no column 'rate' .* family, pass_rate"):
         scheduler_for_pool(config("scheduler.pass_rate_column=rate"), pool())
@@ -109,7 +150,9 @@ def test_measured_pass_rates_become_a_prior_per_prompt() -> None:
 
 
 def test_families_come_from_a_column() -> None:
-    scheduler = scheduler_for_pool(config("scheduler.value=progress", "scheduler.labels_column=family"), pool())
+    scheduler = scheduler_for_pool(
+        config("scheduler.value=progress", "scheduler.labels_column=family"), pool()
+    )
     assert play(scheduler, 64) == 512
 
 

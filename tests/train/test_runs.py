@@ -31,11 +31,32 @@ def test_budget_is_spent_exactly_and_metrics_carry_the_known_names(uncut):
     assert last["budget/spent_rollouts"] == last["budget/total_rollouts"] == 384
     assert [m["step"] for m in steps] == [0, 1, 2, 3, 4, 5, 6]
     wanted = {
-        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio", "kl", "entropy",
-        "num_tokens", "step_time", "timing_s/rollout", "timing_s/learner", "perf/tokens_per_second", "cero/effective_group_rate",
-        "cero/price", "cero/slope_mean", "cero/posterior_mean", "cero/value_mean", "cero/rollouts_mean", "cero/proxy_rank_corr",
-        "budget/remaining_rollouts", "reward/timeout_rate", "reward/error_rate", "grad_norm", "learning_rate", "loss",
-    }  # fmt: skip
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "kl",
+        "entropy",
+        "num_tokens",
+        "step_time",
+        "timing_s/rollout",
+        "timing_s/learner",
+        "perf/tokens_per_second",
+        "cero/effective_group_rate",
+        "cero/price",
+        "cero/slope_mean",
+        "cero/posterior_mean",
+        "cero/value_mean",
+        "cero/rollouts_mean",
+        "cero/proxy_rank_corr",
+        "budget/remaining_rollouts",
+        "reward/timeout_rate",
+        "reward/error_rate",
+        "grad_norm",
+        "learning_rate",
+        "loss",
+    }
     assert wanted <= set(steps[1])
     assert all(m["mismatch/logp_abs_max"] < 1e-3 for m in steps[1:])
 
@@ -57,24 +78,47 @@ def test_cut_and_resumed_equals_uncut_bit_for_bit(out, uncut):
     for name in ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl"):
         a, b = ([repeatable(m) for m in lines(run / name)] for run in (uncut, resumed))
         assert a == b, name
-    assert (uncut / "export/model.safetensors").read_bytes() == (resumed / "export/model.safetensors").read_bytes()
+    assert (uncut / "export/model.safetensors").read_bytes() == (
+        resumed / "export/model.safetensors"
+    ).read_bytes()
 
 
 def test_one_rank_allocates_what_two_ranks_allocate(out, uncut):
     alone = launch(out, "alone", ranks=1)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert lines(uncut / "evidence.jsonl") == lines(out / "alone/evidence.jsonl")
-    for name in ("state.json", "arrays.safetensors"):  # the loop's and the scheduler's state know nothing of ranks
-        two, one = (max((run / "checkpoints").glob("step_*")) / name for run in (uncut, out / "alone"))
+    for name in (
+        "state.json",
+        "arrays.safetensors",
+    ):  # the loop's and the scheduler's state know nothing of ranks
+        two, one = (
+            max((run / "checkpoints").glob("step_*")) / name for run in (uncut, out / "alone")
+        )
         assert two.read_bytes() == one.read_bytes()
 
 
 def test_export_reproduces_the_evaluation(uncut):
-    settings = ["data.limit=120", "data.heldout_limit=24", "evaluation.final_samples_per_prompt=2", "evaluation.pass_k=[1,2]"]
-    line = ["python", "-m", "cero_rl", "evaluate", "--config", "recipes/quickstart_cpu.yaml", "--model", str(uncut / "export")]
+    settings = [
+        "data.limit=120",
+        "data.heldout_limit=24",
+        "evaluation.final_samples_per_prompt=2",
+        "evaluation.pass_k=[1,2]",
+    ]
+    line = [
+        "python",
+        "-m",
+        "cero_rl",
+        "evaluate",
+        "--config",
+        "recipes/quickstart_cpu.yaml",
+        "--model",
+        str(uncut / "export"),
+    ]
     for setting in settings:
         line += ["--set", setting]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True, timeout=120
+    )
     again = json.loads(done.stdout.splitlines()[-1])
     last = lines(uncut / "metrics.jsonl")[-1]
     assert again["eval/avg@2"] == pytest.approx(last["eval/avg@2"], abs=1e-7)
@@ -103,7 +147,9 @@ def test_damaged_checkpoints_are_refused_by_name(out, uncut):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{shard.name}: content differs" in done.stderr
     assert f"resumed from {older}" in done.stdout
-    assert (broken / "export/model.safetensors").read_bytes() == (uncut / "export/model.safetensors").read_bytes()
+    assert (broken / "export/model.safetensors").read_bytes() == (
+        uncut / "export/model.safetensors"
+    ).read_bytes()
     for manifest in (broken / "checkpoints").glob("step_*/MANIFEST.json"):
         manifest.write_text("{")
     done = launch(out, "broken", "--resume", "auto", ranks=1)
@@ -114,9 +160,14 @@ def test_damaged_checkpoints_are_refused_by_name(out, uncut):
 @pytest.mark.covers("Ctrl-C once")
 def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     process = subprocess.Popen(
-        command(out, "interrupted"), cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        command(out, "interrupted"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     metrics = out / "interrupted/metrics.jsonl"
     deadline = time.monotonic() + 90
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
@@ -130,15 +181,26 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     assert process.returncode != 0
     again = launch(out, "interrupted", "--resume", "auto")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert (out / "interrupted/export/model.safetensors").read_bytes() == (uncut / "export/model.safetensors").read_bytes()
+    assert (out / "interrupted/export/model.safetensors").read_bytes() == (
+        uncut / "export/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("settings", "code", "message"),
     [
         (["data.source=nowhere.jsonl"], 3, "nowhere.jsonl"),
-        (["model.path=recipes/assets/no_model"], 6, "no tokenizer could be loaded from 'recipes/assets/no_model'"),
-        pytest.param(["reward.function=nowhere.py:score"], 5, "nowhere.py", marks=pytest.mark.covers("unknown reward")),
+        (
+            ["model.path=recipes/assets/no_model"],
+            6,
+            "no tokenizer could be loaded from 'recipes/assets/no_model'",
+        ),
+        pytest.param(
+            ["reward.function=nowhere.py:score"],
+            5,
+            "nowhere.py",
+            marks=pytest.mark.covers("unknown reward"),
+        ),
         pytest.param(
             ["rollout.max_response_tokens=100"],
             2,
@@ -148,10 +210,21 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(out, settings, code, message):
-    line = ["python", "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", "--set", f"output_dir={out}", "--set", "name=bad"]
+    line = [
+        "python",
+        "recipes/train_cero.py",
+        "--config",
+        "recipes/quickstart_cpu.yaml",
+        "--set",
+        f"output_dir={out}",
+        "--set",
+        "name=bad",
+    ]
     for setting in settings:
         line += ["--set", setting]
-    done = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == code, done.stdout + done.stderr
     errors = [text for text in done.stderr.splitlines() if text.startswith("error")]
     assert len(errors) == 1, done.stderr

@@ -1,4 +1,5 @@
-"""The learner's step under real ZeRO-3 on 2 gloo ranks against plain torch on one process, sequence by sequence."""
+"""The learner's step under real ZeRO-3 on 2 gloo ranks against plain torch on one process, sequence
+by sequence."""
 
 from __future__ import annotations
 
@@ -19,19 +20,36 @@ from cero_rl.models.lora import add_adapter
 pytestmark = pytest.mark.slow
 
 
-def run_ranks(out: Path, case: str, world: int, overrides: list[str]) -> list[dict[str, np.ndarray]]:
+def run_ranks(
+    out: Path, case: str, world: int, overrides: list[str]
+) -> list[dict[str, np.ndarray]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     env = {
-        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "DS_ACCELERATOR": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     command = [sys.executable, str(ROOT / "tests/zero/zero3_driver.py"), str(out), case, *overrides]
     ranks = []
     for rank in range(world):
         own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(subprocess.Popen(command, env=own, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        ranks.append(
+            subprocess.Popen(
+                command,
+                env=own,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
     for rank in ranks:
         text, _ = rank.communicate(timeout=180)
         assert rank.returncode == 0, text
@@ -39,7 +57,8 @@ def run_ranks(out: Path, case: str, world: int, overrides: list[str]) -> list[di
 
 
 def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
-    """GRPO gradients of each pass with AdamW between them; one sequence a forward, nothing packed, nothing sharded."""
+    """GRPO gradients of each pass with AdamW between them; one sequence a forward, nothing packed,
+    nothing sharded."""
     from transformers import AutoModelForCausalLM
 
     config = settings(overrides)
@@ -48,7 +67,12 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
     if config.lora.rank:
         add_adapter(model, config)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.optimizer.learning_rate, betas=config.optimizer.betas, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        trained.values(),
+        lr=config.optimizer.learning_rate,
+        betas=config.optimizer.betas,
+        weight_decay=0.0,
+    )
     rollouts = []
     for group, rewards in zip(*make_groups()):
         known = [(c, float(r)) for c, r in zip(group.completions, rewards) if not np.isnan(r)]
@@ -56,7 +80,13 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
         std = values.std(ddof=1) if len(values) > 1 else 0.0
         for completion, reward in known:
             advantage = (reward - values.mean()) / (std + learner.advantage_eps) if std else 0.0
-            rollouts.append((torch.from_numpy(group.prompt_tokens), torch.from_numpy(completion.token_ids), advantage))
+            rollouts.append(
+                (
+                    torch.from_numpy(group.prompt_tokens),
+                    torch.from_numpy(completion.token_ids),
+                    advantage,
+                )
+            )
 
     def logps(prompt: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
         logits = model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
@@ -70,9 +100,14 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
         for (prompt, response, advantage), before in zip(rollouts, old):
             now = logps(prompt, response)
             ratio = torch.exp(now - before)
-            loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - learner.clip_low, 1 + learner.clip_high) * advantage)
+            loss = -torch.minimum(
+                ratio * advantage,
+                ratio.clamp(1 - learner.clip_low, 1 + learner.clip_high) * advantage,
+            )
             if learner.kl_coefficient:
-                loss = loss + learner.kl_coefficient * kl_estimate(now, before, learner.kl_estimator)
+                loss = loss + learner.kl_coefficient * kl_estimate(
+                    now, before, learner.kl_estimator
+                )
             (loss.mean() / len(rollouts)).backward()
         gradients.append({name: p.grad.numpy().copy() for name, p in trained.items()})
         torch.nn.utils.clip_grad_norm_(trained.values(), config.optimizer.max_grad_norm)
@@ -81,7 +116,9 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
 
 
 def relative_error(got: dict[str, np.ndarray], prefix: str, wanted: dict[str, np.ndarray]) -> float:
-    difference = sum(float(((got[prefix + name] - value) ** 2).sum()) for name, value in wanted.items())
+    difference = sum(
+        float(((got[prefix + name] - value) ** 2).sum()) for name, value in wanted.items()
+    )
     return (difference / sum(float((value**2).sum()) for value in wanted.values())) ** 0.5
 
 
@@ -91,17 +128,30 @@ def relative_error(got: dict[str, np.ndarray], prefix: str, wanted: dict[str, np
     [
         ("one_pass", []),
         ("micro_batches", ["learner.max_micro_batch_tokens=64"]),
-        # two passes at a large rate: ratios leave 1, some are clipped, and the KL term has a gradient
-        ("passes_kl", ["learner.updates_per_batch=2", "learner.kl_coefficient=0.1", "optimizer.learning_rate=1e-3"]),
+        # two passes at a large rate: ratios leave 1, some are clipped, and the KL term has a
+        # gradient
+        (
+            "passes_kl",
+            [
+                "learner.updates_per_batch=2",
+                "learner.kl_coefficient=0.1",
+                "optimizer.learning_rate=1e-3",
+            ],
+        ),
     ],
 )
 def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
     wanted = plain_gradients(overrides)
     ranks = run_ranks(tmp_path, case, 2, overrides)
     for index, gradient in enumerate(wanted):
-        # the first pass differs by rounding alone; Adam's first step turns roundings of tiny gradients into steps of full size
-        assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (1e-5 if index == 0 else 1e-2)
-    for name, value in ranks[0].items():  # every rank holds the same weights, gradients and numbers, bit for bit
+        # the first pass differs by rounding alone; Adam's first step turns roundings of tiny
+        # gradients into steps of full size
+        assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (
+            1e-5 if index == 0 else 1e-2
+        )
+    for name, value in ranks[
+        0
+    ].items():  # every rank holds the same weights, gradients and numbers, bit for bit
         if name.startswith("logp/"):  # of each rank's own tokens
             continue
         np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
@@ -117,13 +167,25 @@ def test_lora_trains_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
     wanted, ranks = plain_gradients(adapted), run_ranks(tmp_path, "lora", 2, adapted)
     assert all(".lora_" in name for name in wanted[0])
     for index, gradient in enumerate(wanted):
-        assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (1e-5 if index == 0 else 1e-2)
-    assert {name.split("/", 2)[2] for name in ranks[0] if name.startswith("gradient/0/")} == set(wanted[0])
+        assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (
+            1e-5 if index == 0 else 1e-2
+        )
+    assert {name.split("/", 2)[2] for name in ranks[0] if name.startswith("gradient/0/")} == set(
+        wanted[0]
+    )
     start = {name: p.numpy() for name, p in _start_weights()}
-    merged = {name.split("/", 2)[2]: value for name, value in ranks[0].items() if name.startswith("clean/weights/")}
+    merged = {
+        name.split("/", 2)[2]: value
+        for name, value in ranks[0].items()
+        if name.startswith("clean/weights/")
+    }
     assert merged.keys() == start.keys()
     changed = {name for name in start if not np.array_equal(start[name], merged[name])}
-    assert changed == {name for name in start if name.endswith(("q_proj.weight", "v_proj.weight", "down_proj.weight"))}
+    assert changed == {
+        name
+        for name in start
+        if name.endswith(("q_proj.weight", "v_proj.weight", "down_proj.weight"))
+    }
     own_copy = run_ranks(tmp_path, "full", 2, KL)
     for rank, other in zip(ranks, own_copy):
         np.testing.assert_array_equal(rank["logp/reference"], other["logp/reference"])
@@ -143,7 +205,9 @@ def test_a_bad_gradient_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_pa
         assert rank["clean/applied"]
         for name, value in start.items():
             np.testing.assert_array_equal(rank[f"poisoned/weights/{name}"], value, err_msg=name)
-            np.testing.assert_array_equal(rank[f"clean/weights/{name}"], clean[0][f"clean/weights/{name}"], err_msg=name)
+            np.testing.assert_array_equal(
+                rank[f"clean/weights/{name}"], clean[0][f"clean/weights/{name}"], err_msg=name
+            )
 
 
 def _start_weights():

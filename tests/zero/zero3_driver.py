@@ -1,6 +1,7 @@
-"""One rank of a learner's step under real ZeRO-3, on a fixed batch of ragged groups; saves what test_zero3.py compares.
+"""One rank of a learner's step under real ZeRO-3, on a fixed batch of ragged groups; saves what
+test_zero3.py compares.
 
-    RANK=0 WORLD_SIZE=2 ... python tests/zero/zero3_driver.py OUT_DIR CASE key=value ...
+RANK=0 WORLD_SIZE=2 ... python tests/zero/zero3_driver.py OUT_DIR CASE key=value ...
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,15 +31,25 @@ def make_groups() -> tuple[list[RolloutGroup], list[np.ndarray]]:
         completions = []
         for _ in range(size):
             length = int(rng.integers(1, 12))
-            completions.append(Completion(rng.integers(1, 21, length), np.full(length, -1.0, np.float32), "", "stop", 0))
-        groups.append(RolloutGroup(prompt_id, rng.integers(2, 21, int(rng.integers(3, 10))), tuple(completions)))
+            completions.append(
+                Completion(
+                    rng.integers(1, 21, length), np.full(length, -1.0, np.float32), "", "stop", 0
+                )
+            )
+        groups.append(
+            RolloutGroup(
+                prompt_id, rng.integers(2, 21, int(rng.integers(3, 10))), tuple(completions)
+            )
+        )
         rewards.append(rng.integers(0, 2, size).astype(np.float32))
     rewards[0][0], rewards[3][:] = np.nan, 1.0
     return groups, rewards
 
 
 def settings(overrides: list[str]):
-    return load_config(ROOT / "recipes/quickstart_cpu.yaml", ["optimizer.warmup_steps=0", *overrides])
+    return load_config(
+        ROOT / "recipes/quickstart_cpu.yaml", ["optimizer.warmup_steps=0", *overrides]
+    )
 
 
 def main() -> int:
@@ -54,26 +66,42 @@ def main() -> int:
     config = settings(overrides)
     group = launch.start(timeout_seconds=120)
     policy = Policy(config, group)
-    reference = build_reference(config, group, policy) if config.learner.kl_coefficient > 0 else None
+    reference = (
+        build_reference(config, group, policy) if config.learner.kl_coefficient > 0 else None
+    )
     groups, rewards = make_groups()
-    mine = np.flatnonzero(deal_groups(np.array(SIZES, dtype=np.float64), group.world_size) == group.rank)
+    mine = np.flatnonzero(
+        deal_groups(np.array(SIZES, dtype=np.float64), group.world_size) == group.rank
+    )
     batch = pack_rollouts([groups[i] for i in mine], [rewards[i] for i in mine])
-    stats = group_advantage(batch.rewards, batch.group_offsets, norm=config.learner.advantage, eps=config.learner.advantage_eps)
+    stats = group_advantage(
+        batch.rewards,
+        batch.group_offsets,
+        norm=config.learner.advantage,
+        eps=config.learner.advantage_eps,
+    )
     gradients: list[dict[str, np.ndarray]] = []
     step = policy.step
 
     def recording_step(rate: float):
-        gradients.append({name: safe_get_full_grad(p).float().numpy().copy() for name, p in policy.named_parameters()})
+        gradients.append(
+            {
+                name: safe_get_full_grad(p).float().numpy().copy()
+                for name, p in policy.named_parameters()
+            }
+        )
         return step(rate)
 
     policy.step = recording_step  # pyright: ignore[reportAttributeAccessIssue]
     saved: dict[str, np.ndarray] = {}
 
     def learn(label: str, advantages: torch.Tensor) -> None:
-        collected = SimpleNamespace(batch=batch, advantages=advantages, live=stats.live)
-        result = optimize(policy, reference, collected, config, group, 0)  # pyright: ignore[reportArgumentType]
+        collected: Any = SimpleNamespace(batch=batch, advantages=advantages, live=stats.live)
+        result = optimize(policy, reference, collected, config, group, 0)
         weights = full_state_dict(policy.weights(), keep=True)
-        saved.update({f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()})
+        saved.update(
+            {f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()}
+        )
         saved[f"{label}/applied"] = np.array(result.applied)
         saved[f"{label}/micro_batches"] = np.array(result.metrics["micro_batches"])
         saved[f"{label}/loss"] = np.array(result.metrics["loss"])
@@ -82,9 +110,16 @@ def main() -> int:
         """Of every response token of this rank, in the order of the step's plan."""
         found = []
         plan = build_step_plan(
-            batch, stats.adv, stats.live, config=config.learner, max_response_tokens=16, all_sum=group.all_sum, all_max=group.all_max,
-            head_chunk_tokens=512, device=group.device,
-        )  # fmt: skip
+            batch,
+            stats.adv,
+            stats.live,
+            config=config.learner,
+            max_response_tokens=16,
+            all_sum=group.all_sum,
+            all_max=group.all_max,
+            head_chunk_tokens=512,
+            device=group.device,
+        )
         policy.train(False)
         with torch.no_grad():
             for micro in plan.micro_batches:
@@ -100,7 +135,10 @@ def main() -> int:
         learn("poisoned", bad)
     learn("clean", stats.adv)
     if reference is not None:  # after the update, when policy and reference differ
-        saved["logp/reference"], saved["logp/policy"] = np.concatenate(logps(reference)), np.concatenate(logps(policy.engine))
+        saved["logp/reference"], saved["logp/policy"] = (
+            np.concatenate(logps(reference)),
+            np.concatenate(logps(policy.engine)),
+        )
     for index, gradient in enumerate(gradients):
         saved.update({f"gradient/{index}/{name}": value for name, value in gradient.items()})
     np.savez(out / f"{case}-{group.rank}.npz", **saved)

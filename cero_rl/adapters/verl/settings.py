@@ -16,7 +16,8 @@ from cero_rl.scheduler import Scheduler, SchedulerName, make_scheduler
 
 @dataclass(frozen=True, slots=True)
 class CeroSettings:
-    """Keys of the block; rounds is required. Sizes in rollouts. Raises ValueError for an unknown key or a missing `rounds`."""
+    """Keys of the block; rounds is required. Sizes in rollouts. Raises ValueError for an unknown
+    key or a missing `rounds`."""
 
     rounds: int
     scheduler: SchedulerName = "cero"
@@ -35,20 +36,30 @@ class CeroSettings:
         given = dict(block or {})
         unknown = sorted(set(given) - known)
         if unknown:
-            raise ValueError(f"cero.{unknown[0]}: is not a setting, wanted one of {', '.join(sorted(known))}")
+            raise ValueError(
+                f"cero.{unknown[0]}: is not a setting, wanted one of {', '.join(sorted(known))}"
+            )
         if not given.get("rounds"):
-            raise ValueError("cero.rounds: is missing; add +cero.rounds=N, the number of verl steps the budget is made for")
+            raise ValueError(
+                "cero.rounds: is missing; add +cero.rounds=N, the number of verl steps the "
+                "budget is made for"
+            )
         return cls(**given)
 
     def make_scheduler(self, num_prompts: int, train_batch_size: int, rollout_n: int) -> Scheduler:
-        """The scheduler for a pool of num_prompts. Raises ValueError for sizes that contradict each other."""
+        """The scheduler for a pool of num_prompts. Raises ValueError for sizes that contradict each
+        other."""
         capacity = train_batch_size * rollout_n
         return make_scheduler(
             self.scheduler,
             num_prompts=num_prompts,
             rounds=self.rounds,
-            budget_rollouts=self.rounds * capacity if self.budget_rollouts is None else self.budget_rollouts,
-            rollouts_per_unit=rollout_n if self.rollouts_per_unit is None else self.rollouts_per_unit,
+            budget_rollouts=self.rounds * capacity
+            if self.budget_rollouts is None
+            else self.budget_rollouts,
+            rollouts_per_unit=rollout_n
+            if self.rollouts_per_unit is None
+            else self.rollouts_per_unit,
             max_units_per_prompt=self.max_units_per_prompt,
             capacity_rollouts=capacity,
             saturation=self.saturation,

@@ -1,6 +1,8 @@
-"""`cero-rl doctor`: is this machine fit to train? One line a check as soon as it is known, with the remedy; exit 6 if something is bad.
+"""`cero-rl doctor`: is this machine fit to train? One line a check as soon as it is known, with the
+remedy; exit 6 if something is bad.
 
-`machine` looks at what is there, `drills` tries what a run depends on: a collective on 2 ranks, a reward that hangs, a weight sync.
+`machine` looks at what is there, `drills` tries what a run depends on: a collective on 2 ranks, a
+reward that hangs, a weight sync.
 """
 
 from __future__ import annotations
@@ -22,9 +24,20 @@ _COLOURS = {"ok": "32", "note": "33", "bad": "31"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="look only; leave out the drills (2-rank collective, hanging reward, sync)")
-    parser.add_argument("--json", action="store_true", help="one JSON object at the end instead of lines")
-    parser.add_argument("--output-dir", default="runs", metavar="DIR", help="where runs will be written; tried with a file (default: runs)")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="look only; leave out the drills (2-rank collective, hanging reward, sync)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object at the end instead of lines"
+    )
+    parser.add_argument(
+        "--output-dir",
+        default="runs",
+        metavar="DIR",
+        help="where runs will be written; tried with a file (default: runs)",
+    )
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
@@ -40,9 +53,15 @@ def _findings(output_dir: Path, *, quick: bool, debug: bool) -> Iterator[Finding
     for check in _checks(output_dir, quick=quick):
         try:
             yield from check()
-        except Exception as error:  # a check that cannot be made is a finding, and the others still count
+        except (
+            Exception
+        ) as error:  # a check that cannot be made is a finding, and the others still count
             first = (str(error).strip().splitlines() or [""])[0]
-            yield Finding("bad", "doctor", f"a check failed itself ({type(error).__name__}: {first}); --debug shows where")
+            yield Finding(
+                "bad",
+                "doctor",
+                f"a check failed itself ({type(error).__name__}: {first}); --debug shows where",
+            )
             if debug:
                 raise
 
@@ -50,7 +69,9 @@ def _findings(output_dir: Path, *, quick: bool, debug: bool) -> Iterator[Finding
 def run(arguments: argparse.Namespace) -> int:
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     found: list[Finding] = []
-    for finding in _findings(Path(arguments.output_dir), quick=arguments.quick, debug=arguments.debug):
+    for finding in _findings(
+        Path(arguments.output_dir), quick=arguments.quick, debug=arguments.debug
+    ):
         found.append(finding)
         if not arguments.json:
             status = f"{finding.status:<5}"
@@ -58,7 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{shown} {finding.name:<15} {finding.text}", flush=True)
     bad = list(dict.fromkeys(f.name for f in found if f.status == "bad"))
     if arguments.json:
-        print(json.dumps({"fit": not bad, "findings": [{"status": f.status, "name": f.name, "text": f.text} for f in found]}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "fit": not bad,
+                    "findings": [
+                        {"status": f.status, "name": f.name, "text": f.text} for f in found
+                    ],
+                },
+                indent=1,
+            )
+        )
     if bad:
-        raise EngineError(f"doctor: {', '.join(bad)} not as a run needs it; the lines marked bad say what to do")
+        raise EngineError(
+            f"doctor: {', '.join(bad)} not as a run needs it; the lines marked bad say what to do"
+        )
     return 0

@@ -49,8 +49,13 @@ def packages() -> Iterator[Finding]:
 
 def python() -> Iterator[Finding]:
     fit = tuple(map(int, platform.python_version_tuple()[:2])) >= (3, 11)
-    text = f"{platform.python_version()}, {os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
-    yield Finding("ok" if fit else "bad", "python", text if fit else f"{text}; cero_rl needs 3.11 or later")
+    text = (
+        f"{platform.python_version()}, {os.cpu_count()} CPU cores, {platform.system()} "
+        f"{platform.machine()}"
+    )
+    yield Finding(
+        "ok" if fit else "bad", "python", text if fit else f"{text}; cero_rl needs 3.11 or later"
+    )
 
 
 def devices() -> Iterator[Finding]:
@@ -61,19 +66,33 @@ def devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             seen = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
-            memory, cuda = f"{total / 2**30:.0f} GiB ({free / 2**30:.0f} free)", f"CUDA {torch.version.cuda}"
+            memory, cuda = (
+                f"{total / 2**30:.0f} GiB ({free / 2**30:.0f} free)",
+                f"CUDA {torch.version.cuda}",
+            )
             text = f"{seen.name}, {memory}, {cuda}, capability {seen.major}.{seen.minor}"
             busy = free < 0.8 * total
-            yield Finding("note" if busy else "ok", f"gpu {index}", text + "; another process holds memory" * busy)
+            yield Finding(
+                "note" if busy else "ok",
+                f"gpu {index}",
+                text + "; another process holds memory" * busy,
+            )
     elif driver:
-        text = f"driver {driver.splitlines()[0]} is there, but torch {torch.__version__} sees no GPU; install a torch for CUDA"
+        text = (
+            f"driver {driver.splitlines()[0]} is there, but torch {torch.__version__} sees no "
+            "GPU; install a torch for CUDA"
+        )
         yield Finding("bad", "gpu", text)
     else:
         yield Finding("note", "gpu", "none; training runs on the CPU with gloo")
     if driver:
         yield Finding("ok", "driver", driver.splitlines()[0])
     release = re.search(r"release ([\d.]+)", output_of("nvcc", "--version") or "")
-    yield Finding("ok", "nvcc", release[1]) if release else Finding("note", "nvcc", "not found; the CUDA kernel is not built")
+    yield (
+        Finding("ok", "nvcc", release[1])
+        if release
+        else Finding("note", "nvcc", "not found; the CUDA kernel is not built")
+    )
 
 
 def native() -> Iterator[Finding]:
@@ -93,15 +112,26 @@ def native() -> Iterator[Finding]:
 def limits() -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     status = "ok" if soft >= 4096 else "note" if soft >= 256 else "bad"
-    yield Finding(status, "open files", f"ulimit -n {soft}" + (f"; raise it to 4096 or more (hard limit {hard})" if status != "ok" else ""))
+    yield Finding(
+        status,
+        "open files",
+        f"ulimit -n {soft}"
+        + (f"; raise it to 4096 or more (hard limit {hard})" if status != "ok" else ""),
+    )
     shm = Path("/dev/shm")
     if not shm.is_dir():
-        yield Finding("note", "shared memory", "no /dev/shm; vLLM and NCCL use it (docker: --shm-size=8g)")
+        yield Finding(
+            "note", "shared memory", "no /dev/shm; vLLM and NCCL use it (docker: --shm-size=8g)"
+        )
         return
     usage = shutil.disk_usage(shm)
     text = f"/dev/shm {usage.total / 2**30:.1f} GiB, {usage.free / 2**30:.1f} free"
     fit = usage.free >= 2**30
-    yield Finding("ok" if fit else "note", "shared memory", text if fit else f"{text}; vLLM and NCCL want more (docker: --shm-size=8g)")
+    yield Finding(
+        "ok" if fit else "note",
+        "shared memory",
+        text if fit else f"{text}; vLLM and NCCL want more (docker: --shm-size=8g)",
+    )
 
 
 def disk(output_dir: Path) -> Iterator[Finding]:
@@ -120,13 +150,24 @@ def disk(output_dir: Path) -> Iterator[Finding]:
         finally:
             os.close(handle)
     except OSError as error:
-        text = f"{place}: a file of {_PROBE_BYTES >> 20} MiB cannot be written ({error.strerror}); give output_dir"
-        yield Finding("bad", "output_dir", f"{text} (here --output-dir) a place with room, where you may write")
+        text = (
+            f"{place}: a file of {_PROBE_BYTES >> 20} MiB cannot be written ({error.strerror}); "
+            "give output_dir"
+        )
+        yield Finding(
+            "bad",
+            "output_dir",
+            f"{text} (here --output-dir) a place with room, where you may write",
+        )
         return
     free, speed = shutil.disk_usage(place).free / 2**30, _PROBE_BYTES / 2**20 / seconds
     roomy = free > _LEAST_FREE_GIB
     text = f"{place}: {free:.0f} GiB free, fsync'ed writes at {speed:.0f} MiB/s"
-    yield Finding("ok" if roomy else "note", "output_dir", text if roomy else f"{text}; checkpoints may need more (checkpoint.keep_last)")
+    yield Finding(
+        "ok" if roomy else "note",
+        "output_dir",
+        text if roomy else f"{text}; checkpoints may need more (checkpoint.keep_last)",
+    )
 
 
 def port() -> Iterator[Finding]:
@@ -142,8 +183,15 @@ def port() -> Iterator[Finding]:
             probe.bind(("127.0.0.1", number))
             probe.listen()
     except (OSError, OverflowError) as error:
-        status, why = "bad" if given is not None else "note", error.strerror if isinstance(error, OSError) else str(error)
-        yield Finding(status, "port", f"{where} cannot be used ({why}); choose another with --master_port or MASTER_PORT")
+        status, why = (
+            "bad" if given is not None else "note",
+            error.strerror if isinstance(error, OSError) else str(error),
+        )
+        yield Finding(
+            status,
+            "port",
+            f"{where} cannot be used ({why}); choose another with --master_port or MASTER_PORT",
+        )
         return
     yield Finding("ok", "port", f"{where} is free")
 
@@ -153,6 +201,8 @@ def slurm() -> Iterator[Finding]:
     if version:
         yield Finding("ok", "slurm", version)
     elif shutil.which("sbatch"):
-        yield Finding("note", "slurm", "sbatch is here but does not answer; is slurm.conf in place?")
+        yield Finding(
+            "note", "slurm", "sbatch is here but does not answer; is slurm.conf in place?"
+        )
     else:
         yield Finding("note", "slurm", "no sbatch here (needed on a cluster alone)")

@@ -1,4 +1,5 @@
-"""One rank of a drill: `python -m cero_rl.commands.doctor.peer collective | sync MODEL ENGINE`. Answers with a JSON object, its last line.
+"""One rank of a drill: `python -m cero_rl.commands.doctor.peer collective | sync MODEL ENGINE`.
+Answers with a JSON object, its last line.
 
 What goes wrong ends the process with one line on stderr and exit status 6.
 """
@@ -22,7 +23,8 @@ _REPEATS = 5
 
 
 def collective() -> dict[str, Any]:
-    """Sums of floats and counts and an exchange of texts, through the calls the loop uses; then the speed of a larger sum."""
+    """Sums of floats and counts and an exchange of texts, through the calls the loop uses; then the
+    speed of a larger sum."""
     import torch
     import torch.distributed as dist
 
@@ -41,7 +43,9 @@ def collective() -> dict[str, Any]:
     counts = group.sum_counts(np.array([2**53 + rank, rank], dtype=np.int64))
     if counts.tolist() != [2**54 + 1, 1]:
         wrong = wrong or f"a sum of large counts came out as {counts.tolist()}"
-    if (texts := group.gather_json({"rank": rank, "text": "x" * rank})) != [{"rank": r, "text": "x" * r} for r in range(2)]:
+    if (texts := group.gather_json({"rank": rank, "text": "x" * rank})) != [
+        {"rank": r, "text": "x" * r} for r in range(2)
+    ]:
         wrong = wrong or f"an exchange of texts came out as {texts}"
     load = torch.ones(_MIB * 2**18, device=device)
     group.barrier()
@@ -57,7 +61,8 @@ def collective() -> dict[str, Any]:
 
 
 def sync(model: str, engine_name: str) -> dict[str, Any]:
-    """Noise into the sampler, then the learner's weights; the gap between the two before and after."""
+    """Noise into the sampler, then the learner's weights; the gap between the two before and
+    after."""
     import torch
 
     from cero_rl.config.io import build_config
@@ -69,12 +74,18 @@ def sync(model: str, engine_name: str) -> dict[str, Any]:
     from cero_rl.zero.policy import Policy
 
     settings = {
-        "name": "doctor", "model": {"path": model, "dtype": "float32"}, "data": {"source": "none", "max_prompt_tokens": 24},
-        "rollout": {"engine": engine_name, "max_response_tokens": 12}, "scheduler": {"rounds": 1}, "budget": {"total_rollouts": 8},
-    }  # fmt: skip
+        "name": "doctor",
+        "model": {"path": model, "dtype": "float32"},
+        "data": {"source": "none", "max_prompt_tokens": 24},
+        "rollout": {"engine": engine_name, "max_response_tokens": 12},
+        "scheduler": {"rounds": 1},
+        "budget": {"total_rollouts": 8},
+    }
     group = launch.start(120.0)
     tight = build_config(settings, "doctor")
-    open_bound = build_config({**settings, "rollout": {**settings["rollout"], "parity_bound": 1e9}}, "doctor")
+    open_bound = build_config(
+        {**settings, "rollout": {**settings["rollout"], "parity_bound": 1e9}}, "doctor"
+    )
     tokenizer = load_tokenizer(model)
     policy, engine = Policy(tight, group), build_rollout_engine(tight, tokenizer, group)
     prompts = [np.array(tokenizer.encode(text), dtype=np.int64) for text in ("12", "3456")]
@@ -84,17 +95,23 @@ def sync(model: str, engine_name: str) -> dict[str, Any]:
         """The sampler, given noise in place of the weights it is told to load."""
 
         def load_weights(self, weights: Any, version: int) -> None:
-            noise = ((name, torch.randn(w.shape, generator=generator).to(w) * 0.1) for name, w in full_weights(policy.sampled_weights()))
+            noise = (
+                (name, torch.randn(w.shape, generator=generator).to(w) * 0.1)
+                for name, w in full_weights(policy.sampled_weights())
+            )
             for _ in weights:  # a collective that must be worked through
                 pass
             engine.load_weights(noise, version)
 
         generate = engine.generate
 
-    before = WeightSync(policy, Noisy(), prompts, open_bound, group).push(1)["parity/gap"]  # type: ignore[arg-type]
+    noisy: Any = Noisy()
+    before = WeightSync(policy, noisy, prompts, open_bound, group).push(1)["parity/gap"]
     after = WeightSync(policy, engine, prompts, tight, group).push(2)["parity/gap"]
     if not before > 10 * tight.parity_bound:
-        raise EngineError(f"the probe does not tell noise from the learner's weights (gap {before:.3g})")
+        raise EngineError(
+            f"the probe does not tell noise from the learner's weights (gap {before:.3g})"
+        )
     launch.stop()
     return {"gap_before": before, "gap_after": after}
 

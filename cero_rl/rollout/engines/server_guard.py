@@ -1,8 +1,10 @@
-"""In front of vLLM's server, inside its process: who may ask, for what, and with which weights an answer was made.
+"""In front of vLLM's server, inside its process: who may ask, for what, and with which weights an
+answer was made.
 
-vLLM's own key guards /v1 alone, and what a weight sync needs (its development endpoints) would be open to everyone who reaches the port.
-So every path but /health wants the key, a short list of paths and worker methods is all there is, and each answer is stamped with the
-weights it was sampled with. A request that names other weights is refused (409), so that old ones cannot answer unnoticed.
+vLLM's own key guards /v1 alone, and what a weight sync needs (its development endpoints) would be
+open to everyone who reaches the port. So every path but /health wants the key, a short list of
+paths and worker methods is all there is, and each answer is stamped with the weights it was sampled
+with. A request that names other weights is refused (409), so that old ones cannot answer unnoticed.
 `--middleware cero_rl.rollout.engines.server_guard.Guard` puts it there; it is the outermost.
 """
 
@@ -23,8 +25,12 @@ WEIGHTS_HEADER = "x-cero-weights"
 LOAD = "load_weight_files"
 STATE = "weights_state"
 _ALLOWED = {
-    ("POST", "/v1/completions"), ("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/collective_rpc"), ("POST", "/reset_prefix_cache"),
-}  # fmt: skip
+    ("POST", "/v1/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/metrics"),
+    ("POST", "/collective_rpc"),
+    ("POST", "/reset_prefix_cache"),
+}
 _MOST_CALL_BYTES = 2**16
 
 
@@ -35,7 +41,9 @@ class Guard:
             raise ValueError("VLLM_API_KEY is not set; start the server with cero-rl serve")
         self._app = app
         self._wanted = f"Bearer {key}".encode()
-        self._label = ""  # of the weights that the workers hold, by their own word; empty while that is none, or new ones are coming
+        # of the weights that the workers hold, by their own word; empty while that is none, or new
+        # ones are coming
+        self._label = ""
         self._loading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,19 +65,28 @@ class Guard:
     async def _sample(self, scope: Scope, receive: Receive, send: Send) -> None:
         wanted, before = _header(scope, WEIGHTS_HEADER.encode()).decode("latin-1"), self._label
         if wanted and wanted != before:
-            await _refuse(send, 409, f"the weights here are {before or 'not loaded'}, asked for {wanted}")
+            await _refuse(
+                send, 409, f"the weights here are {before or 'not loaded'}, asked for {wanted}"
+            )
             return
 
         async def stamped(message: Message) -> None:
             if message["type"] == "http.response.start":
                 stamp = before if self._label == before else "mixed"
-                message = {**message, "headers": [*message.get("headers", []), (WEIGHTS_HEADER.encode(), stamp.encode())]}
+                message = {
+                    **message,
+                    "headers": [
+                        *message.get("headers", []),
+                        (WEIGHTS_HEADER.encode(), stamp.encode()),
+                    ],
+                }
             await send(message)
 
         await self._app(scope, receive, stamped)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A method of the workers. The stamp is what they say they hold; it is none from the moment a load is asked for until then."""
+        """A method of the workers. The stamp is what they say they hold; it is none from the moment
+        a load is asked for until then."""
         body = b""
         while True:
             message = await receive()

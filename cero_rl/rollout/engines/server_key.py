@@ -1,6 +1,8 @@
-"""The key between a run and its rollout server: made once, kept in a file that only its owner reads, never printed.
+"""The key between a run and its rollout server: made once, kept in a file that only its owner
+reads, never printed.
 
-The variable CERO_SERVER_KEY stands before the file, for clusters that hand secrets over in the environment.
+The variable CERO_SERVER_KEY stands before the file, for clusters that hand secrets over in the
+environment.
 """
 
 from __future__ import annotations
@@ -26,7 +28,10 @@ def make_key(path: Path) -> str:
         except FileExistsError:  # another server was faster
             return read_key(path)
         except OSError as error:
-            raise ConfigError(f"rollout.server.key_file: {path} cannot be written ({error.strerror}); name another place") from None
+            raise ConfigError(
+                f"rollout.server.key_file: {path} cannot be written ({error.strerror}); "
+                "name another place"
+            ) from None
         with os.fdopen(descriptor, "w", encoding="ascii") as out:
             out.write(secrets.token_urlsafe(32) + "\n")
     return read_key(path)
@@ -41,11 +46,19 @@ def read_key(path: Path) -> str:
             mode = path.stat().st_mode
             key = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where} cannot be read ({_reason(error)}); start the server first: cero-rl serve --config FILE") from None
+            raise ConfigError(
+                f"{where} cannot be read ({_reason(error)}); start the server first: "
+                "cero-rl serve --config FILE"
+            ) from None
         if mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f"{where} can be read by others (mode {stat.S_IMODE(mode):04o}); chmod 600 it, or delete it for a new one")
+            raise ConfigError(
+                f"{where} can be read by others (mode {stat.S_IMODE(mode):04o}); chmod 600 "
+                "it, or delete it for a new one"
+            )
     if not _KEY.fullmatch(key):
-        raise ConfigError(f"{where} holds no key; wanted 16 to 512 letters, digits or ._~+/=- in one line")
+        raise ConfigError(
+            f"{where} holds no key; wanted 16 to 512 letters, digits or ._~+/=- in one line"
+        )
     return key
 
 

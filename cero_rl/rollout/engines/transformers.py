@@ -1,7 +1,9 @@
-"""Rollouts with plain transformers on a full weight copy per rank: the engine where there is no vLLM.
+"""Rollouts with plain transformers on a full weight copy per rank: the engine where there is no
+vLLM.
 
-Prompts are prefilled once a group and their key-value cache is repeated for the group's rollouts; sequences that ended leave
-the batch. Generation under ZeRO-3 hooks would gather every layer for every token, so the copy is synchronised once a step.
+Prompts are prefilled once a group and their key-value cache is repeated for the group's rollouts;
+sequences that ended leave the batch. Generation under ZeRO-3 hooks would gather every layer for
+every token, so the copy is synchronised once a step.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from cero_rl.types import Completion, RolloutGroup
 
 
 class TransformersEngine:
-    """See RolloutEngine. `model` is this rank's own full copy; `load_weights` brings those of its parameters that require gradients: all,
-    or a LoRA adapter's."""
+    """See RolloutEngine. `model` is this rank's own full copy; `load_weights` brings those of its
+    parameters that require gradients: all, or a LoRA adapter's."""
 
     def __init__(
         self,
@@ -54,28 +56,43 @@ class TransformersEngine:
                 continue
             own.pop(name).copy_(tensor)
         if unknown is not None:
-            raise EngineError(f"weight sync: the rollout model has no parameter {unknown!r}; it differs from the learner's")
+            raise EngineError(
+                f"weight sync: the rollout model has no parameter {unknown!r}; it differs "
+                "from the learner's"
+            )
         if own:
-            raise EngineError(f"weight sync: {len(own)} parameters were never sent, first {next(iter(own))!r}")
+            raise EngineError(
+                f"weight sync: {len(own)} parameters were never sent, first {next(iter(own))!r}"
+            )
         self.version = version
 
     def sleep(self) -> None:
         """Nothing: the copy stays where it is."""
 
     def generate(
-        self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float, max_tokens: int | None = None
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        stream: int,
+        temperature: float,
+        max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
         limit = min(max_tokens or self._max_response, self._max_response)
-        completions: list[list[Completion | None]] = [[None] * request.rollouts for request in requests]
+        completions: list[list[Completion | None]] = [
+            [None] * request.rollouts for request in requests
+        ]
         for batch in self._batches(requests):
             self._generate_batch(requests, batch, stream, temperature, limit, completions)
         return [
-            RolloutGroup(request.prompt_id, request.prompt_tokens, tuple(c for c in done if c is not None))
+            RolloutGroup(
+                request.prompt_id, request.prompt_tokens, tuple(c for c in done if c is not None)
+            )
             for request, done in zip(requests, completions)
         ]
 
     def _batches(self, requests: Sequence[RolloutRequest]) -> Iterator[list[tuple[int, int, int]]]:
-        """Spans (request, first, last) of similar prompt length whose tokens fit the budget; a large group may span two batches."""
+        """Spans (request, first, last) of similar prompt length whose tokens fit the budget; a
+        large group may span two batches."""
         order = sorted(range(len(requests)), key=lambda i: (len(requests[i].prompt_tokens), i))
         batch: list[tuple[int, int, int]] = []
         rows = 0
@@ -98,7 +115,8 @@ class TransformersEngine:
             yield batch
 
     def _prefill(self, prompts: Sequence[np.ndarray]) -> tuple[Any, Tensor, Tensor]:
-        """(cache, attention mask [G, m], logits f32[G, V] after the last prompt token); prompts are padded on the left."""
+        """(cache, attention mask [G, m], logits f32[G, V] after the last prompt token); prompts are
+        padded on the left."""
         device, longest = self._model.device, max(len(p) for p in prompts)
         tokens = torch.full((len(prompts), longest), self._pad)
         mask = torch.zeros((len(prompts), longest), dtype=torch.int64)
@@ -107,7 +125,9 @@ class TransformersEngine:
             mask[row, longest - len(prompt) :] = 1
         tokens, mask = tokens.to(device), mask.to(device)
         positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-        out = self._model(tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
+        out = self._model(
+            tokens, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1
+        )
         return out.past_key_values, mask, out.logits[:, -1]
 
     @torch.inference_mode()
@@ -137,7 +157,9 @@ class TransformersEngine:
         logps = torch.zeros((len(owner), limit), device=device)
         lengths = torch.zeros(len(owner), dtype=torch.int64, device=device)
         stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
-        rows = torch.arange(len(owner), device=device)  # which rollout each live row of the batch is
+        rows = torch.arange(
+            len(owner), device=device
+        )  # which rollout each live row of the batch is
 
         for position in range(limit):
             u = torch.from_numpy(uniforms(keys[rows.cpu().numpy()], position)).to(device)
@@ -155,7 +177,13 @@ class TransformersEngine:
                 rows, mask, token = rows[kept], mask[kept], token[kept]
             next_position = mask.sum(-1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
-            out = self._model(token[:, None], attention_mask=mask, position_ids=next_position, past_key_values=cache, use_cache=True)
+            out = self._model(
+                token[:, None],
+                attention_mask=mask,
+                position_ids=next_position,
+                past_key_values=cache,
+                use_cache=True,
+            )
             logits = out.logits[:, -1]
 
         all_tokens, all_logps = tokens.cpu().numpy(), logps.cpu().numpy()
@@ -172,8 +200,13 @@ class TransformersEngine:
 
 
 def _sample(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling: (token i64[B], its log-probability f32[B]) from logits [B, V] and uniforms f64[B]."""
+    """Inverse-CDF sampling: (token i64[B], its log-probability f32[B]) from logits [B, V] and
+    uniforms f64[B]."""
     logp = torch.log_softmax(logits.float() / temperature, dim=-1)
     cdf = logp.double().exp_().cumsum(-1)
-    token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True).squeeze(1).clamp_(max=logits.shape[-1] - 1)
+    token = (
+        torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)
+        .squeeze(1)
+        .clamp_(max=logits.shape[-1] - 1)
+    )
     return token, logp.gather(-1, token[:, None]).squeeze(1)

@@ -1,4 +1,5 @@
-"""What vLLM is started with, in the process of a rank and as a server: one list, so that both sample the same. Does not import vllm."""
+"""What vLLM is started with, in the process of a rank and as a server: one list, so that both
+sample the same. Does not import vllm."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ from typing import Any
 from cero_rl.config.lora import LoraConfig
 
 _MOST_SEQUENCES = 512
-_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM 0.32 has room for; a smaller adapter fits into a larger one
+_LORA_RANKS = (
+    1,
+    8,
+    16,
+    32,
+    64,
+    128,
+    256,
+    320,
+    512,
+)  # that vLLM 0.32 has room for; a smaller adapter fits into a larger one
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
     "VLLM_NO_USAGE_STATS": "1",
@@ -44,25 +55,34 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
     """Keyword arguments of vllm.LLM; with dashes they are the server's options."""
     kv_bytes = settings.kv_cache_memory_bytes
     if kv_bytes is None and not on_gpu:
-        kv_bytes = 2**29  # a share of all memory, vLLM's own default, would be asked for once a rank
-    # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded generator cannot: its engine dies.
+        kv_bytes = (
+            2**29
+        )  # a share of all memory, vLLM's own default, would be asked for once a rank
+    # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded
+    # generator cannot: its engine dies.
     whole_prompts: dict[str, Any] = {} if on_gpu else {"enable_chunked_prefill": False}
     rank = lora_room(settings.lora)
-    lora: dict[str, Any] = {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}
+    lora: dict[str, Any] = (
+        {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank} if rank else {}
+    )
     return {
         **whole_prompts,
         **lora,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_tokens,
-        "max_num_seqs": min(max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES),
+        "max_num_seqs": min(
+            max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES
+        ),
         "gpu_memory_utilization": settings.gpu_memory_fraction,
         "kv_cache_memory_bytes": kv_bytes,
         "tensor_parallel_size": settings.tensor_parallel,
         "enforce_eager": not on_gpu,
         "enable_prefix_caching": True,
-        # The distribution that is sampled from, temperature included: what the learner computes. Raw ones would leave it out.
+        # The distribution that is sampled from, temperature included: what the learner computes.
+        # Raw ones would leave it out.
         "logprobs_mode": "processed_logprobs",
-        "generation_config": "vllm",  # a checkpoint's own top_p, top_k or repetition penalty must not reach the sampler
+        # a checkpoint's own top_p, top_k or repetition penalty must not reach the sampler
+        "generation_config": "vllm",
         "skip_tokenizer_init": True,
         "worker_extension_cls": "cero_rl.rollout.engines.vllm_worker.WorkerExtension",
         "seed": settings.seed,

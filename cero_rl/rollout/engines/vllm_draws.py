@@ -1,4 +1,5 @@
-"""What a vLLM draw is, in this process or in a server: its seed, and the record made of an answer. Imports neither vllm nor torch."""
+"""What a vLLM draw is, in this process or in a server: its seed, and the record made of an answer.
+Imports neither vllm nor torch."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ LOWEST_LOGP = -9999.0  # what vLLM's server writes for minus infinity
 
 
 def draw_seed(seed: int, stream: int, stream_key: int, first_draw: int) -> int:
-    """The seed of a request. vLLM gives its completion i seed + i, so draw d of a prompt has one seed in whatever wave it comes."""
-    base = draw_keys(seed, stream, np.array([stream_key], dtype=np.uint64), np.zeros(1, dtype=np.int64))[0]
+    """The seed of a request. vLLM gives its completion i seed + i, so draw d of a prompt has one
+    seed in whatever wave it comes."""
+    base = draw_keys(
+        seed, stream, np.array([stream_key], dtype=np.uint64), np.zeros(1, dtype=np.int64)
+    )[0]
     return int(base & _SEED_BITS) + first_draw
 
 
@@ -30,8 +34,15 @@ def make_completion(
     decode: Callable[[Sequence[int]], str],
     version: int,
 ) -> Completion:
-    """`finish_reason` is one of FINISHED; a draw that was aborted has another. Raises EngineError for a log-probability not finite."""
-    ids, values = np.array(token_ids, dtype=np.int64), np.array(logps, dtype=np.float32)  # None becomes nan
+    """`finish_reason` is one of FINISHED; a draw that was aborted has another. Raises EngineError
+    for a log-probability not finite."""
+    ids, values = (
+        np.array(token_ids, dtype=np.int64),
+        np.array(logps, dtype=np.float32),
+    )  # None becomes nan
     if not np.isfinite(values).all() or bool((values <= LOWEST_LOGP).any()):
-        raise EngineError(f"vllm: log-probabilities of prompt {prompt_id} are not finite; the weights it holds are broken")
+        raise EngineError(
+            f"vllm: log-probabilities of prompt {prompt_id} are not finite; the weights it "
+            "holds are broken"
+        )
     return Completion(ids, values, decode(ids.tolist()), FINISHED[finish_reason], version)

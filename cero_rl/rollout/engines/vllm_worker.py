@@ -1,8 +1,10 @@
-"""What runs inside vLLM's worker: mixed into its worker class by name, reached through collective_rpc. Knows nothing of the engine.
+"""What runs inside vLLM's worker: mixed into its worker class by name, reached through
+collective_rpc. Knows nothing of the engine.
 
-vLLM 0.32 copies weights into the existing parameters, so a tied lm_head sees them; but on a CPU every linear layer multiplies with a
-packed copy made when it was loaded, and a tied head, for which no weight of its own arrives, keeps the old copy. Its log-probabilities
-are then those of the old head, without a word. `finish_reload` packs it again.
+vLLM 0.32 copies weights into the existing parameters, so a tied lm_head sees them; but on a CPU
+every linear layer multiplies with a packed copy made when it was loaded, and a tied head, for which
+no weight of its own arrives, keeps the old copy. Its log-probabilities are then those of the old
+head, without a word. `finish_reload` packs it again.
 """
 
 from __future__ import annotations
@@ -27,26 +29,36 @@ class WorkerExtension:
     cero_label = ""  # of the weights that load_weight_files brought
 
     def finish_reload(self) -> int:
-        """Pack again what reload_weights left stale; call after it, on CPUs. Returns how many heads were packed."""
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # pyright: ignore[reportMissingImports]
+        """Pack again what reload_weights left stale; call after it, on CPUs. Returns how many heads
+        were packed."""
+        from vllm.model_executor.layers import (  # pyright: ignore[reportMissingImports]
+            vocab_parallel_embedding,
+        )
 
-        heads = [m for m in self.model_runner.get_model().modules() if isinstance(m, ParallelLMHead)]
+        heads = [
+            m
+            for m in self.model_runner.get_model().modules()
+            if isinstance(m, vocab_parallel_embedding.ParallelLMHead)
+        ]
         with torch.no_grad():
             for head in heads:
                 head.quant_method.process_weights_after_loading(head)
         return len(heads)
 
-    # --- in a server: weights come as files, and every answer must be traceable to them ------------------------------------
+    # --- in a server: weights come as files, and every answer must be traceable to them
 
     def load_weight_files(self, label: str) -> dict[str, Any]:
-        """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or damaged file is refused untouched."""
+        """Take over the weights that ROOT/LABEL holds, unless they are here already; a torn or
+        damaged file is refused untouched."""
         if label != self.cero_label:
             files = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
             self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
             if files.is_adapter:
                 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-                (number,) = self.list_loras()  # that of the start adapter, whose place this one takes
+                (number,) = (
+                    self.list_loras()
+                )  # that of the start adapter, whose place this one takes
                 self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
             else:
                 self.reload_weights(weights_iterator=read_weights(files.shards))

@@ -1,7 +1,9 @@
-"""Weights handed to a rollout server through files: one directory a version, written whole or not at all, checked before it is read.
+"""Weights handed to a rollout server through files: one directory a version, written whole or not
+at all, checked before it is read.
 
-Layout: ROOT/LABEL/shard-00000.safetensors ... (or the two files of a LoRA adapter) and manifest.json with size and sha256 of each. A
-label is made anew for every push, so that no two sets of weights share one. The writer holds at most one shard in memory.
+Layout: ROOT/LABEL/shard-00000.safetensors ... (or the two files of a LoRA adapter) and
+manifest.json with size and sha256 of each. A label is made anew for every push, so that no two sets
+of weights share one. The writer holds at most one shard in memory.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ from torch import Tensor
 from cero_rl.config.lora import LoraConfig
 from cero_rl.errors import EngineError
 from cero_rl.files.durable import describe_file, fsync, sha256
-from cero_rl.files.lora_adapter import CONFIG_FILE, WEIGHTS_FILE, adapter_config, stored_name, write_adapter
+from cero_rl.files.lora_adapter import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    adapter_config,
+    stored_name,
+    write_adapter,
+)
 
 ROOT_VARIABLE = "CERO_SERVER_WEIGHTS_DIR"  # tells the server's workers where labels are looked up
 SHARD_BYTES = 512 * 2**20
@@ -37,9 +45,15 @@ def new_label(version: int) -> str:
 
 
 def write_weights(
-    weights: Iterable[tuple[str, Tensor]], root: Path, label: str, *, lora: LoraConfig | None = None, shard_bytes: int = SHARD_BYTES
+    weights: Iterable[tuple[str, Tensor]],
+    root: Path,
+    label: str,
+    *,
+    lora: LoraConfig | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write all weights as ROOT/LABEL, with `lora` those of an adapter. Consumes the iterator to its end, even on failure.
+    """Write all weights as ROOT/LABEL, with `lora` those of an adapter. Consumes the iterator to
+    its end, even on failure.
 
     Raises EngineError.
     """
@@ -53,18 +67,24 @@ def write_weights(
                 names.append(f"shard-{len(names):05d}.safetensors")
                 save_file(tensors, folder / names[-1])
         else:
-            adapter = {stored_name(name): tensor.detach().to("cpu", copy=True) for name, tensor in source}
+            adapter = {
+                stored_name(name): tensor.detach().to("cpu", copy=True) for name, tensor in source
+            }
             write_adapter(folder, adapter, adapter_config(lora, adapter, "policy"))
             names = [WEIGHTS_FILE, CONFIG_FILE]
         files = {name: describe_file(folder / name) for name in names}
-        (folder / _MANIFEST).write_text(json.dumps({"label": label, "adapter": lora is not None, "files": files}), encoding="utf-8")
+        (folder / _MANIFEST).write_text(
+            json.dumps({"label": label, "adapter": lora is not None, "files": files}),
+            encoding="utf-8",
+        )
         fsync(folder / _MANIFEST)
         folder.rename(root / label)
         fsync(root)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise EngineError(
-            f"rollout.server.weights_dir: {root} could not take the weights ({error}); it needs room for two copies of the model"
+            f"rollout.server.weights_dir: {root} could not take the weights ({error}); it "
+            "needs room for two copies of the model"
         ) from error
     finally:
         for _ in source:  # the other ranks still gather, and this one with them
@@ -72,7 +92,8 @@ def write_weights(
 
 
 def _shards(source: Iterable[tuple[str, Tensor]], limit_bytes: int) -> Iterator[dict[str, Tensor]]:
-    """CPU copies of consecutive tensors that add up to at most `limit_bytes`; a larger one goes alone."""
+    """CPU copies of consecutive tensors that add up to at most `limit_bytes`; a larger one goes
+    alone."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in source:
@@ -96,7 +117,8 @@ class WeightFiles:
 
 
 def check_weights(root: Path, label: str) -> WeightFiles:
-    """The files of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming what is not."""
+    """The files of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming
+    what is not."""
     if not _LABEL.fullmatch(label):
         raise ValueError(f"{label!r} is no label of weights")
     folder = root / label
@@ -135,12 +157,20 @@ class WeightStore:
             self._lock = (root / ".lock").open("a")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise EngineError(f"rollout.server.weights_dir: another run hands its weights over in {root}; give each its own") from None
+            raise EngineError(
+                f"rollout.server.weights_dir: another run hands its weights over in {root}; "
+                "give each its own"
+            ) from None
         except OSError as error:
-            raise EngineError(f"rollout.server.weights_dir: {root} cannot be used ({error.strerror}); name another place") from None
+            raise EngineError(
+                f"rollout.server.weights_dir: {root} cannot be used ({error.strerror}); "
+                "name another place"
+            ) from None
         self.keep_only(None)  # what a run that was killed has left
 
-    def write(self, weights: Iterable[tuple[str, Tensor]], label: str, lora: LoraConfig | None = None) -> None:
+    def write(
+        self, weights: Iterable[tuple[str, Tensor]], label: str, lora: LoraConfig | None = None
+    ) -> None:
         write_weights(weights, self._root, label, lora=lora)
 
     def close(self) -> None:

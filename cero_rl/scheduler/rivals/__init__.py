@@ -3,7 +3,14 @@
 Source of each: its class's docstring, with what departs from the paper.
 """
 
-from cero_rl.scheduler.rivals.batch_rules import GvmOptions, GvmScheduler, HitUtilityScheduler, KnapsackScheduler, VipOptions, VipScheduler
+from cero_rl.scheduler.rivals.batch_rules import (
+    GvmOptions,
+    GvmScheduler,
+    HitUtilityScheduler,
+    KnapsackScheduler,
+    VipOptions,
+    VipScheduler,
+)
 from cero_rl.scheduler.rivals.common import BatchOptions, NoOptions, RivalScheduler, Shared
 from cero_rl.scheduler.rivals.controls import FixedPriceScheduler, RandomMatchedScheduler
 from cero_rl.scheduler.rivals.elimination import (
@@ -16,7 +23,13 @@ from cero_rl.scheduler.rivals.elimination import (
 )
 from cero_rl.scheduler.rivals.greso import GresoOptions, GresoScheduler
 from cero_rl.scheduler.rivals.keep import KeepName, KeepRule, KeepScheduler
-from cero_rl.scheduler.rivals.pilots import HoraOptions, HoraScheduler, PilotCommitScheduler, ScreenOptions, SpeedScheduler
+from cero_rl.scheduler.rivals.pilots import (
+    HoraOptions,
+    HoraScheduler,
+    PilotCommitScheduler,
+    ScreenOptions,
+    SpeedScheduler,
+)
 from cero_rl.scheduler.rivals.selection import (
     GreedyScheduler,
     OracleScheduler,
@@ -27,7 +40,8 @@ from cero_rl.scheduler.rivals.selection import (
 )
 from cero_rl.scheduler.rivals.waves import DapoOptions, DapoScheduler
 
-# Name -> class and the record of its options. "cero", "uniform" and CERO's two controls take other arguments (see base.py).
+# Name -> class and the record of its options. "cero", "uniform" and CERO's two controls take other
+# arguments (see base.py).
 RIVALS: dict[str, tuple[type[RivalScheduler], type]] = {
     "greedy": (GreedyScheduler, NoOptions),
     "thompson": (ThompsonScheduler, ThompsonOptions),

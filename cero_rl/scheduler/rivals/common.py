@@ -1,6 +1,8 @@
-"""What the rivals share: options as frozen records, the even share of the budget, and exact integer allocation.
+"""What the rivals share: options as frozen records, the even share of the budget, and exact integer
+allocation.
 
-In: sizes (BudgetSpec), what every rival is told (Shared), its own options. Out: BudgetedSchedulers, see core.py for the protocol.
+In: sizes (BudgetSpec), what every rival is told (Shared), its own options. Out: BudgetedSchedulers,
+see core.py for the protocol.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ class Shared:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require(0.0 < self.saturation < math.inf, f"saturation = {self.saturation:g}, wanted a positive finite number")
+        require(
+            0.0 < self.saturation < math.inf,
+            f"saturation = {self.saturation:g}, wanted a positive finite number",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +50,19 @@ class NoOptions:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """Rivals that share a round's rollouts out over a batch: the batch has quota / group_rollouts prompts."""
+    """Rivals that share a round's rollouts out over a batch: the batch has quota / group_rollouts
+    prompts."""
 
-    group_rollouts: int = 8  # rollouts of a prompt on average, i.e. the group that uniform sampling would give
+    group_rollouts: int = (
+        8  # rollouts of a prompt on average, i.e. the group that uniform sampling would give
+    )
     min_rollouts: int = 2  # every prompt of the batch gets at least this many
 
     def __post_init__(self) -> None:
         require(
             1 <= self.min_rollouts <= self.group_rollouts,
-            f"min_rollouts = {self.min_rollouts}, group_rollouts = {self.group_rollouts}: wanted 1 <= min_rollouts <= group_rollouts",
+            f"min_rollouts = {self.min_rollouts}, group_rollouts = {self.group_rollouts}: "
+            "wanted 1 <= min_rollouts <= group_rollouts",
         )
 
 
@@ -61,23 +70,28 @@ OptionsT = TypeVar("OptionsT")
 
 
 class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
-    """A BudgetedScheduler with options, tie-breaking and per-round randomness that are functions of the seed alone."""
+    """A BudgetedScheduler with options, tie-breaking and per-round randomness that are functions of
+    the seed alone."""
 
     sizes_vary = False  # does the rule need groups of different sizes?
 
     def __init__(self, spec: BudgetSpec, shared: Shared, options: OptionsT) -> None:
         require(
             not self.sizes_vary or spec.max_units_per_prompt >= 2,
-            f"scheduler {self.name!r} sizes groups per prompt, but max_units_per_prompt = 1 leaves no choice; "
+            f"scheduler {self.name!r} sizes groups per prompt, but max_units_per_prompt = 1 "
+            "leaves no choice; "
             "set e.g. rollouts_per_unit = 2 and max_units_per_prompt = 16",
         )
         super().__init__(spec, shared.prior, shared.forgetting, shared.seed)
         self.saturation = shared.saturation
         self.options = options
-        self._tie_rank: Ids = np.random.default_rng([self.seed, _TIES]).permutation(spec.num_prompts)
+        self._tie_rank: Ids = np.random.default_rng([self.seed, _TIES]).permutation(
+            spec.num_prompts
+        )
 
     def _draws(self) -> np.random.Generator:
-        """This round's randomness: a function of (seed, round), so that a resumed run repeats it."""
+        """This round's randomness: a function of (seed, round), so that a resumed run repeats
+        it."""
         return np.random.default_rng([self.seed, _DRAWS, self._round])
 
     def _quota(self, units_left: int, rounds_left: int, group: int = 1) -> int:
@@ -88,17 +102,23 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         return min(-(-rollouts // self.spec.rollouts_per_unit), self.spec.max_units_per_prompt)
 
     def _utility_rate(self) -> Floats:
-        """f64[P] c in 1/unit under today's posterior: slope of the surrogate utility 1 - exp(-c z) at exposure 0."""
-        return (4.0 * self.saturation * self.spec.num_prompts / self.spec.budget_units) * self._value
+        """f64[P] c in 1/unit under today's posterior: slope of the surrogate utility 1 - exp(-c z)
+        at exposure 0."""
+        return (
+            4.0 * self.saturation * self.spec.num_prompts / self.spec.budget_units
+        ) * self._value
 
     def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None:
         allocation = self._pending
         super().update(successes, trials)
         assert allocation is not None
-        self._after_round(allocation, np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.int64))
+        self._after_round(
+            allocation, np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.int64)
+        )
 
     def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
-        """Called after every update() with what the round executed and the checked counts f64[P], i64[P]."""
+        """Called after every update() with what the round executed and the checked counts f64[P],
+        i64[P]."""
 
     def _identity(self) -> dict[str, Scalar]:
         options = asdict(self.options)  # pyright: ignore[reportArgumentType]
@@ -111,9 +131,12 @@ def _scalar(value: object) -> Scalar:
 
 
 def best(score: Floats, tie_rank: Ids, count: int) -> Ids:
-    """i64[min(count, n)] positions of the largest scores f64[n], best first, equal scores by lower tie_rank i64[n]."""
+    """i64[min(count, n)] positions of the largest scores f64[n], best first, equal scores by lower
+    tie_rank i64[n]."""
     if count < score.shape[0]:
-        cut = np.partition(score, score.shape[0] - count)[score.shape[0] - count] if count else np.inf
+        cut = (
+            np.partition(score, score.shape[0] - count)[score.shape[0] - count] if count else np.inf
+        )
         candidates = np.flatnonzero(score >= cut)
     else:
         candidates = np.arange(score.shape[0])
@@ -122,11 +145,13 @@ def best(score: Floats, tie_rank: Ids, count: int) -> Ids:
 
 
 def exact_greedy(gains: Floats, budget: int, tie_rank: Ids) -> Ids:
-    """i64[n] units that maximise sum_i sum_{l < units_i} gains[i, l] with sum units = min(budget, n*L).
+    """i64[n] units that maximise sum_i sum_{l < units_i} gains[i, l] with sum units = min(budget,
+    n*L).
 
-    gains f64[n, L] are what the next units of each prompt add; every row must not increase, then buying the best unit again
-    and again is optimal. Here all at once: everything above the budget-th largest gain, and of the units equal to it the lower
-    levels first, then the lower tie_rank i64[n], so that worthless units are spread evenly.
+    gains f64[n, L] are what the next units of each prompt add; every row must not increase, then
+    buying the best unit again and again is optimal. Here all at once: everything above the
+    budget-th largest gain, and of the units equal to it the lower levels first, then the lower
+    tie_rank i64[n], so that worthless units are spread evenly.
     """
     prompts, levels = gains.shape
     if budget >= prompts * levels:

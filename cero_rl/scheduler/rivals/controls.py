@@ -1,4 +1,5 @@
-"""Controls that share CERO's machinery and leave one part of it out: the choice of prompts, or the price.
+"""Controls that share CERO's machinery and leave one part of it out: the choice of prompts, or the
+price.
 
 Source: the comparisons of arXiv 2606.05606 and 2610.09679 (no published code).
 """
@@ -15,22 +16,27 @@ _DRAWS = 0x5A0F  # keeps this stream apart from the others of the same seed
 
 
 class RandomMatchedScheduler(CeroScheduler):
-    """CERO's group sizes, round by round, on prompts drawn at random: what the sizes alone are worth.
+    """CERO's group sizes, round by round, on prompts drawn at random: what the sizes alone are
+    worth.
 
-    Departure: the papers shuffle the prompts of a finished CERO run; here the duals run live and are charged for the prompts
-    that were really served, so one run needs no other. Takes CeroScheduler's arguments.
+    Departure: the papers shuffle the prompts of a finished CERO run; here the duals run live and
+    are charged for the prompts that were really served, so one run needs no other. Takes
+    CeroScheduler's arguments.
     """
 
     name = "random_matched"
 
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
         _, units = super()._choose(units_left, rounds_left)
-        drawn = np.random.default_rng([self.seed, _DRAWS, self._round]).permutation(self.spec.num_prompts)
+        drawn = np.random.default_rng([self.seed, _DRAWS, self._round]).permutation(
+            self.spec.num_prompts
+        )
         return drawn[: units.shape[0]], units
 
 
 class FixedPriceScheduler(CeroScheduler):
-    """CERO with the price held at 0: every round spends the same quota on the largest slopes, whatever they are.
+    """CERO with the price held at 0: every round spends the same quota on the largest slopes,
+    whatever they are.
 
     It spends exactly; price_init and spend_down have no effect. Takes CeroScheduler's arguments.
     """

@@ -1,7 +1,7 @@
 """Rivals that go on with fewer and fewer prompts of a batch: VIGOR, Reinforce-Ada, AERO.
 
-In: a batch of the next prompts of the shuffled order, sized so that the round's quota can hold the rule's rollouts.
-Out: waves for those still in; what the rule saves goes back to later rounds.
+In: a batch of the next prompts of the shuffled order, sized so that the round's quota can hold the
+rule's rollouts. Out: waves for those still in; what the rule saves goes back to later rounds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class VigorOptions:
 
 
 class VigorScheduler(WaveScheduler[VigorOptions]):
-    """VIGOR (arXiv 2607.22002): 2 rollouts each, then the half with the largest reward variance gets twice as many, 4 waves.
+    """VIGOR (arXiv 2607.22002): 2 rollouts each, then the half with the largest reward variance
+    gets twice as many, 4 waves.
 
-    Sequential halving, every wave costs the same: n prompts x 2, n/2 x 4, n/4 x 8, n/8 x 16; so n = quota / (start * waves).
-    Departures: we had the abstract, not the text, so that a wave doubles the rollouts it gives is our reading; the variance is
-    p(1-p) of the pass rate so far (for graded rewards its upper bound); equal variances go by the tie order of the seed.
+    Sequential halving, every wave costs the same: n prompts x 2, n/2 x 4, n/4 x 8, n/8 x 16; so n =
+    quota / (start * waves). Departures: we had the abstract, not the text, so that a wave doubles
+    the rollouts it gives is our reading; the variance is p(1-p) of the pass rate so far (for graded
+    rewards its upper bound); equal variances go by the tie order of the seed.
     """
 
     name = "vigor"
@@ -54,7 +56,11 @@ class VigorScheduler(WaveScheduler[VigorOptions]):
         racing = racing[best(rate * (1.0 - rate), self._tie_rank[seen.ids[racing]], survivors)]
         more = self._units(self.options.start_rollouts) << wave
         more = min(more, self.spec.max_units_per_prompt - int(seen.units.max()))
-        return (seen.ids[racing], np.full(racing.shape[0], more, dtype=np.int64)) if more > 0 else NOTHING
+        return (
+            (seen.ids[racing], np.full(racing.shape[0], more, dtype=np.int64))
+            if more > 0
+            else NOTHING
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,35 +75,51 @@ class ReinforceAdaOptions:
         for name, value in (("wave_rollouts", self.wave_rollouts), ("max_waves", self.max_waves)):
             require(value >= 1, f"{name} = {value}, wanted >= 1")
         require(self.keep_rollouts >= 2, f"keep_rollouts = {self.keep_rollouts}, wanted >= 2")
-        require(self.group_rollouts >= self.wave_rollouts, f"group_rollouts = {self.group_rollouts}, wanted >= wave_rollouts")
-        require(self.exit in ("balanced", "positive"), f"exit = {self.exit!r}, wanted 'balanced' or 'positive'")
+        require(
+            self.group_rollouts >= self.wave_rollouts,
+            f"group_rollouts = {self.group_rollouts}, wanted >= wave_rollouts",
+        )
+        require(
+            self.exit in ("balanced", "positive"),
+            f"exit = {self.exit!r}, wanted 'balanced' or 'positive'",
+        )
 
 
 class ReinforceAdaScheduler(WaveScheduler[ReinforceAdaOptions]):
-    """Reinforce-Ada (arXiv 2510.04996): waves of the same size for every prompt that has not found its signal yet.
+    """Reinforce-Ada (arXiv 2510.04996): waves of the same size for every prompt that has not found
+    its signal yet.
 
-    A prompt leaves with keep/2 right and keep/2 wrong answers (exit "balanced") or its first right one ("positive"), or after
-    max_waves. Of a group keep_rollouts train, half right and half wrong where there are enough (checked against its code).
-    Departures: the batch is sized for group_rollouts on average and a round stops at its quota, where the paper lets the
-    budget of a step float; its global baseline is a matter of the estimator and left out.
+    A prompt leaves with keep/2 right and keep/2 wrong answers (exit "balanced") or its first right
+    one ("positive"), or after max_waves. Of a group keep_rollouts train, half right and half wrong
+    where there are enough (checked against its code). Departures: the batch is sized for
+    group_rollouts on average and a round stops at its quota, where the paper lets the budget of a
+    step float; its global baseline is a matter of the estimator and left out.
     """
 
     name = "reinforce_ada"
     sizes_vary = True
 
     def _open(self, left: int) -> Plan:
-        prompts = min(max(left // self._units(self.options.group_rollouts), 1), self.spec.num_prompts)
-        return self._prompts.take(prompts), np.full(prompts, self._units(self.options.wave_rollouts), dtype=np.int64)
+        prompts = min(
+            max(left // self._units(self.options.group_rollouts), 1), self.spec.num_prompts
+        )
+        return self._prompts.take(prompts), np.full(
+            prompts, self._units(self.options.wave_rollouts), dtype=np.int64
+        )
 
     def _extend(self, seen: Waves, left: int) -> Plan:
         if self._wave + 1 >= self.options.max_waves:
             return NOTHING
         half = self.options.keep_rollouts // 2
         if self.options.exit == "balanced":
-            done = (seen.successes >= half) & (seen.trials - seen.successes >= self.options.keep_rollouts - half)
+            done = (seen.successes >= half) & (
+                seen.trials - seen.successes >= self.options.keep_rollouts - half
+            )
         else:
             done = seen.successes >= 1.0
-        return more_for(seen, ~done, self._units(self.options.wave_rollouts), self.spec.max_units_per_prompt)
+        return more_for(
+            seen, ~done, self._units(self.options.wave_rollouts), self.spec.max_units_per_prompt
+        )
 
     def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         keep, offsets = self.options.keep_rollouts, samples.offsets
@@ -106,7 +128,11 @@ class ReinforceAdaScheduler(WaveScheduler[ReinforceAdaOptions]):
         most_wins = np.maximum(keep // 2, keep - losses)
         most_losses = np.maximum(keep - keep // 2, keep - wins)
         group = group_of(offsets)
-        return np.where(good, running_count(good, offsets) <= most_wins[group], running_count(~good, offsets) <= most_losses[group])
+        return np.where(
+            good,
+            running_count(good, offsets) <= most_wins[group],
+            running_count(~good, offsets) <= most_losses[group],
+        )
 
 
 def more_for(seen: Waves, wanted: npt.NDArray[np.bool_], units: int, most: int) -> Plan:
@@ -125,31 +151,49 @@ class AeroOptions:
     wrong_per_right: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.explore_rollouts >= 1, f"explore_rollouts = {self.explore_rollouts}, wanted >= 1")
+        require(
+            self.explore_rollouts >= 1, f"explore_rollouts = {self.explore_rollouts}, wanted >= 1"
+        )
         for name, value in (("extra_rollouts", self.extra_rollouts), ("max_waves", self.max_waves)):
             require(value >= 1, f"{name} = {value}, wanted >= 1")
-        require(self.group_rollouts >= self.explore_rollouts, f"group_rollouts = {self.group_rollouts}, wanted >= explore_rollouts")
-        require(self.wrong_per_right > 0.0, f"wrong_per_right = {self.wrong_per_right:g}, wanted > 0")
+        require(
+            self.group_rollouts >= self.explore_rollouts,
+            f"group_rollouts = {self.group_rollouts}, wanted >= explore_rollouts",
+        )
+        require(
+            self.wrong_per_right > 0.0, f"wrong_per_right = {self.wrong_per_right:g}, wanted > 0"
+        )
 
 
 class AeroScheduler(WaveScheduler[AeroOptions]):
-    """AERO (arXiv 2602.14338): explore a batch, then rescue: prompts without any right answer get extra_rollouts again and again.
+    """AERO (arXiv 2602.14338): explore a batch, then rescue: prompts without any right answer get
+    extra_rollouts again and again.
 
-    A rescue ends with the first right answer, when the quota (or the largest group) is out, or after max_waves. Of groups with a pass rate
-    below 1/2, all right answers train and wrong_per_right wrong ones for each. Departures: the paper's Beta-posterior
-    baseline for groups of one outcome belongs to the estimator and is left out, so all-right groups teach nothing here; its
-    code is not public; the exploration size (6 of 8) and the limit on waves are ours.
+    A rescue ends with the first right answer, when the quota (or the largest group) is out, or
+    after max_waves. Of groups with a pass rate below 1/2, all right answers train and
+    wrong_per_right wrong ones for each. Departures: the paper's Beta-posterior baseline for groups
+    of one outcome belongs to the estimator and is left out, so all-right groups teach nothing here;
+    its code is not public; the exploration size (6 of 8) and the limit on waves are ours.
     """
 
     name = "aero"
     sizes_vary = True
 
     def _open(self, left: int) -> Plan:
-        prompts = min(max(left // self._units(self.options.group_rollouts), 1), self.spec.num_prompts)
-        return self._prompts.take(prompts), np.full(prompts, self._units(self.options.explore_rollouts), dtype=np.int64)
+        prompts = min(
+            max(left // self._units(self.options.group_rollouts), 1), self.spec.num_prompts
+        )
+        return self._prompts.take(prompts), np.full(
+            prompts, self._units(self.options.explore_rollouts), dtype=np.int64
+        )
 
     def _extend(self, seen: Waves, left: int) -> Plan:
-        return more_for(seen, seen.successes == 0.0, self._units(self.options.extra_rollouts), self.spec.max_units_per_prompt)
+        return more_for(
+            seen,
+            seen.successes == 0.0,
+            self._units(self.options.extra_rollouts),
+            self.spec.max_units_per_prompt,
+        )
 
     def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         good, offsets = right(samples), samples.offsets

@@ -1,7 +1,9 @@
-"""GRESO-style skipping (arXiv 2506.02177): prompts whose last groups all had one outcome are skipped at random, before sampling.
+"""GRESO-style skipping (arXiv 2506.02177): prompts whose last groups all had one outcome are
+skipped at random, before sampling.
 
-In: whether each round's groups were all right or all wrong. Out: whole groups (Nmax units) of the next prompts of the shuffled
-order that were not skipped. Facts checked against the public code of the paper.
+In: whether each round's groups were all right or all wrong. Out: whole groups (Nmax units) of the
+next prompts of the shuffled order that were not skipped. Facts checked against the public code of
+the paper.
 """
 
 from __future__ import annotations
@@ -21,21 +23,31 @@ _STEP, _LOWEST, _HIGHEST, _EXPLORE = 0.01, 0.05, 0.95, 0.01
 @dataclass(frozen=True, slots=True)
 class GresoOptions:
     keep_start: float = 0.5  # chance that a prompt with one dead group in a row is sampled again
-    target_dead: float = 0.25  # wanted share of dead groups: a third of it all right, two thirds all wrong
+    target_dead: float = (
+        0.25  # wanted share of dead groups: a third of it all right, two thirds all wrong
+    )
 
     def __post_init__(self) -> None:
-        require(0.0 < self.keep_start < 1.0, f"keep_start = {self.keep_start:g}, wanted a number in (0, 1)")
-        require(0.0 < self.target_dead < 1.0, f"target_dead = {self.target_dead:g}, wanted a number in (0, 1)")
+        require(
+            0.0 < self.keep_start < 1.0,
+            f"keep_start = {self.keep_start:g}, wanted a number in (0, 1)",
+        )
+        require(
+            0.0 < self.target_dead < 1.0,
+            f"target_dead = {self.target_dead:g}, wanted a number in (0, 1)",
+        )
 
 
 class GresoScheduler(RivalScheduler[GresoOptions]):
-    """Skip a prompt with probability 1 - max(keep^z, 0.01), z = groups in a row that were all right (or all wrong).
+    """Skip a prompt with probability 1 - max(keep^z, 0.01), z = groups in a row that were all right
+    (or all wrong).
 
-    Two keep probabilities (for all right, all wrong) move by 0.01 a round towards their target share of dead groups, in
-    [0.05, 0.95]. A skipped prompt's turn passes. If too few prompts of the pool survive, the first skipped ones fill up, so
-    the budget is spent exactly. Departures: the paper refills a batch whose groups turned out dead (that is the rival
-    "dapo"); all right/all wrong is exact here, the paper's code tolerates about one rollout in nine; adjusting starts at once,
-    there after the first epoch.
+    Two keep probabilities (for all right, all wrong) move by 0.01 a round towards their target
+    share of dead groups, in [0.05, 0.95]. A skipped prompt's turn passes. If too few prompts of the
+    pool survive, the first skipped ones fill up, so the budget is spent exactly. Departures: the
+    paper refills a batch whose groups turned out dead (that is the rival "dapo"); all right/all
+    wrong is exact here, the paper's code tolerates about one rollout in nine; adjusting starts at
+    once, there after the first epoch.
     """
 
     name = "greso"
@@ -43,13 +55,17 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
     def __init__(self, spec: BudgetSpec, shared: Shared, options: GresoOptions) -> None:
         super().__init__(spec, shared, options)
         self._prompts = PromptOrder(spec.num_prompts, self.seed)
-        self._streak: Ids = np.zeros(spec.num_prompts, dtype=np.int64)  # > 0 all right in a row, < 0 all wrong
+        self._streak: Ids = np.zeros(
+            spec.num_prompts, dtype=np.int64
+        )  # > 0 all right in a row, < 0 all wrong
         self._keep_right = self._keep_wrong = options.keep_start
 
     def skip_probability(self) -> Floats:
         """f64[P] today."""
         base = np.where(self._streak > 0, self._keep_right, self._keep_wrong)
-        return np.where(self._streak == 0, 0.0, 1.0 - np.maximum(base ** np.abs(self._streak), _EXPLORE))
+        return np.where(
+            self._streak == 0, 0.0, 1.0 - np.maximum(base ** np.abs(self._streak), _EXPLORE)
+        )
 
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
         group = self.spec.max_units_per_prompt
@@ -61,7 +77,10 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
             used = np.concatenate((chosen, skipped))
             fresh = self._prompts.take(min(wanted - chosen.size, pool - used.size), used)
             passed = draw[fresh] < skip[fresh]
-            chosen, skipped = np.concatenate((chosen, fresh[~passed])), np.concatenate((skipped, fresh[passed]))
+            chosen, skipped = (
+                np.concatenate((chosen, fresh[~passed])),
+                np.concatenate((skipped, fresh[passed])),
+            )
         return np.concatenate((chosen, skipped[: wanted - chosen.size])), units
 
     def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
@@ -70,7 +89,9 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
             return
         right, wrong = successes[ids] == trials[ids], successes[ids] == 0.0
         streak = self._streak[ids]
-        self._streak[ids] = np.where(right, np.maximum(streak, 0) + 1, np.where(wrong, np.minimum(streak, 0) - 1, 0))
+        self._streak[ids] = np.where(
+            right, np.maximum(streak, 0) + 1, np.where(wrong, np.minimum(streak, 0) - 1, 0)
+        )
         target = self.options.target_dead
         self._keep_right = _moved(self._keep_right, right.mean() >= target / 3.0)
         self._keep_wrong = _moved(self._keep_wrong, wrong.mean() >= target * 2.0 / 3.0)

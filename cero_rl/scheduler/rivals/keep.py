@@ -12,7 +12,15 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, Floats, Ids, Observed, Samples, StateDict, read_scalar
+from cero_rl.scheduler.budgeted import (
+    BudgetedScheduler,
+    Floats,
+    Ids,
+    Observed,
+    Samples,
+    StateDict,
+    read_scalar,
+)
 from cero_rl.scheduler.rivals.common import require
 from cero_rl.scheduler.rivals.ragged import group_of
 from cero_rl.types import Allocation
@@ -22,16 +30,21 @@ KeepName = Literal["pods", "gfpo", "gfpo_efficiency"]
 
 @dataclass(frozen=True, slots=True)
 class KeepRule:
-    """pods: the subset with the largest reward variance. gfpo: the shortest. gfpo_efficiency: the most reward per token.
+    """pods: the subset with the largest reward variance. gfpo: the shortest. gfpo_efficiency: the
+    most reward per token.
 
-    share: of each group that trains, rounded up, at least 2 (or the whole group where it is smaller).
+    share: of each group that trains, rounded up, at least 2 (or the whole group where it is
+    smaller).
     """
 
     name: KeepName
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.name in get_args(KeepName), f"keep rule {self.name!r}, wanted one of {', '.join(get_args(KeepName))}")
+        require(
+            self.name in get_args(KeepName),
+            f"keep rule {self.name!r}, wanted one of {', '.join(get_args(KeepName))}",
+        )
         require(0.0 < self.share <= 1.0, f"keep share = {self.share:g}, wanted a number in (0, 1]")
 
     def mask(self, samples: Samples) -> npt.NDArray[np.bool_]:
@@ -56,7 +69,8 @@ def _rank_in_group(score: Floats, offsets: Ids) -> Ids:
 
 
 def _max_variance(rewards: Floats, offsets: Ids, kept: Ids) -> npt.NDArray[np.bool_]:
-    """PODS (arXiv 2504.13818): the optimum is always the h highest and the kept-h lowest rewards; try every h.
+    """PODS (arXiv 2504.13818): the optimum is always the h highest and the kept-h lowest rewards;
+    try every h.
 
     Of equally good splits the most even one, then the one with more high rewards.
     """
@@ -78,7 +92,8 @@ def _max_variance(rewards: Floats, offsets: Ids, kept: Ids) -> npt.NDArray[np.bo
 
 
 class KeepScheduler:
-    """Any scheduler with a keep rule on top: the rule sees what the scheduler's own keep lets through."""
+    """Any scheduler with a keep rule on top: the rule sees what the scheduler's own keep lets
+    through."""
 
     def __init__(self, inner: BudgetedScheduler, rule: KeepRule) -> None:
         self.inner, self.rule = inner, rule
@@ -127,13 +142,18 @@ class KeepScheduler:
         self.inner.refund(rollouts)
 
     def state_dict(self) -> StateDict:
-        return {**self.inner.state_dict(), "keep_rule": self.rule.name, "keep_share": self.rule.share}
+        return {
+            **self.inner.state_dict(),
+            "keep_rule": self.rule.name,
+            "keep_share": self.rule.share,
+        }
 
     def load_state_dict(self, state: StateDict) -> None:
         """Raises ValueError if the state was written under another keep rule."""
         got = (read_scalar(state, "keep_rule"), float(read_scalar(state, "keep_share")))
         require(
             got[0] == self.rule.name and math.isclose(got[1], self.rule.share),
-            f"scheduler state has keep rule {got}, this run has {(self.rule.name, self.rule.share)}: use the saved one",
+            f"scheduler state has keep rule {got}, this run has "
+            f"{(self.rule.name, self.rule.share)}: use the saved one",
         )
         self.inner.load_state_dict(state)

@@ -1,4 +1,5 @@
-"""Small helpers on ragged groups: group j owns entries offsets[j]:offsets[j+1]. Everything is O(R), without loops."""
+"""Small helpers on ragged groups: group j owns entries offsets[j]:offsets[j+1]. Everything is O(R),
+without loops."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def group_of(offsets: Ids) -> Ids:
 
 def group_sum(values: npt.NDArray[np.generic], offsets: Ids) -> Floats:
     """f64[G] sums of values [R]; an empty group has 0."""
-    sums = np.bincount(group_of(offsets), weights=values.astype(np.float64), minlength=offsets.shape[0] - 1)
+    sums = np.bincount(
+        group_of(offsets), weights=values.astype(np.float64), minlength=offsets.shape[0] - 1
+    )
     return sums.astype(np.float64)
 
 

@@ -1,6 +1,8 @@
-"""Rivals that choose prompts from the whole pool before sampling: greedy, Thompson, preset schedule, oracle.
+"""Rivals that choose prompts from the whole pool before sampling: greedy, Thompson, preset
+schedule, oracle.
 
-In: the posterior (or, for the oracle, the true rates). Out: one wave a round, the budget spent exactly.
+In: the posterior (or, for the oracle, the true rates). Out: one wave a round, the budget spent
+exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +15,14 @@ import numpy.typing as npt
 
 from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict, read_array
 from cero_rl.scheduler.offline import water_filling
-from cero_rl.scheduler.rivals.common import NoOptions, RivalScheduler, Shared, best, exact_greedy, require
+from cero_rl.scheduler.rivals.common import (
+    NoOptions,
+    RivalScheduler,
+    Shared,
+    best,
+    exact_greedy,
+    require,
+)
 from cero_rl.scheduler.uniform import PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
@@ -35,13 +44,15 @@ class _Exposed(RivalScheduler[NoOptions]):
         self._exposure = read_array(state, "exposure", np.int64, self.spec.num_prompts)
 
     def _unit_gains(self, rate: Floats) -> Floats:
-        """f64[P, Nmax] utility of the next units: exp(-c (z + l)) (1 - exp(-c)), c f64[P] in 1/unit."""
+        """f64[P, Nmax] utility of the next units: exp(-c (z + l)) (1 - exp(-c)), c f64[P] in
+        1/unit."""
         levels = self._exposure[:, None] + np.arange(self.spec.max_units_per_prompt)
         return np.exp(-rate[:, None] * levels) * -np.expm1(-rate)[:, None]
 
 
 class GreedyScheduler(_Exposed):
-    """Each round buys the units with the largest marginal utility U(q, z+1) - U(q, z) under today's posterior, exactly.
+    """Each round buys the units with the largest marginal utility U(q, z+1) - U(q, z) under today's
+    posterior, exactly.
 
     Myopic: the same quota every round, no price, no look ahead.
     """
@@ -58,11 +69,13 @@ class GreedyScheduler(_Exposed):
 
 
 class OracleScheduler(_Exposed):
-    """Knows the true rates (`set_rates`, simulation only): re-solves the offline problem every round, largest deficit first.
+    """Knows the true rates (`set_rates`, simulation only): re-solves the offline problem every
+    round, largest deficit first.
 
-    Each round water-fills the whole run's units (spent and remaining) under today's true worth and serves the prompts that are
-    furthest below their share. With static rates this ends in the exact integer optimum of `offline.greedy_integer`, as
-    long as no prompt's share exceeds Nmax units a round. Until told otherwise it believes the posterior.
+    Each round water-fills the whole run's units (spent and remaining) under today's true worth and
+    serves the prompts that are furthest below their share. With static rates this ends in the exact
+    integer optimum of `offline.greedy_integer`, as long as no prompt's share exceeds Nmax units a
+    round. Until told otherwise it believes the posterior.
     """
 
     name = "oracle"
@@ -96,8 +109,13 @@ class OracleScheduler(_Exposed):
         return ids, units[ids]
 
     def _integer_target(self, rate: Floats, total: int) -> Ids:
-        """Integer optimum of the whole run: the floor of the water-filled shares, less a unit, then exact greedy around it."""
-        if self._solved is not None and self._solved[1] == total and np.array_equal(self._solved[0], rate):
+        """Integer optimum of the whole run: the floor of the water-filled shares, less a unit, then
+        exact greedy around it."""
+        if (
+            self._solved is not None
+            and self._solved[1] == total
+            and np.array_equal(self._solved[0], rate)
+        ):
             return self._solved[2]
         share = np.floor(water_filling(rate, total, float(total))).astype(np.int64)
         base = np.maximum(share - 1, 0)
@@ -119,10 +137,12 @@ class ThompsonOptions:
 
 
 class ThompsonScheduler(RivalScheduler[ThompsonOptions]):
-    """Ours: draw a success rate from every prompt's posterior, serve the largest p(1-p), a whole group (Nmax units) each.
+    """Ours: draw a success rate from every prompt's posterior, serve the largest p(1-p), a whole
+    group (Nmax units) each.
 
-    Thompson sampling explores by the draw, so it needs neither price nor utility; forgetting < 1 lets it return to prompts
-    that a moving policy has changed. With `first_rollouts` a prompt never seen gets a smaller first group.
+    Thompson sampling explores by the draw, so it needs neither price nor utility; forgetting < 1
+    lets it return to prompts that a moving policy has changed. With `first_rollouts` a prompt never
+    seen gets a smaller first group.
     """
 
     name = "thompson"
@@ -135,7 +155,11 @@ class ThompsonScheduler(RivalScheduler[ThompsonOptions]):
         group = self.spec.max_units_per_prompt
         quota = self._quota(units_left, rounds_left, group)
         drawn = self._draws().beta(self.posterior.a, self.posterior.b)
-        first = group if self.options.first_rollouts is None else self._units(self.options.first_rollouts)
+        first = (
+            group
+            if self.options.first_rollouts is None
+            else self._units(self.options.first_rollouts)
+        )
         wanted = min(-(-quota // first), self.spec.num_prompts)
         ids = best(drawn * (1.0 - drawn), self._tie_rank, wanted)
         sizes = np.where(self._seen[ids], group, first)
@@ -164,14 +188,18 @@ class PresetOptions:
     shape: Literal["rising", "falling", "bell"] = "falling"  # of a round's budget over the run
 
     def __post_init__(self) -> None:
-        require(self.shape in ("rising", "falling", "bell"), f"shape = {self.shape!r}, wanted 'rising', 'falling' or 'bell'")
+        require(
+            self.shape in ("rising", "falling", "bell"),
+            f"shape = {self.shape!r}, wanted 'rising', 'falling' or 'bell'",
+        )
 
 
 class PresetScheduler(RivalScheduler[PresetOptions]):
-    """A budget schedule fixed in advance: round k of K gets a share of weight k+1, K-k or min(k+1, K-k); prompts uniform.
+    """A budget schedule fixed in advance: round k of K gets a share of weight k+1, K-k or min(k+1,
+    K-k); prompts uniform.
 
-    Needs capacity_rollouts above the equal share, or every round is full and the shape is flat. Spends exactly. The shapes
-    are ours.
+    Needs capacity_rollouts above the equal share, or every round is full and the shape is flat.
+    Spends exactly. The shapes are ours.
     """
 
     name = "preset"

@@ -1,6 +1,8 @@
-"""Allocators against simulated or replayed prompt pools: `simulate` one, `run_suite` many on paired seeds.
+"""Allocators against simulated or replayed prompt pools: `simulate` one, `run_suite` many on paired
+seeds.
 
-A simulation compares what allocators do with a budget; it is no substitute for training (see worlds.py for what it assumes).
+A simulation compares what allocators do with a budget; it is no substitute for training (see
+worlds.py for what it assumes).
 """
 
 from cero_rl.scheduler.simulation.replay import Recorded, read_evidence, smooth

@@ -1,8 +1,10 @@
-"""Recorded pass rates as a pool: what another allocator would have met in a run that already happened.
+"""Recorded pass rates as a pool: what another allocator would have met in a run that already
+happened.
 
-In: a run's counts (round, prompt, trials, successes), e.g. from evidence.jsonl. Out: a success rate for every round and recorded
-prompt. The rates are the run's own, whatever the replayed allocator does: replay shows what an allocator would have chosen, not
-what the model would have learned. Prompts that the run never sampled are unknown and left out.
+In: a run's counts (round, prompt, trials, successes), e.g. from evidence.jsonl. Out: a success rate
+for every round and recorded prompt. The rates are the run's own, whatever the replayed allocator
+does: replay shows what an allocator would have chosen, not what the model would have learned.
+Prompts that the run never sampled are unknown and left out.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Recorded:
 
 
 def read_evidence(path: Path) -> Counts:
-    """The counts in an evidence.jsonl (one JSON object a line, see collect.evidence_entry). Raises ValueError naming the line."""
+    """The counts in an evidence.jsonl (one JSON object a line, see collect.evidence_entry). Raises
+    ValueError naming the line."""
     rounds, prompts, trials, successes = [], [], [], []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -54,31 +57,45 @@ def read_evidence(path: Path) -> Counts:
                     raise ValueError("prompt_ids, trials and successes differ in length")
                 rounds.append(np.full(len(fields[0]), int(entry["round"]), dtype=np.int64))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: not a line of evidence ({error})") from None
+                raise ValueError(
+                    f"{path}, line {number}: not a line of evidence ({error})"
+                ) from None
             prompts.append(np.asarray(fields[0], dtype=np.int64))
             trials.append(np.asarray(fields[1], dtype=np.int64))
             successes.append(np.asarray(fields[2], dtype=np.float64))
     if not rounds:
         raise ValueError(f"{path} holds no evidence: the run has not finished a step")
-    return Counts(np.concatenate(rounds), np.concatenate(prompts), np.concatenate(trials), np.concatenate(successes))
+    return Counts(
+        np.concatenate(rounds),
+        np.concatenate(prompts),
+        np.concatenate(trials),
+        np.concatenate(successes),
+    )
 
 
 def smooth(counts: Counts) -> Recorded:
-    """Rates by round: each prompt's pass rates, weighted 0.9^distance in rounds, shrunk to the pool's mean by two pseudo-rollouts.
+    """Rates by round: each prompt's pass rates, weighted 0.9^distance in rounds, shrunk to the
+    pool's mean by two pseudo-rollouts.
 
-    Raises ValueError without a single rewarded rollout, for bad counts, or if rounds x prompts is beyond 1e8.
+    Raises ValueError without a single rewarded rollout, for bad counts, or if rounds x prompts is
+    beyond 1e8.
     """
     known = counts.trials > 0
     if not known.any():
         raise ValueError("the recorded run has no rollout with a reward")
     prompt, trials, successes = counts.prompt[known], counts.trials[known], counts.successes[known]
     if (successes < 0).any() or (successes > trials).any() or prompt.min() < 0:
-        raise ValueError("recorded counts are damaged: wanted 0 <= successes <= trials and prompt ids >= 0")
+        raise ValueError(
+            "recorded counts are damaged: wanted 0 <= successes <= trials and prompt ids >= 0"
+        )
     step = np.unique(counts.round)
     k = np.searchsorted(step, counts.round[known])
     ids, column = np.unique(prompt, return_inverse=True)
     if step.shape[0] * ids.shape[0] > _MOST_CELLS:
-        raise ValueError(f"{step.shape[0]} rounds x {ids.shape[0]} prompts are too many to replay (at most {_MOST_CELLS})")
+        raise ValueError(
+            f"{step.shape[0]} rounds x {ids.shape[0]} prompts are too many to replay (at "
+            f"most {_MOST_CELLS})"
+        )
     wins = np.zeros((step.shape[0], ids.shape[0]), dtype=np.float32)
     tries = np.zeros_like(wins)
     np.add.at(wins, (k, column), successes)

@@ -1,8 +1,8 @@
 """One scheduler against one world, until its budget or its rounds are used up; what came of it.
 
-In: a Scheduler and a World. Out: an Outcome, its curves on a common grid of the budget spent. Values are those of the surrogate
-objective U = 1 - exp(-4 saturation q z / R), z in rollouts, R the fair share, q the TRUE p(1-p), counted along the path:
-a round adds U(q_now, z + n) - U(q_now, z).
+In: a Scheduler and a World. Out: an Outcome, its curves on a common grid of the budget spent.
+Values are those of the surrogate objective U = 1 - exp(-4 saturation q z / R), z in rollouts, R the
+fair share, q the TRUE p(1-p), counted along the path: a round adds U(q_now, z + n) - U(q_now, z).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ BIN_EDGES = np.array([0.05, 0.25, 0.75, 0.95])  # of the true success rate when 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. Lifts are shares of the rollouts over shares of the pool: 1 is what uniform sampling gives."""
+    """One run. Lifts are shares of the rollouts over shares of the pool: 1 is what uniform sampling
+    gives."""
 
     spent_rollouts: int
     budget_rollouts: int
@@ -56,16 +57,24 @@ class _Ledger:
         self.value = 0.0
         self.curve = [(0.0, 0.0, world.ability())]
 
-    def round(self, world: World, ids: Ids, rollouts: Ids, live: npt.NDArray[np.bool_], trained: int) -> None:
+    def round(
+        self, world: World, ids: Ids, rollouts: Ids, live: npt.NDArray[np.bool_], trained: int
+    ) -> None:
         p, before = world.rates[ids], self.exposure[ids]
         c = self.rate * p * (1.0 - p)
-        self.value += float((np.exp(-c * before) * -np.expm1(-c * rollouts)).sum()) / self.exposure.shape[0]
+        self.value += (
+            float((np.exp(-c * before) * -np.expm1(-c * rollouts)).sum()) / self.exposure.shape[0]
+        )
         self.exposure[ids] += rollouts
         kind = world.kind[ids]
         known = kind >= 0
         self.kinds += np.bincount(kind[known], weights=rollouts[known], minlength=len(KINDS))
-        self.bins += np.bincount(np.searchsorted(BIN_EDGES, p, side="right"), weights=rollouts, minlength=5)
-        self.bin_prompts += np.bincount(np.searchsorted(BIN_EDGES, world.rates, side="right"), minlength=5)
+        self.bins += np.bincount(
+            np.searchsorted(BIN_EDGES, p, side="right"), weights=rollouts, minlength=5
+        )
+        self.bin_prompts += np.bincount(
+            np.searchsorted(BIN_EDGES, world.rates, side="right"), minlength=5
+        )
         self.spent += int(rollouts.sum())
         self.groups += ids.shape[0]
         self.live += int(live.sum())
@@ -74,7 +83,9 @@ class _Ledger:
         self.rounds += 1
 
 
-def simulate(scheduler: Scheduler, world: World, *, saturation: float = 1.0, optimum: Floats | None = None) -> Outcome:
+def simulate(
+    scheduler: Scheduler, world: World, *, saturation: float = 1.0, optimum: Floats | None = None
+) -> Outcome:
     """Run to the end. optimum f64[21] over GRID (see `optimum_curve`): for regret."""
     oracle = scheduler if isinstance(scheduler, OracleScheduler) else None
     inner = scheduler.inner if isinstance(scheduler, KeepScheduler) else scheduler
@@ -109,7 +120,13 @@ def simulate(scheduler: Scheduler, world: World, *, saturation: float = 1.0, opt
             if keeps_all:
                 signal, trained = wins * (tries - wins) / tries, int(tries.sum())
             else:
-                samples = _ragged(ids, np.concatenate(order), np.concatenate(rewards), np.concatenate(lengths), pool)
+                samples = _ragged(
+                    ids,
+                    np.concatenate(order),
+                    np.concatenate(rewards),
+                    np.concatenate(lengths),
+                    pool,
+                )
                 signal, trained = _signal(samples, scheduler.keep(samples))
             book.round(world, ids, tries, live, trained)
         world.finish_round(ids, signal)
@@ -119,12 +136,15 @@ def simulate(scheduler: Scheduler, world: World, *, saturation: float = 1.0, opt
 
 
 def _ragged(ids: Ids, prompt: Ids, rewards: Floats, lengths: Ids, pool: int) -> Samples:
-    """The round's rollouts group by group, in the order of ids; within a group in the order they were sampled."""
+    """The round's rollouts group by group, in the order of ids; within a group in the order they
+    were sampled."""
     position = np.empty(pool, dtype=np.int64)
     position[ids] = np.arange(ids.shape[0])
     group = position[prompt]
     order = np.argsort(group, kind="stable")
-    offsets = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(group, minlength=ids.shape[0]))))
+    offsets = np.concatenate(
+        (np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(group, minlength=ids.shape[0])))
+    )
     return Samples(ids, rewards[order], offsets, lengths[order])
 
 
@@ -138,10 +158,14 @@ def _signal(samples: Samples, mask: npt.NDArray[np.bool_]) -> tuple[Floats, int]
 
 
 def optimum_curve(world: World, budget: int, saturation: float = 1.0) -> Floats:
-    """f64[21] over GRID: the best surrogate value a prompt that a share of the budget can buy, rates known and static."""
+    """f64[21] over GRID: the best surrogate value a prompt that a share of the budget can buy,
+    rates known and static."""
     pool = world.rates.shape[0]
     rate = (4.0 * saturation * pool / budget) * world.rates * (1.0 - world.rates)
-    best = [(-np.expm1(-rate * water_filling(rate, share * budget, float(budget)))).mean() for share in GRID]
+    best = [
+        (-np.expm1(-rate * water_filling(rate, share * budget, float(budget)))).mean()
+        for share in GRID
+    ]
     return np.array(best)
 
 

@@ -1,7 +1,7 @@
 """Many runs: every entry of every case on the same seeds, in worker processes where wanted.
 
-In: a Suite and a number of seeds. Out: CaseResults. A job is one (case, seed): its entries meet the same world, so the offline
-optimum is computed once and differences between entries are paired.
+In: a Suite and a number of seeds. Out: CaseResults. A job is one (case, seed): its entries meet the
+same world, so the offline optimum is computed once and differences between entries are paired.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from cero_rl.scheduler.simulation.suites import Case, Suite
 from cero_rl.scheduler.simulation.worlds import ReplayWorld, World, build_world
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_REPLAY_SEEDS = 1_000_003  # the recorded run's own plan would meet the luck that its rates were estimated from
+_REPLAY_SEEDS = (
+    1_000_003  # the recorded run's own plan would meet the luck that its rates were estimated from
+)
 _cases: tuple[Case, ...] = ()  # of this worker process
 
 
@@ -36,7 +38,8 @@ def new_world(case: Case, seed: int) -> World:
 
 
 def run_seed(case: Case, seed: int) -> tuple[Outcome, ...]:
-    """Every entry of a case on one seed (in a replay shifted, away from the seed that the recorded run may have had)."""
+    """Every entry of a case on one seed (in a replay shifted, away from the seed that the recorded
+    run may have had)."""
     seed += _REPLAY_SEEDS if case.recorded is not None else 0
     world = new_world(case, seed)
     prompts = world.rates.shape[0]
@@ -58,17 +61,23 @@ def _work(job: tuple[int, int]) -> tuple[tuple[int, int], tuple[Outcome, ...]]:
     return job, run_seed(_cases[case], seed)
 
 
-def _here(suite: Suite, jobs: Iterable[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[Outcome, ...]]]:
+def _here(
+    suite: Suite, jobs: Iterable[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], tuple[Outcome, ...]]]:
     for case, seed in jobs:
         yield (case, seed), run_seed(suite.cases[case], seed)
 
 
-def _in_workers(suite: Suite, jobs: list[tuple[int, int]], processes: int) -> Iterator[tuple[tuple[int, int], tuple[Outcome, ...]]]:
+def _in_workers(
+    suite: Suite, jobs: list[tuple[int, int]], processes: int
+) -> Iterator[tuple[tuple[int, int], tuple[Outcome, ...]]]:
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # inherited by the workers: one thread each
     context = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(suite.cases,)) as pool:
+        with ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_start_worker, initargs=(suite.cases,)
+        ) as pool:
             try:
                 for future in as_completed([pool.submit(_work, job) for job in jobs]):
                     yield future.result()
@@ -84,9 +93,13 @@ def _in_workers(suite: Suite, jobs: list[tuple[int, int]], processes: int) -> It
 
 
 def run_suite(
-    suite: Suite, seeds: int, processes: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
+    suite: Suite,
+    seeds: int,
+    processes: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[CaseResult, ...]:
-    """All cases on seeds 0..seeds-1. progress(done, total) is called after every job. The same result for any `processes`.
+    """All cases on seeds 0..seeds-1. progress(done, total) is called after every job. The same
+    result for any `processes`.
 
     Raises ValueError for fewer than 2 seeds (an interval needs two) or sizes that do not fit.
     """
@@ -102,4 +115,7 @@ def run_suite(
     for job, outcomes in stream:
         done[job] = outcomes
         progress(len(done), len(jobs))
-    return tuple(CaseResult(case, tuple(zip(*(done[index, seed] for seed in range(seeds))))) for index, case in enumerate(suite.cases))
+    return tuple(
+        CaseResult(case, tuple(zip(*(done[index, seed] for seed in range(seeds)))))
+        for index, case in enumerate(suite.cases)
+    )

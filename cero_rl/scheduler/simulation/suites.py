@@ -1,7 +1,9 @@
-"""What is simulated: entries (a scheduler with its sizes and options), cases (a pool, a budget, entries) and the named suites.
+"""What is simulated: entries (a scheduler with its sizes and options), cases (a pool, a budget,
+entries) and the named suites.
 
-All entries of a case have the same budget and number of rounds. A group of 8 rollouts is the measure: rules that give whole
-groups have units of 8, rules that size groups have units of 2 and up to 64 of them (Knapsack: 128 rollouts, as published).
+All entries of a case have the same budget and number of rounds. A group of 8 rollouts is the
+measure: rules that give whole groups have units of 8, rules that size groups have units of 2 and up
+to 64 of them (Knapsack: 128 rollouts, as published).
 """
 
 from __future__ import annotations
@@ -37,16 +39,26 @@ class Entry:
         share = math.ceil(budget * self.slack / (rounds * self.unit)) * self.unit
         capacity = min(share, prompts * self.most * self.unit)
         return make_scheduler(
-            self.scheduler, num_prompts=prompts, rounds=rounds, budget_rollouts=budget, rollouts_per_unit=self.unit,
-            max_units_per_prompt=self.most, capacity_rollouts=capacity, forgetting=self.forgetting,
-            step_size=self.step_scale / math.sqrt(rounds), spend_down=True, options=dict(self.options), keep_rule=self.keep,
+            self.scheduler,
+            num_prompts=prompts,
+            rounds=rounds,
+            budget_rollouts=budget,
+            rollouts_per_unit=self.unit,
+            max_units_per_prompt=self.most,
+            capacity_rollouts=capacity,
+            forgetting=self.forgetting,
+            step_size=self.step_scale / math.sqrt(rounds),
+            spend_down=True,
+            options=dict(self.options),
+            keep_rule=self.keep,
             seed=seed,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A pool and a budget that all entries share. The first entry is the one the others are compared with."""
+    """A pool and a budget that all entries share. The first entry is the one the others are
+    compared with."""
 
     pool: PoolSpec
     rounds: int
@@ -69,7 +81,9 @@ CERO_TUNED = Entry("cero, step x3", "cero", step_scale=3.0)
 THOMPSON = Entry("thompson, rho .98", "thompson", forgetting=0.98)
 
 
-def _fine(label: str, scheduler: SchedulerName, *options: tuple[str, OptionValue], slack: float = 1.0) -> Entry:
+def _fine(
+    label: str, scheduler: SchedulerName, *options: tuple[str, OptionValue], slack: float = 1.0
+) -> Entry:
     return Entry(label, scheduler, unit=2, most=64, slack=slack, forgetting=0.98, options=options)
 
 
@@ -83,7 +97,14 @@ RIVAL_ENTRIES: tuple[Entry, ...] = (
     CERO_TUNED,
     Entry("greedy, rho .98", "greedy", forgetting=0.98),
     THOMPSON,
-    Entry("thompson, first 4", "thompson", unit=2, most=4, forgetting=0.98, options=(("first_rollouts", 4),)),
+    Entry(
+        "thompson, first 4",
+        "thompson",
+        unit=2,
+        most=4,
+        forgetting=0.98,
+        options=(("first_rollouts", 4),),
+    ),
     Entry("greso", "greso"),
     _fine("knapsack", "knapsack"),
     _fine("vip, dr_grpo", "vip", ("objective", "dr_grpo")),
@@ -108,9 +129,13 @@ _ROUNDS, _BUDGET = 160, 160 * 512
 
 
 def _cero_entries() -> tuple[Entry, ...]:
-    steps = [Entry(f"cero, step x{scale:g}", "cero", step_scale=scale) for scale in (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)]
+    steps = [
+        Entry(f"cero, step x{scale:g}", "cero", step_scale=scale)
+        for scale in (1.0, 2.0, 3.0, 5.0, 10.0, 30.0)
+    ]
     rhos = [
-        Entry(f"cero, step x{x:g}, rho {r:g}", "cero", step_scale=x, forgetting=r) for x, r in ((3, 0.995), (3, 0.98), (3, 0.95), (5, 0.98))
+        Entry(f"cero, step x{x:g}, rho {r:g}", "cero", step_scale=x, forgetting=r)
+        for x, r in ((3, 0.995), (3, 0.98), (3, 0.95), (5, 0.98))
     ]
     sizes = (
         Entry("cero, rho 0.98", "cero", forgetting=0.98),
@@ -124,17 +149,23 @@ def _cero_entries() -> tuple[Entry, ...]:
 
 def _drift_entries() -> tuple[Entry, ...]:
     rhos = (1.0, 0.99, 0.95)
-    cero = [Entry(f"cero, step x3, rho {rho:g}", "cero", step_scale=3.0, forgetting=rho) for rho in rhos]
+    cero = [
+        Entry(f"cero, step x3, rho {rho:g}", "cero", step_scale=3.0, forgetting=rho) for rho in rhos
+    ]
     draws = [Entry(f"thompson, rho {rho:g}", "thompson", forgetting=rho) for rho in rhos]
     return (UNIFORM, CERO, *cero, *draws, ORACLE)
 
 
-def make_suites(prompts: int = 2400, rounds: int = _ROUNDS, budget: int = _BUDGET) -> dict[str, Suite]:
+def make_suites(
+    prompts: int = 2400, rounds: int = _ROUNDS, budget: int = _BUDGET
+) -> dict[str, Suite]:
     """The named suites at these sizes. Raises ValueError where a pool is impossible."""
     sized = lambda pool: replace(pool, prompts=prompts, skills=min(pool.skills, prompts))
     case = lambda pool, entries: Case(sized(pool), rounds, budget, entries)
     static = replace(UNFILTERED, dynamics="static")
-    drift = lambda step: replace(ALIKE, name=f"alike, {step:g} logits a round", dynamics="drift", drift=step)
+    drift = lambda step: replace(
+        ALIKE, name=f"alike, {step:g} logits a round", dynamics="drift", drift=step
+    )
     still = replace(ALIKE, dynamics="static")
     cero, drifting = _cero_entries(), _drift_entries()
     suites = (
@@ -153,13 +184,18 @@ def make_suites(prompts: int = 2400, rounds: int = _ROUNDS, budget: int = _BUDGE
             "forgetting where rates stand still, drift slowly and drift fast",
             tuple(case(pool, drifting) for pool in (still, drift(0.03), drift(0.15))),
         ),
-        Suite("smoke", "a few allocators, one pool", (case(UNFILTERED, (UNIFORM, CERO, THOMPSON, _VIGOR, ORACLE)),)),
+        Suite(
+            "smoke",
+            "a few allocators, one pool",
+            (case(UNFILTERED, (UNIFORM, CERO, THOMPSON, _VIGOR, ORACLE)),),
+        ),
     )
     return {suite.name: suite for suite in suites}
 
 
 def replay_suite(recorded: Recorded, rounds: int | None = None, budget: int | None = None) -> Suite:
-    """All allocators on recorded rates; by default with the recorded run's rounds and rollouts (down to a multiple of 16)."""
+    """All allocators on recorded rates; by default with the recorded run's rounds and rollouts
+    (down to a multiple of 16)."""
     kept = budget if budget is not None else max(recorded.rollouts // 16, 1) * 16
     pool = PoolSpec("replay", prompts=recorded.rates.shape[1], skills=1)
     case = Case(pool, rounds or recorded.rates.shape[0], kept, RIVAL_ENTRIES, recorded)

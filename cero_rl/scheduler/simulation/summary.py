@@ -1,7 +1,8 @@
-"""From runs to a table: means over paired seeds with 95 % t intervals, and paired differences to a case's first entry.
+"""From runs to a table: means over paired seeds with 95 % t intervals, and paired differences to a
+case's first entry.
 
-In: a CaseResult. Out: one Row per entry. Denominators: seeds for means, groups for live_share, generated rollouts for
-live_rollouts and trained, the budget for spent.
+In: a CaseResult. Out: one Row per entry. Denominators: seeds for means, groups for live_share,
+generated rollouts for live_rollouts and trained, the budget for spent.
 """
 
 from __future__ import annotations
@@ -20,13 +21,42 @@ from cero_rl.scheduler.simulation.suites import Entry
 
 # 97.5 % quantile of Student's t for 1..30 degrees of freedom
 _T975 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.2010, 2.1788, 2.1604, 2.1448, 2.1314,
-    2.1199, 2.1098, 2.1009, 2.0930, 2.0860, 2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
+    12.7062,
+    4.3027,
+    3.1824,
+    2.7764,
+    2.5706,
+    2.4469,
+    2.3646,
+    2.3060,
+    2.2622,
+    2.2281,
+    2.2010,
+    2.1788,
+    2.1604,
+    2.1448,
+    2.1314,
+    2.1199,
+    2.1098,
+    2.1009,
+    2.0930,
+    2.0860,
+    2.0796,
+    2.0739,
+    2.0687,
+    2.0639,
+    2.0595,
+    2.0555,
+    2.0518,
+    2.0484,
+    2.0452,
+    2.0423,
+)
 
 
 def t975(degrees: int) -> float:
-    """97.5 % quantile of Student's t with `degrees` >= 1 degrees of freedom, to 4 digits (beyond 30: Cornish-Fisher)."""
+    """97.5 % quantile of Student's t with `degrees` >= 1 degrees of freedom, to 4 digits (beyond
+    30: Cornish-Fisher)."""
     if degrees <= len(_T975):
         return _T975[degrees - 1]
     z, n = 1.959964, float(degrees)
@@ -35,7 +65,8 @@ def t975(degrees: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """mean +- half_width, a 95 % t interval over the seeds where the number exists; nan without two of them."""
+    """mean +- half_width, a 95 % t interval over the seeds where the number exists; nan without two
+    of them."""
 
     mean: float
     half_width: float
@@ -51,12 +82,16 @@ def estimate(values: npt.ArrayLike) -> Estimate:
     numbers = numbers[~np.isnan(numbers)]
     if numbers.size < 2:
         return Estimate(math.nan, math.nan)
-    return Estimate(float(numbers.mean()), t975(numbers.size - 1) * float(numbers.std(ddof=1)) / math.sqrt(numbers.size))
+    return Estimate(
+        float(numbers.mean()),
+        t975(numbers.size - 1) * float(numbers.std(ddof=1)) / math.sqrt(numbers.size),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One entry. Shares in [0, 1]; values and abilities a prompt; `gain` and `live_gain` are paired with the first entry."""
+    """One entry. Shares in [0, 1]; values and abilities a prompt; `gain` and `live_gain` are paired
+    with the first entry."""
 
     entry: Entry
     spent: Estimate  # of the budget
@@ -80,7 +115,9 @@ class Row:
 def summarise(result: CaseResult) -> tuple[Row, ...]:
     """The table of a case, in the order of its entries."""
     first = result.outcomes[0]
-    return tuple(_row(entry, runs, first) for entry, runs in zip(result.case.entries, result.outcomes))
+    return tuple(
+        _row(entry, runs, first) for entry, runs in zip(result.case.entries, result.outcomes)
+    )
 
 
 def _row(entry: Entry, runs: tuple[Outcome, ...], first: tuple[Outcome, ...]) -> Row:

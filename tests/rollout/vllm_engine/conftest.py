@@ -1,4 +1,5 @@
-"""Everything in this folder runs the real engine; without an installed vLLM it is skipped, unless CERO_REQUIRE_VLLM=1."""
+"""Everything in this folder runs the real engine; without an installed vLLM it is skipped, unless
+CERO_REQUIRE_VLLM=1."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from server_box import ServerBox
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = importlib.util.find_spec("vllm") is None and os.environ.get("CERO_REQUIRE_VLLM") != "1"
+    missing = (
+        importlib.util.find_spec("vllm") is None and os.environ.get("CERO_REQUIRE_VLLM") != "1"
+    )
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)

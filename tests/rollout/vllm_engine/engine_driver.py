@@ -1,6 +1,7 @@
 """One rank: what a real engine answers, written as JSON for test_engine.py to judge.
 
-    RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/engine_driver.py OUT_DIR MODEL_DIR TENSOR_PARALLEL
+RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/engine_driver.py OUT_DIR MODEL_DIR
+TENSOR_PARALLEL
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ def make_requests() -> list[RolloutRequest]:
     """Ragged groups; the last prompt is longer than a block of the prefix cache."""
     rng = np.random.default_rng(0)
     lengths = (3, 12, 7, 200)
-    return [RolloutRequest(10 + i, rng.integers(2, 12, m), n, stream_key=1000 + i) for i, (m, n) in enumerate(zip(lengths, SIZES))]
+    return [
+        RolloutRequest(10 + i, rng.integers(2, 12, m), n, stream_key=1000 + i)
+        for i, (m, n) in enumerate(zip(lengths, SIZES))
+    ]
 
 
 def gap(model: Any, groups: list[RolloutGroup], temperature: float) -> float:
@@ -38,15 +42,29 @@ def gap(model: Any, groups: list[RolloutGroup], temperature: float) -> float:
         for c in group.completions:
             ids = torch.from_numpy(np.concatenate([group.prompt_tokens, c.token_ids]))
             with torch.no_grad():
-                logits = model(ids[None]).logits[0, len(group.prompt_tokens) - 1 : -1].float() / temperature
-            logp = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(c.token_ids)[:, None]).squeeze(1)
+                logits = (
+                    model(ids[None]).logits[0, len(group.prompt_tokens) - 1 : -1].float()
+                    / temperature
+                )
+            logp = (
+                torch.log_softmax(logits, -1)
+                .gather(-1, torch.from_numpy(c.token_ids)[:, None])
+                .squeeze(1)
+            )
             worst = max(worst, float((logp - torch.from_numpy(c.logp_behavior)).abs().max()))
     return worst
 
 
 def plain(groups: list[RolloutGroup]) -> list[Any]:
     return [
-        [g.prompt_id, [[c.token_ids.tolist(), c.finish_reason, c.text, c.policy_version] for c in g.completions]] for g in groups
+        [
+            g.prompt_id,
+            [
+                [c.token_ids.tolist(), c.finish_reason, c.text, c.policy_version]
+                for c in g.completions
+            ],
+        ]
+        for g in groups
     ]
 
 
@@ -55,21 +73,38 @@ def main() -> int:
     group = launch.start(timeout_seconds=300)
     tokenizer = load_tokenizer(path)
     settings = VllmSettings(
-        dtype="float32", max_model_tokens=256, max_response_tokens=24, max_batch_tokens=4096, gpu_memory_fraction=0.5,
-        kv_cache_memory_bytes=2**26, tensor_parallel=parallel, sleep=True, generate_timeout_seconds=300, seed=7,
-    )  # fmt: skip
+        dtype="float32",
+        max_model_tokens=256,
+        max_response_tokens=24,
+        max_batch_tokens=4096,
+        gpu_memory_fraction=0.5,
+        kv_cache_memory_bytes=2**26,
+        tensor_parallel=parallel,
+        sleep=True,
+        generate_timeout_seconds=300,
+        seed=7,
+    )
     engine = VllmEngine(
-        path, settings, eos_token_ids=[tokenizer.eos_token_id], decode=partial(tokenizer.decode, skip_special_tokens=True),
-        rank=group.rank, gather=group.gather_json,
-    )  # fmt: skip
+        path,
+        settings,
+        eos_token_ids=[tokenizer.eos_token_id],
+        decode=partial(tokenizer.decode, skip_special_tokens=True),
+        rank=group.rank,
+        gather=group.gather_json,
+    )
     requests, model = make_requests(), load_model(path, "float32", "sdpa")
     found: dict[str, Any] = {}
 
     whole = engine.generate(requests, stream=1, temperature=1.0)
     found["whole"] = plain(whole)
     found["again"] = plain(engine.generate(requests, stream=1, temperature=1.0))
-    found["alone"] = plain([engine.generate([r], stream=1, temperature=1.0)[0] for r in reversed(requests)][::-1])
-    wave = [RolloutRequest(r.prompt_id, r.prompt_tokens, 2, r.stream_key, first_draw=3) for r in requests]
+    found["alone"] = plain(
+        [engine.generate([r], stream=1, temperature=1.0)[0] for r in reversed(requests)][::-1]
+    )
+    wave = [
+        RolloutRequest(r.prompt_id, r.prompt_tokens, 2, r.stream_key, first_draw=3)
+        for r in requests
+    ]
     found["later_wave"] = plain(engine.generate(wave, stream=1, temperature=1.0))
     found["other_stream"] = plain(engine.generate(requests, stream=2, temperature=1.0))
     cut = engine.generate(requests, stream=1, temperature=1.0, max_tokens=2)
@@ -78,7 +113,9 @@ def main() -> int:
     found["gaps"] = [gap(model, whole, 1.0), gap(model, cool, 0.6)]
     found["wrong_temperature_gap"] = gap(model, cool, 1.0)
     # a rank without groups takes part all the same
-    found["nothing"] = plain(engine.generate(requests[:1] if group.rank else [], stream=1, temperature=1.0))
+    found["nothing"] = plain(
+        engine.generate(requests[:1] if group.rank else [], stream=1, temperature=1.0)
+    )
     engine.sleep()  # no-op here
     found["after_sleep"] = plain(engine.generate(requests[:1], stream=1, temperature=1.0))
     (out / f"rank{group.rank}-tp{parallel}.json").write_text(json.dumps(found))

@@ -1,9 +1,11 @@
-"""Training as the command does it, with one fault put into the real engine of one rank; the rest is the shipped code.
+"""Training as the command does it, with one fault put into the real engine of one rank; the rest is
+the shipped code.
 
-    RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/fault_driver.py FAULT STEP --config FILE --set key=value ...
+    RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/fault_driver.py FAULT STEP --config
+    FILE --set key=value ...
 
-FAULT: dies (raises in the middle of a batch), loses (aborts a request), breaks (weights turn to nan). On the last rank, in the
-first call for training rollouts of round STEP.
+FAULT: dies (raises in the middle of a batch), loses (aborts a request), breaks (weights turn to
+nan). On the last rank, in the first call for training rollouts of round STEP.
 """
 
 from __future__ import annotations

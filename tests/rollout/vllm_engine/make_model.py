@@ -1,4 +1,5 @@
-"""Small random models with long positions, and prompts of 200 tokens, for the tests on the real vLLM engine."""
+"""Small random models with long positions, and prompts of 200 tokens, for the tests on the real
+vLLM engine."""
 
 from __future__ import annotations
 
@@ -14,18 +15,30 @@ TOKENIZER = ROOT / "recipes/assets/tiny_digits"
 
 
 def make_model(folder: Path, *, tied: bool, positions: int = 512) -> Path:
-    """A Qwen3 (tied head) or a Llama (own head) of two layers in save_pretrained layout, with the tokenizer of the quickstart."""
+    """A Qwen3 (tied head) or a Llama (own head) of two layers in save_pretrained layout, with the
+    tokenizer of the quickstart."""
     import transformers
 
     sizes: dict[str, Any] = {
-        "vocab_size": 21, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": positions, "tie_word_embeddings": tied,
-        "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": 21,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": tied,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
     config = (transformers.Qwen3Config if tied else transformers.LlamaConfig)(**sizes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():  # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    with (
+        torch.no_grad()
+    ):  # the default initialisation is almost uniform over the vocabulary, which would hide errors
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)

@@ -1,4 +1,5 @@
-"""Starting a driver of this folder on several ranks, and the shipped training command on small sizes."""
+"""Starting a driver of this folder on several ranks, and the shipped training command on small
+sizes."""
 
 from __future__ import annotations
 
@@ -20,22 +21,46 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR")
+    }
     return {
-        **kept, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore::FutureWarning", "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONWARNINGS": "ignore::FutureWarning",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
 
 
 def drive(name: str, *arguments: str, world: int = 1, code: int = 0) -> str:
-    """Run tests/rollout/vllm_engine/NAME with the same arguments on `world` ranks; every rank must leave with `code`. Returns what they printed."""
+    """Run tests/rollout/vllm_engine/NAME with the same arguments on `world` ranks; every rank must
+    leave with `code`. Returns what they printed."""
     port = str(free_port())
     ranks = []
     for rank in range(world):
-        env = {**environment(), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = {
+            **environment(),
+            "WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         command = [sys.executable, str(ROOT / "tests/rollout/vllm_engine" / name), *arguments]
         env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(subprocess.Popen(command, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        ranks.append(
+            subprocess.Popen(
+                command,
+                env=env,
+                cwd=ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
     texts = []
     try:
         for rank in ranks:
@@ -47,12 +72,30 @@ def drive(name: str, *arguments: str, world: int = 1, code: int = 0) -> str:
     return "\n".join(texts)
 
 
-def train(out: Path, name: str, settings: list[str], *, ranks: int = 2) -> subprocess.CompletedProcess[str]:
-    line = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port()), "--log_level", "warning"]
+def train(
+    out: Path, name: str, settings: list[str], *, ranks: int = 2
+) -> subprocess.CompletedProcess[str]:
+    line = [
+        "deepspeed",
+        "--num_accelerators",
+        str(ranks),
+        "--master_port",
+        str(free_port()),
+        "--log_level",
+        "warning",
+    ]
     line += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml"]
-    for setting in ["logging.tensorboard=false", "checkpoint.every_steps=0", f"output_dir={out}", f"name={name}", *settings]:
+    for setting in [
+        "logging.tensorboard=false",
+        "checkpoint.every_steps=0",
+        f"output_dir={out}",
+        f"name={name}",
+        *settings,
+    ]:
         line += ["--set", setting]
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=500)
+    return subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=500
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""Reward functions of the tests in this folder: one that splits almost every group, and one that looks at the prompt alone."""
+"""Reward functions of the tests in this folder: one that splits almost every group, and one that
+looks at the prompt alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The real server as a user starts it, for the tests in this folder: `cero-rl serve`, with faults that can be put into it."""
+"""The real server as a user starts it, for the tests in this folder: `cero-rl serve`, with faults
+that can be put into it."""
 
 from __future__ import annotations
 
@@ -23,32 +24,62 @@ POSITIONS = 256
 class ServerBox:
     """Port, key and weights of a server in `folder`; restarted once if it dies."""
 
-    def __init__(self, folder: Path, model: Path, restarts: int = 1, further: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, model: Path, restarts: int = 1, further: tuple[str, ...] = ()
+    ) -> None:
         self.further = further  # settings of server and run
         self.folder, self.model, self.port = folder, model, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.key_file, self.weights_dir, self.faults, self.fired = (folder / n for n in ("key", "weights", "faults.json", "fired"))
+        self.key_file, self.weights_dir, self.faults, self.fired = (
+            folder / n for n in ("key", "weights", "faults.json", "fired")
+        )
         self.log = folder / "log"
         self.faults.write_text("[]")
-        env = environment() | {"CERO_TEST_FAULTS": str(self.faults), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        env = environment() | {
+            "CERO_TEST_FAULTS": str(self.faults),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
         env["PYTHONPATH"] += f":{FOLDER}"
-        command = [sys.executable, "-m", "cero_rl", "serve", *self.arguments(), "--restarts", str(restarts)]
+        command = [
+            sys.executable,
+            "-m",
+            "cero_rl",
+            "serve",
+            *self.arguments(),
+            "--restarts",
+            str(restarts),
+        ]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                [*command, "--", "--middleware", "server_faults.Faults"], cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
+                [*command, "--", "--middleware", "server_faults.Faults"],
+                cwd=ROOT,
+                env=env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
             )
 
     def settings(self) -> list[str]:
         """Overrides that make a run sample from this server."""
         return [
-            f"model.path={self.model}", "seed=7", "rollout.mode=server", "rollout.engine=vllm", f"rollout.server.urls=[{self.url}]",
-            f"rollout.server.key_file={self.key_file}", f"rollout.server.weights_dir={self.weights_dir}",
-            f"rollout.kv_cache_memory_bytes={2**26}", "rollout.max_batch_tokens=4096", *self.further,
-        ]  # fmt: skip
+            f"model.path={self.model}",
+            "seed=7",
+            "rollout.mode=server",
+            "rollout.engine=vllm",
+            f"rollout.server.urls=[{self.url}]",
+            f"rollout.server.key_file={self.key_file}",
+            f"rollout.server.weights_dir={self.weights_dir}",
+            f"rollout.kv_cache_memory_bytes={2**26}",
+            "rollout.max_batch_tokens=4096",
+            *self.further,
+        ]
 
     def arguments(self) -> list[str]:
         sizes = ["data.max_prompt_tokens=156", "rollout.max_response_tokens=100"]
-        return ["--config", "recipes/quickstart_cpu.yaml", *(word for s in [*self.settings(), *sizes] for word in ("--set", s))]
+        return [
+            "--config",
+            "recipes/quickstart_cpu.yaml",
+            *(word for s in [*self.settings(), *sizes] for word in ("--set", s)),
+        ]
 
     def wait_ready(self, times: int = 1, seconds: float = 300) -> None:
         end = time.monotonic() + seconds
@@ -75,21 +106,42 @@ class ServerBox:
         return self.process.wait(60)
 
 
-def make_engine(server: ServerBox, *, max_response: int = 24, wait: float = 300, **keys: Any) -> Any:
-    """The shipped engine on this server, with the start model's weights pushed as version 0. Close it."""
+def make_engine(
+    server: ServerBox, *, max_response: int = 24, wait: float = 300, **keys: Any
+) -> Any:
+    """The shipped engine on this server, with the start model's weights pushed as version 0. Close
+    it."""
     from cero_rl.config.rollout import ServerConfig
     from cero_rl.models.load import load_model, load_tokenizer
     from cero_rl.rollout.engines.server import Expected, ServerEngine
     from cero_rl.rollout.engines.server_key import read_key
 
-    quick: dict[str, Any] = {"backoff_seconds": 0.05, "retries": 3, "read_timeout_seconds": 60, **keys}
-    config = ServerConfig(urls=(server.url,), weights_dir=str(server.weights_dir), key_file=str(server.key_file), **quick)
+    quick: dict[str, Any] = {
+        "backoff_seconds": 0.05,
+        "retries": 3,
+        "read_timeout_seconds": 60,
+        **keys,
+    }
+    config = ServerConfig(
+        urls=(server.url,),
+        weights_dir=str(server.weights_dir),
+        key_file=str(server.key_file),
+        **quick,
+    )
     decode = partial(load_tokenizer(str(TOKENIZER)).decode, skip_special_tokens=True)
     engine = ServerEngine(
-        config, Expected("float32", 21, 64, 2, POSITIONS), key=read_key(server.key_file), eos_token_ids=[1], decode=decode,
-        max_response_tokens=max_response, generate_timeout_seconds=wait, sync_timeout_seconds=120, seed=7, rank=0,
+        config,
+        Expected("float32", 21, 64, 2, POSITIONS),
+        key=read_key(server.key_file),
+        eos_token_ids=[1],
+        decode=decode,
+        max_response_tokens=max_response,
+        generate_timeout_seconds=wait,
+        sync_timeout_seconds=120,
+        seed=7,
+        rank=0,
         gather=lambda value: [value],
-    )  # fmt: skip
+    )
     try:
         push(engine, load_model(str(server.model), "float32", "sdpa"), 0)
     except BaseException:
@@ -99,4 +151,6 @@ def make_engine(server: ServerBox, *, max_response: int = 24, wait: float = 300,
 
 
 def push(engine: Any, model: Any, version: int) -> None:
-    engine.load_weights(((name, parameter.data) for name, parameter in model.named_parameters()), version)
+    engine.load_weights(
+        ((name, parameter.data) for name, parameter in model.named_parameters()), version
+    )

@@ -1,8 +1,10 @@
-"""Faults inside the real server: a middleware between our guard and vLLM that spoils chosen requests, as a control file says.
+"""Faults inside the real server: a middleware between our guard and vLLM that spoils chosen
+requests, as a control file says.
 
-CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A rule takes the requests of its path
-number skip .. skip+count-1 since the file was written last; with "version" only the requests for several completions of that version of
-the weights are counted. Every fault that is done is one line of the file's neighbour `fired`.
+CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A rule
+takes the requests of its path number skip .. skip+count-1 since the file was written last; with
+"version" only the requests for several completions of that version of the weights are counted.
+Every fault that is done is one line of the file's neighbour `fired`.
 """
 
 from __future__ import annotations
@@ -26,12 +28,16 @@ class Faults:
         text = self._file.read_text()
         if text != self._text:
             self._text, self._lost_seed = text, None
-            self._rules = [{"seen": 0, "path": "/v1/completions", **rule} for rule in json.loads(text)]
+            self._rules = [
+                {"seen": 0, "path": "/v1/completions", **rule} for rule in json.loads(text)
+            ]
         chosen = None
         for rule in self._rules:
             if rule["path"] == path and rule.get("version", group_of) == group_of:
                 rule["seen"] += 1
-                if chosen is None and rule.get("skip", 0) < rule["seen"] <= rule.get("skip", 0) + rule.get("count", 10**9):
+                if chosen is None and rule.get("skip", 0) < rule["seen"] <= rule.get(
+                    "skip", 0
+                ) + rule.get("count", 10**9):
                     chosen = rule
         return chosen
 
@@ -42,12 +48,17 @@ class Faults:
         asked = await _body(receive)
         receive = _replay(asked, receive)
         label = dict(scope["headers"]).get(b"x-cero-weights", b"").decode()
-        rule = self._rule(scope["path"], label.partition("-")[0] if json.loads(asked or b"{}").get("n", 1) > 1 else None)
+        rule = self._rule(
+            scope["path"],
+            label.partition("-")[0] if json.loads(asked or b"{}").get("n", 1) > 1 else None,
+        )
         if rule is None:
             await self._app(scope, receive, send)
             return
         kind, fired = rule["kind"], self._file.with_name("fired")
-        if kind == "kill" and fired.exists() and "kill" in fired.read_text():  # once: the next server is another process
+        if (
+            kind == "kill" and fired.exists() and "kill" in fired.read_text()
+        ):  # once: the next server is another process
             await self._app(scope, receive, send)
             return
         if kind != "lose_one":
@@ -58,16 +69,26 @@ class Faults:
         elif kind == "status":
             await _answer(send, rule["status"], b'{"error": {"message": "out of luck"}}')
         elif kind == "hang":
-            while (await receive())["type"] != "http.disconnect":  # like a server that computes for ever
+            while (await receive())[
+                "type"
+            ] != "http.disconnect":  # like a server that computes for ever
                 pass
-        elif kind == "swallow" and json.loads(asked)["method"] == "load_weight_files":  # a weight sync that is confirmed and not made
-            await _answer(send, 200, json.dumps({"results": [{"label": json.loads(asked)["args"][0]}]}).encode())
+        elif (
+            kind == "swallow" and json.loads(asked)["method"] == "load_weight_files"
+        ):  # a weight sync that is confirmed and not made
+            await _answer(
+                send,
+                200,
+                json.dumps({"results": [{"label": json.loads(asked)["args"][0]}]}).encode(),
+            )
         elif kind == "swallow":
             await self._app(scope, receive, send)
         else:
             await self._change_answer(rule, asked, scope, receive, send, fired)
 
-    async def _change_answer(self, rule: dict[str, Any], asked: bytes, scope: Any, receive: Any, send: Any, fired: Path) -> None:
+    async def _change_answer(
+        self, rule: dict[str, Any], asked: bytes, scope: Any, receive: Any, send: Any, fired: Path
+    ) -> None:
         parts: list[bytes] = []
         start: dict[str, Any] = {}
 
@@ -85,7 +106,9 @@ class Faults:
             answer = json.loads(body)
             answer["choices"].pop()
             body = json.dumps(answer).encode()
-        elif rule["kind"] == "lose_one":  # the last draw of the first group it meets, each time it is asked for
+        elif (
+            rule["kind"] == "lose_one"
+        ):  # the last draw of the first group it meets, each time it is asked for
             last_seed = request["seed"] + request["n"] - 1
             if self._lost_seed is None and request["n"] > 1:
                 self._lost_seed = last_seed

@@ -1,6 +1,7 @@
-"""One rank of ZeRO-3: weights change, the sync is left incomplete in one way after another, and the probe must notice each.
+"""One rank of ZeRO-3: weights change, the sync is left incomplete in one way after another, and the
+probe must notice each.
 
-    RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/sync_driver.py OUT_DIR CONFIG key=value ...
+RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/sync_driver.py OUT_DIR CONFIG key=value ...
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def main() -> int:
         push("after_stale_cache")
     if config.rollout.engine == "vllm" and not config.lora.adapter_only:
         call = llm.collective_rpc
-        llm.collective_rpc = lambda method, **kw: None if method == "finish_reload" else call(method, **kw)
+        llm.collective_rpc = lambda method, **kw: (
+            None if method == "finish_reload" else call(method, **kw)
+        )
         push("stale_head")
         llm.collective_rpc = call
         push("after_stale_head")
@@ -87,8 +90,13 @@ def main() -> int:
     inner.load_weights = old_version
     push("old_version")
 
-    def misnamed(named: Iterable[tuple[str, Tensor]], version: int) -> None:  # on one rank only; the others' weights are right
-        load(((f"{name}.odd" if group.rank == 0 else name, tensor) for name, tensor in named), version)
+    def misnamed(
+        named: Iterable[tuple[str, Tensor]], version: int
+    ) -> None:  # on one rank only; the others' weights are right
+        load(
+            ((f"{name}.odd" if group.rank == 0 else name, tensor) for name, tensor in named),
+            version,
+        )
 
     inner.load_weights = misnamed
     push("misnamed")  # last: vLLM cannot use an engine whose reload broke off

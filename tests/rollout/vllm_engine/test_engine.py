@@ -1,4 +1,5 @@
-"""The real engine: ragged groups, seeds, stops, truncation, log-probabilities; alone, on two ranks, and sharded over two ranks."""
+"""The real engine: ragged groups, seeds, stops, truncation, log-probabilities; alone, on two ranks,
+and sharded over two ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def test_groups_come_back_in_order_and_of_the_sizes_asked(answers: list[dict[str
     assert len(set(flat)) > len(flat) // 2  # draws of a group differ
 
 
-def test_a_completion_depends_on_its_draw_and_not_on_batch_rank_or_history(answers: list[dict[str, Any]]) -> None:
+def test_a_completion_depends_on_its_draw_and_not_on_batch_rank_or_history(
+    answers: list[dict[str, Any]],
+) -> None:
     first, second = answers
     for name in ("again", "alone"):
         assert first[name] == first["whole"], name
@@ -48,7 +51,9 @@ def test_stop_and_truncation_are_recorded(answers: list[dict[str, Any]]) -> None
                 seen.add(reason)
                 assert version == 0
                 assert 1 <= len(ids) <= limit
-                assert (ids[-1] == 1) == (reason == "stop")  # 1 is the end token, and part of the response
+                assert (ids[-1] == 1) == (
+                    reason == "stop"
+                )  # 1 is the end token, and part of the response
                 assert 1 not in ids[:-1]
                 assert reason == "stop" or len(ids) == limit
                 assert "<eos>" not in text
@@ -67,10 +72,14 @@ def test_a_rank_may_have_nothing_to_sample(answers: list[dict[str, Any]]) -> Non
     assert answers[1]["nothing"] == answers[0]["whole"][:1]
 
 
-def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(tmp_path: Path, model: Path, answers: list[dict[str, Any]]) -> None:
+def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(
+    tmp_path: Path, model: Path, answers: list[dict[str, Any]]
+) -> None:
     before = set(Path("/dev/shm").iterdir())
     drive("engine_driver.py", str(tmp_path), str(model), "2", world=2)
-    assert not [path for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name]  # nothing is left behind
+    assert not [
+        path for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name
+    ]  # nothing is left behind
     sharded = [json.loads((tmp_path / f"rank{rank}-tp2.json").read_text()) for rank in range(2)]
     for mine, alone in zip(sharded, answers):
         assert mine["whole"] == alone["whole"]
@@ -81,7 +90,12 @@ def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(tmp_path: Path
 def test_later_draws_have_seeds_of_their_own() -> None:
     from cero_rl.rollout.engines.vllm_draws import draw_seed
 
-    seeds = {draw_seed(1, stream, key, 0) + draw for stream in range(20) for key in range(50) for draw in range(8)}
+    seeds = {
+        draw_seed(1, stream, key, 0) + draw
+        for stream in range(20)
+        for key in range(50)
+        for draw in range(8)
+    }
     assert len(seeds) == 20 * 50 * 8
     assert draw_seed(1, 2, 3, 4) == draw_seed(1, 2, 3, 0) + 4
     assert draw_seed(1, 2, 2**64 - 1, 0) < 2**62

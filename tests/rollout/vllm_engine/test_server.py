@@ -1,4 +1,5 @@
-"""Server mode on a real server: the same protocol and answers as the engine in a rank, the learner's weights, nothing for strangers."""
+"""Server mode on a real server: the same protocol and answers as the engine in a rank, the
+learner's weights, nothing for strangers."""
 
 from __future__ import annotations
 
@@ -26,19 +27,34 @@ def engine(server: ServerBox) -> Iterator[Any]:
     engine.close()
 
 
-def sample(engine: Any, requests: list[RolloutRequest], *, stream: int = 1, temperature: float = 1.0, limit: int = 24) -> list[Any]:
+def sample(
+    engine: Any,
+    requests: list[RolloutRequest],
+    *,
+    stream: int = 1,
+    temperature: float = 1.0,
+    limit: int = 24,
+) -> list[Any]:
     return engine.generate(requests, stream=stream, temperature=temperature, max_tokens=limit)
 
 
-def test_the_server_answers_as_the_engine_of_a_rank(engine: Any, model: Path, answers: list[dict[str, Any]]) -> None:
+def test_the_server_answers_as_the_engine_of_a_rank(
+    engine: Any, model: Path, answers: list[dict[str, Any]]
+) -> None:
     requests = make_requests()
     whole = sample(engine, requests)
     assert plain(whole) == answers[0]["whole"]
     assert plain(sample(engine, requests, limit=2)) == answers[0]["cut"]
     assert plain(sample(engine, requests, stream=2)) == answers[0]["other_stream"]
-    wave = [RolloutRequest(r.prompt_id, r.prompt_tokens, 2, r.stream_key, first_draw=3) for r in requests]
+    wave = [
+        RolloutRequest(r.prompt_id, r.prompt_tokens, 2, r.stream_key, first_draw=3)
+        for r in requests
+    ]
     assert plain(sample(engine, wave)) == answers[0]["later_wave"]
-    cool, plainly = sample(engine, requests, temperature=0.6), load_model(str(model), "float32", "sdpa")
+    cool, plainly = (
+        sample(engine, requests, temperature=0.6),
+        load_model(str(model), "float32", "sdpa"),
+    )
     assert gap(plainly, whole, 1.0) < 1e-4
     assert gap(plainly, cool, 0.6) < 1e-4
     assert gap(plainly, cool, 1.0) > 0.05
@@ -46,7 +62,8 @@ def test_the_server_answers_as_the_engine_of_a_rank(engine: Any, model: Path, an
 
 
 def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: Path) -> None:
-    """A prompt of 200 tokens lies in the prefix cache from before, and the head of the model is tied."""
+    """A prompt of 200 tokens lies in the prefix cache from before, and the head of the model is
+    tied."""
     moved = load_model(str(model), "float32", "sdpa")
     torch.manual_seed(5)
     with torch.no_grad():
@@ -59,10 +76,14 @@ def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: P
     assert gap(moved, new, 1.0) < 1e-4
     assert gap(moved, old, 1.0) > 0.01
     assert {c.policy_version for g in new for c in g.completions} == {1}
-    assert len([path for path in server.weights_dir.iterdir() if path.is_dir()]) == 1  # old versions are gone
+    assert (
+        len([path for path in server.weights_dir.iterdir() if path.is_dir()]) == 1
+    )  # old versions are gone
     push(engine, load_model(str(model), "float32", "sdpa"), 2)
     again = sample(engine, requests)
-    assert [[c.token_ids.tolist() for c in g.completions] for g in again] == [[c.token_ids.tolist() for c in g.completions] for g in old]
+    assert [[c.token_ids.tolist() for c in g.completions] for g in again] == [
+        [c.token_ids.tolist() for c in g.completions] for g in old
+    ]
 
 
 @pytest.mark.covers("rollout 100 times longer")
@@ -96,11 +117,31 @@ def test_strangers_get_nothing(server: ServerBox) -> None:
                 assert answer.status_code == 401, (path, headers)
                 assert key not in answer.text
         ours = {"Authorization": f"Bearer {key}"}
-        assert client.post("/collective_rpc", json={"method": "weights_state"}, headers=ours).status_code == 200
-        for path in ("/pause", "/sleep", "/server_info", "/abort_requests", "/shutdown"):  # vLLM has them in this mode
+        assert (
+            client.post(
+                "/collective_rpc", json={"method": "weights_state"}, headers=ours
+            ).status_code
+            == 200
+        )
+        for path in (
+            "/pause",
+            "/sleep",
+            "/server_info",
+            "/abort_requests",
+            "/shutdown",
+        ):  # vLLM has them in this mode
             assert client.post(path, headers=ours).status_code == 403, path
-        assert client.post("/collective_rpc", json={"method": "save_sharded_state"}, headers=ours).status_code == 403
-        outside = client.post("/collective_rpc", json={"method": "load_weight_files", "args": ["../../secret"]}, headers=ours)
+        assert (
+            client.post(
+                "/collective_rpc", json={"method": "save_sharded_state"}, headers=ours
+            ).status_code
+            == 403
+        )
+        outside = client.post(
+            "/collective_rpc",
+            json={"method": "load_weight_files", "args": ["../../secret"]},
+            headers=ours,
+        )
         assert outside.status_code == 500
         assert "is no label of weights" in outside.text
     assert key not in server.log.read_text()

@@ -1,4 +1,5 @@
-"""Faults of the real server: what passes is asked for again and gives the same rollouts, what does not ends in one line and exit 6."""
+"""Faults of the real server: what passes is asked for again and gives the same rollouts, what does
+not ends in one line and exit 6."""
 
 from __future__ import annotations
 
@@ -51,9 +52,18 @@ def undisturbed(server: ServerBox) -> list[Any]:
         ({"kind": "short", "count": 4}, {}),
         ({"kind": "status", "status": 500, "count": 1, **CALLS}, {}),
     ],
-    ids=["503", "500", "hang", "half an answer", "fewer completions", "the question for its weights"],
+    ids=[
+        "503",
+        "500",
+        "hang",
+        "half an answer",
+        "fewer completions",
+        "the question for its weights",
+    ],
 )
-def test_a_fault_that_passes_changes_no_rollout(server: ServerBox, undisturbed: list[Any], fault: Any, keys: Any) -> None:
+def test_a_fault_that_passes_changes_no_rollout(
+    server: ServerBox, undisturbed: list[Any], fault: Any, keys: Any
+) -> None:
     engine = make_engine(server, **keys)
     try:
         with server.faulty(fault):
@@ -67,17 +77,43 @@ def test_a_fault_that_passes_changes_no_rollout(server: ServerBox, undisturbed: 
 @pytest.mark.parametrize(
     ("fault", "keys", "said"),
     [
-        ({"kind": "status", "status": 502}, {}, r"failed 4 times \(rollout.server.retries = 3\), the last time: "
-         "POST /v1/completions was answered with 502: out of luck"),
-        ({"kind": "status", "status": 400, "count": 1}, {}, "POST /v1/completions was answered with 400: out of luck"),
-        ({"kind": "status", "status": 302, "count": 1}, {}, "was redirected, which is not followed"),
-        ({"kind": "hang"}, {"read_timeout_seconds": 0.5, "retries": 1}, "failed 2 times .*no answer to POST /v1/completions within 0.5 s"),
-        ({"kind": "hang"}, {"wait": 2.0}, "32 rollouts took longer than rollout.generate_timeout_seconds = 2 s"),
-        ({"kind": "hang", **CALLS}, {"read_timeout_seconds": 0.5, "restart_timeout_seconds": 1.0}, "no answer to POST /collective_rpc"),
+        (
+            {"kind": "status", "status": 502},
+            {},
+            r"failed 4 times \(rollout.server.retries = 3\), the last time: "
+            "POST /v1/completions was answered with 502: out of luck",
+        ),
+        (
+            {"kind": "status", "status": 400, "count": 1},
+            {},
+            "POST /v1/completions was answered with 400: out of luck",
+        ),
+        (
+            {"kind": "status", "status": 302, "count": 1},
+            {},
+            "was redirected, which is not followed",
+        ),
+        (
+            {"kind": "hang"},
+            {"read_timeout_seconds": 0.5, "retries": 1},
+            "failed 2 times .*no answer to POST /v1/completions within 0.5 s",
+        ),
+        (
+            {"kind": "hang"},
+            {"wait": 2.0},
+            "32 rollouts took longer than rollout.generate_timeout_seconds = 2 s",
+        ),
+        (
+            {"kind": "hang", **CALLS},
+            {"read_timeout_seconds": 0.5, "restart_timeout_seconds": 1.0},
+            "no answer to POST /collective_rpc",
+        ),
     ],
     ids=["5xx", "4xx", "redirect", "silence", "a hang", "workers that hang"],
-)  # fmt: skip
-def test_a_fault_that_stays_ends_in_one_line(server: ServerBox, fault: Any, keys: Any, said: str) -> None:
+)
+def test_a_fault_that_stays_ends_in_one_line(
+    server: ServerBox, fault: Any, keys: Any, said: str
+) -> None:
     engine = make_engine(server, **keys)
     started = time.monotonic()
     try:
@@ -91,7 +127,9 @@ def test_a_fault_that_stays_ends_in_one_line(server: ServerBox, fault: Any, keys
 
 
 @pytest.mark.covers("engine returns fewer completions")
-def test_a_draw_that_never_comes_leaves_its_group_short(server: ServerBox, undisturbed: list[Any]) -> None:
+def test_a_draw_that_never_comes_leaves_its_group_short(
+    server: ServerBox, undisturbed: list[Any]
+) -> None:
     engine = make_engine(server)
     try:
         with server.faulty({"kind": "lose_one"}):
@@ -112,14 +150,20 @@ def call(engine: Any, label: str) -> None:
 @pytest.mark.covers("old weight version served")
 def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> None:
     start = load_model(str(server.model), "float32", "sdpa")
-    with server.faulty({"kind": "swallow", "count": 1, "skip": 1, **CALLS}):  # the first call asks which weights there are
+    with server.faulty(
+        {"kind": "swallow", "count": 1, "skip": 1, **CALLS}
+    ):  # the first call asks which weights there are
         engine = make_engine(server)
         assert server.done() == ["swallow"]
     try:
         assert sample(engine) == undisturbed
         foreign, damaged = new_label(0), new_label(0)
         for label in (foreign, damaged):
-            write_weights(((name, p.data * 1.1) for name, p in start.named_parameters()), server.weights_dir, label)
+            write_weights(
+                ((name, p.data * 1.1) for name, p in start.named_parameters()),
+                server.weights_dir,
+                label,
+            )
         call(engine, foreign)  # another run takes the server
         assert sample(engine) == undisturbed
         shard = server.weights_dir / damaged / "shard-00000.safetensors"
@@ -132,13 +176,24 @@ def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> 
         assert sample(engine) == undisturbed
         held = server.weights_dir / engine._label / "shard-00000.safetensors"
         held.write_bytes(held.read_bytes()[:-1])
-        write_weights(((name, p.data) for name, p in start.named_parameters()), server.weights_dir, other := new_label(0))
+        write_weights(
+            ((name, p.data) for name, p in start.named_parameters()),
+            server.weights_dir,
+            other := new_label(0),
+        )
         call(engine, other)
-        with pytest.raises(EngineError, match=r"although it was given .* 2 times \(POST /collective_rpc was answered with 500: .* is torn"):
+        with pytest.raises(
+            EngineError,
+            match=r"although it was given .* 2 times \(POST /collective_rpc was answered with "
+            r"500: .* is torn",
+        ):
             sample(engine)
     finally:
         engine.close()
-    with server.faulty({"kind": "swallow", **CALLS}), pytest.raises(EngineError, match=r"although it was given v0-[0-9a-f]* 2 times"):
+    with (
+        server.faulty({"kind": "swallow", **CALLS}),
+        pytest.raises(EngineError, match=r"although it was given v0-[0-9a-f]* 2 times"),
+    ):
         make_engine(server)
 
 
@@ -149,20 +204,35 @@ def test_weights_that_are_no_numbers_are_named(server: ServerBox) -> None:
         broken = {"model.norm.weight": torch.full((64,), float("nan"))}
         model = load_model(str(server.model), "float32", "sdpa")
         engine.load_weights(((n, broken.get(n, p.data)) for n, p in model.named_parameters()), 1)
-        with pytest.raises(EngineError, match=r"log-probabilities .*not finite; the weights it holds are broken"):
+        with pytest.raises(
+            EngineError, match=r"log-probabilities .*not finite; the weights it holds are broken"
+        ):
             sample(engine)
     finally:
         engine.close()
 
 
 @pytest.mark.covers("engine refuses to start")
-def test_a_wrong_key_and_a_taken_port_are_one_line(server: ServerBox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_and_a_taken_port_are_one_line(
+    server: ServerBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CERO_SERVER_KEY", "not-the-key-of-this-server")
-    with pytest.raises(EngineError, match=r"refused \(401: the key is missing or wrong\); rollout.server.key_file must be"):
+    with pytest.raises(
+        EngineError,
+        match=r"refused \(401: the key is missing or wrong\); rollout.server.key_file must be",
+    ):
         make_engine(server)
     monkeypatch.delenv("CERO_SERVER_KEY")
     command = [sys.executable, "-m", "cero_rl", "serve", *server.arguments()]
-    taken = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=60)
+    taken = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert taken.returncode == 6
     assert taken.stderr.count("\n") == 1
     assert f"--port {server.port}: cannot listen there (Address already in use)" in taken.stderr

@@ -1,4 +1,5 @@
-"""An adapter-only sync to a real server: parity after each update, also after the server was killed and came back without the adapter."""
+"""An adapter-only sync to a real server: parity after each update, also after the server was killed
+and came back without the adapter."""
 
 from __future__ import annotations
 
@@ -15,11 +16,19 @@ pytestmark = pytest.mark.slow
 def test_an_adapter_reaches_a_server_that_dies_in_between(tmp_path: Path, model: Path) -> None:
     prompts = make_prompts(tmp_path / "prompts.jsonl", characters=150)
     settings = [
-        f"data.source={prompts}", "data.max_prompt_tokens=150", "data.heldout_fraction=0", "data.heldout_source=null",
-        "reward.function=tests/rollout/vllm_engine/rewards.py:odd_length", "rollout.max_response_tokens=16", "scheduler.rounds=5",
-        "budget.total_rollouts=160", "optimizer.warmup_steps=0", "optimizer.schedule=constant", "optimizer.learning_rate=0.003",
+        f"data.source={prompts}",
+        "data.max_prompt_tokens=150",
+        "data.heldout_fraction=0",
+        "data.heldout_source=null",
+        "reward.function=tests/rollout/vllm_engine/rewards.py:odd_length",
+        "rollout.max_response_tokens=16",
+        "scheduler.rounds=5",
+        "budget.total_rollouts=160",
+        "optimizer.warmup_steps=0",
+        "optimizer.schedule=constant",
+        "optimizer.learning_rate=0.003",
         "rollout.server.backoff_seconds=0.1",
-    ]  # fmt: skip
+    ]
     (tmp_path / "server").mkdir()
     server = ServerBox(tmp_path / "server", model, further=("lora.rank=4",))
     try:
