@@ -1,8 +1,8 @@
-"""Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and `_C_cuda`
-(where nvcc is found).
+"""Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and
+`_C_cuda` (where nvcc is found).
 
-CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that fails
-(default); never; or fail without it. TORCH_CUDA_ARCH_LIST is honoured; the default is
+CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that
+fails (default); never; or fail without it. TORCH_CUDA_ARCH_LIST is honoured; the default is
 "8.0;9.0+PTX". Metadata is in pyproject.toml.
 """
 
@@ -27,10 +27,8 @@ except ImportError:
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 COMMON = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", *DEFINES]
 NVCC = ["-O3", "-std=c++17", "-fmad=false", "--threads=2", "-DUSE_CUDA", *DEFINES]
-HEADERS = [
-    "csrc/group_math.h",
-    "csrc/kernels.cuh",
-]  # without them an edit of a header would rebuild nothing
+# without them an edit of a header would rebuild nothing
+HEADERS = ["csrc/group_math.h", "csrc/kernels.cuh"]
 WANTED = os.environ.get("CERO_CUDA", "auto")
 
 
@@ -60,9 +58,8 @@ def cuda_extension(home: str) -> Extension:
         extra_compile_args={"cxx": COMMON, "nvcc": NVCC},
         py_limited_api=True,
     )
-    if (
-        torch.version.cuda is None
-    ):  # a CPU torch has no such libraries: the result proves the build and cannot be loaded
+    # a CPU torch has no such libraries: the result proves the build and cannot be loaded
+    if torch.version.cuda is None:
         cuda.libraries = [name for name in cuda.libraries if name not in ("c10_cuda", "torch_cuda")]
     cuda.optional = WANTED == "auto"
     return cuda

@@ -44,6 +44,5 @@ class NoProgressError(CeroError):
 
 EXIT_REQUEUE = 75  # saved; the cluster may start the job again
 EXIT_INTERRUPT = 130  # Ctrl-C; saved
-EXIT_NO_PROGRESS = (
-    NoProgressError.exit_code
-)  # restarted again and again without a new committed step; do not start it again
+# restarted again and again without a new committed step; do not start it again
+EXIT_NO_PROGRESS = NoProgressError.exit_code

@@ -1,10 +1,10 @@
 """The records that travel between stages of one round, and the shape legend they share.
 
 Legend: P pool prompts, G groups, R rollouts, S packed sequences on this rank, T packed tokens. A
-*prompt id* inside a run is the prompt's index in the pool (0..P-1); the content hash that survives
-runs lives on `data.Prompt`. Every record is frozen and checked once, when it is built. torch is
-needed for annotations only, so the scheduler and the configuration can use this module without
-importing it.
+*prompt id* inside a run is the prompt's index in the pool (0..P-1); the content hash that
+survives runs lives on `data.Prompt`. Every record is frozen and checked once, when it is built.
+torch is needed for annotations only, so the scheduler and the configuration can use this module
+without importing it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def _check(condition: bool, message: str) -> None:
 class Allocation:
     """What one round spends, and on which prompts; the same on every rank.
 
-    An Allocation with no entries is a round that executes nothing (it is counted, and it makes no
-    policy update).
+    An Allocation with no entries is a round that executes nothing (it is counted, and it makes
+    no policy update).
     """
 
     round: int
@@ -58,12 +58,10 @@ class Completion:
     """One sampled response: tokens, the behaviour policy's log-probabilities of exactly those
     tokens, and why it ended."""
 
-    token_ids: npt.NDArray[
-        np.int64
-    ]  # [n], the end-of-sequence token included when finish_reason is "stop"
-    logp_behavior: npt.NDArray[
-        np.float32
-    ]  # [n], nats, at temperature 1 of the sampling distribution
+    # [n], the end-of-sequence token included when finish_reason is "stop"
+    token_ids: npt.NDArray[np.int64]
+    # [n], nats, at temperature 1 of the sampling distribution
+    logp_behavior: npt.NDArray[np.float32]
     text: str  # decoded, special tokens removed
     finish_reason: FinishReason
     policy_version: int  # optimizer steps the sampling weights had seen
@@ -87,8 +85,8 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
-    """This rank's scored rollouts, packed and ragged. Rollouts whose reward is missing are not in
-    it."""
+    """This rank's scored rollouts, packed and ragged. Rollouts whose reward is missing are not
+    in it."""
 
     tokens: Tensor  # i64[T] prompt then response, sequence after sequence
     cu_seqlens: Tensor  # i32[R+1]
@@ -124,8 +122,8 @@ class RolloutBatch:
 
 @dataclass(frozen=True, slots=True)
 class GroupStats:
-    """Per-group statistics from the advantage op; `wins` and the group sizes are the evidence for
-    the posterior."""
+    """Per-group statistics from the advantage op; `wins` and the group sizes are the evidence
+    for the posterior."""
 
     mean: Tensor  # f32[G]
     std: Tensor  # f32[G]
@@ -135,11 +133,11 @@ class GroupStats:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward/backward of the learner. A dummy keeps ranks in step under ZeRO-3 and carries no
-    loss.
+    """One forward/backward of the learner. A dummy keeps ranks in step under ZeRO-3 and carries
+    no loss.
 
-    Positions restart at 0 in each sequence. Position t of a [T] field belongs to token t; the model
-    predicts it from t-1.
+    Positions restart at 0 in each sequence. Position t of a [T] field belongs to token t; the
+    model predicts it from t-1.
     """
 
     tokens: Tensor  # i64[T]
@@ -152,9 +150,8 @@ class MicroBatch:
     seq_weight: Tensor  # f32[T] aggregation weight of each token before the global denominator
     head_chunks: int  # calls of the vocabulary projection, the same on every rank
     is_dummy: bool
-    logp_old: Tensor | None = (
-        None  # f32[T] learner's log-probs before the first step; None: detached current ones
-    )
+    # f32[T] learner's log-probs before the first step; None: detached current ones
+    logp_old: Tensor | None = None
     logp_reference: Tensor | None = None  # f32[T] None when the KL coefficient is 0
 
     @property

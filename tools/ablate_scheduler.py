@@ -1,22 +1,24 @@
-"""Every option of CeroScheduler against the published defaults, in simulation, on paired seeds: the
-tables of docs/scheduler.md.
+"""Every option of CeroScheduler against the published defaults, in simulation, on paired seeds:
+the tables of docs/scheduler.md.
 
-    python tools/ablate_scheduler.py [--seeds 12] [--only NAME ...]     minutes on one core; writes
-    docs/bench/scheduler_ablation.jsonl
+    python tools/ablate_scheduler.py [--seeds 12] [--only NAME ...]     minutes on one core;
+    writes docs/bench/scheduler_ablation.jsonl
 
 800 prompts, 160 rounds of 192 rollouts (24 groups of 8; 4.8 groups a prompt), spend_down on. A
 prompt has a logit; its success rate is the logistic of it. Worlds:
     static       logits N(-1, 2) that never move drift        the same at the start, then a
     stationary walk (pull .01, noise .28 a step: half of what is known is stale after 70 steps)
-    alike        logits N(-1, 1.5); every prompt teaches unfiltered   60 % solved, 15 % impossible,
-    10 % luck (rate .15, no skill behind it), 15 % learnable, as in an unfiltered pool
-A group of n rollouts with k right carries the signal k (n - k)/(n - 1). In the last two worlds it
-raises its prompt's logit by .12 a unit of signal, and all logits of its family (8 of them; luck and
-impossible prompts are families of their own) by .12 times the family's signal per prompt. Numbers:
-`surrogate`, the sum of U along the path of true rates, over the best static plan's (static world)
-or per prompt (drift); `signal`, 4 times the signal per rollout (1 at rates of 1/2, whatever the
-group size); `ability`, mean success rate at the end of the prompts that teach. A row's `difference`
-is option minus baseline over the same seeds, `half_width` its 95 % interval by Student's t.
+    alike        logits N(-1, 1.5); every prompt teaches unfiltered   60 % solved, 15 %
+    impossible, 10 % luck (rate .15, no skill behind it), 15 % learnable, as in an unfiltered
+    pool
+A group of n rollouts with k right carries the signal k (n - k)/(n - 1). In the last two worlds
+it raises its prompt's logit by .12 a unit of signal, and all logits of its family (8 of them;
+luck and impossible prompts are families of their own) by .12 times the family's signal per
+prompt. Numbers: `surrogate`, the sum of U along the path of true rates, over the best static
+plan's (static world) or per prompt (drift); `signal`, 4 times the signal per rollout (1 at rates
+of 1/2, whatever the group size); `ability`, mean success rate at the end of the prompts that
+teach. A row's `difference` is option minus baseline over the same seeds, `half_width` its 95 %
+interval by Student's t.
 """
 
 from __future__ import annotations
@@ -85,9 +87,8 @@ class World:
             self.labels = np.choose(
                 kind, [self.labels, np.full(PROMPTS, 8), np.full(PROMPTS, 9), self.labels]
             )
-        self.tokens = np.exp(
-            self.rng.normal(5.0, 0.4, PROMPTS) - 0.2 * self.logit.clip(-4, 4)
-        )  # harder prompts are longer
+        # harder prompts are longer
+        self.tokens = np.exp(self.rng.normal(5.0, 0.4, PROMPTS) - 0.2 * self.logit.clip(-4, 4))
 
     @property
     def rates(self) -> np.ndarray:
@@ -111,8 +112,8 @@ Play = Callable[[World], dict[str, float]]
 
 
 def play(world: World, scheduler: Any, partial: bool = False) -> dict[str, float]:
-    """Run to the end, 24 groups to an optimizer step; the numbers of the run. partial answers every
-    step by update_partial()."""
+    """Run to the end, 24 groups to an optimizer step; the numbers of the run. partial answers
+    every step by update_partial()."""
     rng = np.random.default_rng([world.seed, 77])
     exposure, value, signal, spent = np.zeros(PROMPTS), 0.0, 0.0, 0
     share, start = BUDGET / GROUP / PROMPTS, world.rates
@@ -122,9 +123,8 @@ def play(world: World, scheduler: Any, partial: bool = False) -> dict[str, float
         for first in range(0, ids.shape[0], GROUPS):
             part = slice(first, first + GROUPS)
             prompts, rollouts, rates = ids[part], sizes[part], world.rates
-            luck = rng.random(
-                (PROMPTS, 16)
-            )  # every option meets the same luck at a prompt in a step
+            # every option meets the same luck at a prompt in a step
+            luck = rng.random((PROMPTS, 16))
             wins[part] = (
                 (luck[prompts] < rates[prompts, None]) & (np.arange(16) < rollouts[:, None])
             ).sum(axis=1)

@@ -1,12 +1,12 @@
-"""The ragged group advantage against every peer of bench_peers.py: a table, and one JSON line a row
-in docs/bench/.
+"""The ragged group advantage against every peer of bench_peers.py: a table, and one JSON line a
+row in docs/bench/.
 
     make bench-advantage                       CPU, one thread
     python tools/bench_advantage.py --device cuda
 
-A peer is checked to give our outputs before it is timed; a cell is its time divided by ours in the
-same run, so more than 1 means that it is slower. On a GPU also: minimum bytes a second as a share
-of a copy's bandwidth on that GPU, launches, synchronisations.
+A peer is checked to give our outputs before it is timed; a cell is its time divided by ours in
+the same run, so more than 1 means that it is slower. On a GPU also: minimum bytes a second as a
+share of a copy's bandwidth on that GPU, launches, synchronisations.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ GRID = {
     "cuda": [(512, 0), (8192, 0), (65536, 0), (8192, 1 << 20), (65536, 1 << 24), (65536, 1 << 27)],
 }
 SMALL_GRID = [(512, 0), (512, 1 << 14)]
-LOOP_GROUPS = {
-    "cpu": 1 << 16,
-    "cuda": 1 << 12,
-}  # above it the loop over groups takes many seconds a call
+# above it the loop over groups takes many seconds a call
+LOOP_GROUPS = {"cpu": 1 << 16, "cuda": 1 << 12}
 
 
 def group_sizes(kind: str, rollouts: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,14 +1,14 @@
 """Speed and memory of the conversions beside a plain copy of the same bytes, in one run: `make
 bench-convert`.
 
-    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB] [--repeats 3]
-    [--commands cast,...]
+    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB] [--repeats
+    3] [--commands cast,...]
 
 A Qwen3-shaped model with random weights (untied, vocabulary 32,768) and a ZeRO-3 checkpoint of 2
 ranks with the layout that DeepSpeed writes. Every conversion runs in a process of its own,
 alternating with a copy (read, write, fsync; 8 MB pieces) of its input; megabytes count what the
-conversion wrote. Memory is the peak resident set over that of the same process after its imports,
-as a share of the largest file written. One JSON row a conversion is appended to
+conversion wrote. Memory is the peak resident set over that of the same process after its
+imports, as a share of the largest file written. One JSON row a conversion is appended to
 docs/bench/convert.jsonl and printed.
 """
 
@@ -180,9 +180,8 @@ def child(arguments: list[str]) -> None:
         from cero_rl.zero.loss_scale import no_loss_scaling
 
         no_loss_scaling()
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak so far, of the imports or of the parent, is forgotten
+    # the peak so far, of the imports or of the parent, is forgotten
+    Path("/proc/self/clear_refs").write_text("5")
     before, started = memory("VmRSS"), time.perf_counter()
     code = convert.main(arguments)
     assert code == 0, arguments

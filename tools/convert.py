@@ -1,9 +1,9 @@
 """Checkpoints into other layouts, and what a directory holds: `python tools/convert.py COMMAND
 --help`, docs/tools.md.
 
-Every command reads a piece at a time, writes into a temporary directory that is renamed at the end,
-and refuses what it does not know. Exit codes: 0 done, 2 wrong arguments, 4 a checkpoint that is
-refused; --debug shows the traceback.
+Every command reads a piece at a time, writes into a temporary directory that is renamed at the
+end, and refuses what it does not know. Exit codes: 0 done, 2 wrong arguments, 4 a checkpoint
+that is refused; --debug shows the traceback.
 """
 
 from __future__ import annotations
@@ -117,9 +117,8 @@ def _zero_to_hf(options: Arguments) -> None:
 
 
 def _zero_to_adapter(options: Arguments) -> None:
-    located, zero = _open_checkpoint(
-        options, bare=True
-    )  # refused below without a manifest, for which --bare would be no remedy
+    # refused below without a manifest, for which --bare would be no remedy
+    located, zero = _open_checkpoint(options, bare=True)
     if not zero.is_adapter:
         raise CheckpointError(
             f"{options.source}: holds all weights of the model and no LoRA adapter; use zero-to-hf"
@@ -159,9 +158,10 @@ def _hf_to_start(options: Arguments) -> None:
     require(options.source, "huggingface")
     config = hf.read_config(options.source)
     held = start.open_model(options.source, allow_pickle=options.allow_pickle)
+    # a buffer of old files
     specs = {
         name: spec for name, spec in held.specs.items() if not name.endswith(".rotary_emb.inv_freq")
-    }  # a buffer of old files
+    }
     weights = Weights(specs, held.pieces)
     dtype = DTYPES[options.dtype] if options.dtype else start.common_dtype(weights)
     fitted = hf.fit(cast(weights, dtype), options.source, str(options.source))

@@ -1,13 +1,13 @@
-"""Digit-string tasks: six families that a one-million-parameter character model can learn, and two
-that it cannot.
+"""Digit-string tasks: six families that a one-million-parameter character model can learn, and
+two that it cannot.
 
     M48213=8     the largest digit            C3:48233=2   how often a digit occurs      S4821=5
-    the digit sum modulo 10 R4821=1284   reversed                     I2:4813=1    the digit at an
-    index (0-based)  O4813=1348 sorted L4821=7      a lottery: the answer is a random digit, so a
-    sample is right about one time in ten, whatever is learnt
+    the digit sum modulo 10 R4821=1284   reversed                     I2:4813=1    the digit at
+    an index (0-based)  O4813=1348 sorted L4821=7      a lottery: the answer is a random digit,
+    so a sample is right about one time in ten, whatever is learnt
 
-Strings have 2 to 8 digits. Everything is a function of a seed. Train and held-out strings are told
-apart by a hash, so no held-out question can turn up in any other set.
+Strings have 2 to 8 digits. Everything is a function of a seed. Train and held-out strings are
+told apart by a hash, so no held-out question can turn up in any other set.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Item:
 
 
 def solve(family: str, digits: str, argument: int = 0) -> str:
-    """The answer to `family` on `digits`; `argument` is the digit that C counts or the index that I
-    reads.
+    """The answer to `family` on `digits`; `argument` is the digit that C counts or the index
+    that I reads.
 
     Raises ValueError for a family without a rule (the lottery has none).
     """
@@ -75,16 +75,15 @@ def draw(family: str, length: int, rng: random.Random) -> Item:
 
 
 def stream(seed: int, *, families: str, heldout: bool) -> Iterator[Item]:
-    """Endless distinct items, families and lengths in turn so that all weigh alike; all of one side
-    of the split."""
+    """Endless distinct items, families and lengths in turn so that all weigh alike; all of one
+    side of the split."""
     rng = random.Random(f"digits-{seed}")
     seen: set[str] = set()
     while True:
         for length in LENGTHS:
             for family in families:
-                for _ in range(
-                    200
-                ):  # short strings run out of new questions: then this cell is left out
+                # short strings run out of new questions: then this cell is left out
+                for _ in range(200):
                     item = draw(family, length, rng)
                     if item.prompt not in seen and is_heldout(item.prompt) == heldout:
                         seen.add(item.prompt)

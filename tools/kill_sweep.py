@@ -65,9 +65,8 @@ def where(point: str) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    codes: list[
-        int
-    ]  # by rank; a rank that had to be killed because another had left long ago has -9
+    # by rank; a rank that had to be killed because another had left long ago has -9
+    codes: list[int]
     texts: list[str]
     seconds: float
 

@@ -66,9 +66,8 @@ def convert(folder: str, name: str, output: Path) -> None:
         trust_remote_code=False,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
-    if hasattr(
-        model.config, "quantization_config"
-    ):  # the weights are plain now; save_pretrained would refuse
+    # the weights are plain now; save_pretrained would refuse
+    if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(output)

@@ -2,12 +2,13 @@
 seed.
 
 A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string
-tasks, just long enough to be right about half the time. Then prompts are sorted by how often that
-model answers them:
+tasks, just long enough to be right about half the time. Then prompts are sorted by how often
+that model answers them:
 
     digits_unfiltered.jsonl  55 % solved, 15 % impossible (a wrong answer key), 10 % luck, 20 %
     learnable: as unfiltered data is digits_balanced.jsonl    all families and lengths alike, as
-    they come digits_heldout.jsonl     all families and lengths alike; none of them in any other set
+    they come digits_heldout.jsonl     all families and lengths alike; none of them in any other
+    set
 
     python tools/make_tiny_model.py --out recipes/assets
 """
@@ -161,9 +162,8 @@ def unfiltered_pool(
         rows += [(item, item.answer, kind) for item in by_kind[kind][: counts[kind]]]
     used = {item.prompt for item, _, _ in rows}
     rest = iter(item for item in candidates if item.prompt not in used)
-    for item in islice(
-        rest, counts["impossible"]
-    ):  # the key is a string of another length that the question cannot have
+    # the key is a string of another length that the question cannot have
+    for item in islice(rest, counts["impossible"]):
         rows.append((item, "".join(rng.choice("0123456789") for _ in range(10)), "impossible"))
     for item in islice(stream(seed + 1, families=LOTTERY, heldout=False), counts["luck"]):
         rows.append((item, item.answer, "luck"))

@@ -1,5 +1,5 @@
-"""Everything a run counts, and how it travels through a checkpoint: one place that knows what has
-to be kept.
+"""Everything a run counts, and how it travels through a checkpoint: one place that knows what
+has to be kept.
 
 Free of the number of ranks: counts are summed over ranks before they get here, so any number of
 ranks writes the same bytes.
@@ -33,9 +33,8 @@ class Progress:
 
     ledger: Ledger
     lengths: LengthTracker
-    successes: npt.NDArray[
-        np.float64
-    ]  # [P] evidence of the round under way, not yet in the posterior
+    # [P] evidence of the round under way, not yet in the posterior
+    successes: npt.NDArray[np.float64]
     squares: npt.NDArray[np.float64]  # [P]
     trials: npt.NDArray[np.int64]  # [P]
     groups_done: int = 0  # of the pending allocation

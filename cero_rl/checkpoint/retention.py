@@ -42,8 +42,8 @@ def prune(
     keep_every_steps: int = 0,
     dry_run: bool = False,
 ) -> list[Path]:
-    """Remove superfluous checkpoints; returns those removed. One whose manifest cannot be read is
-    left for a person to look at."""
+    """Remove superfluous checkpoints; returns those removed. One whose manifest cannot be read
+    is left for a person to look at."""
     where: dict[int, Path] = {}
     found: list[tuple[int, float | None]] = []
     for directory in step_dirs(run_dir):
@@ -60,9 +60,8 @@ def prune(
         )
     ]
     for directory in [] if dry_run else removed:
-        doomed = directory.with_name(
-            f"tmp.prune_{directory.name}"
-        )  # at no time a checkpoint with half its files
+        # at no time a checkpoint with half its files
+        doomed = directory.with_name(f"tmp.prune_{directory.name}")
         directory.rename(doomed)
         faults.point("checkpoint.prune")
         shutil.rmtree(doomed)

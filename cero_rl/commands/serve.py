@@ -201,11 +201,12 @@ def _launch(
     from cero_rl.rollout.engines.weight_files import ROOT_VARIABLE
 
     on_gpu = torch.cuda.is_available()
+    # vLLM deprecates its own entry point
     command = [
         sys.executable,
         "-W",
         "ignore::DeprecationWarning",
-    ]  # vLLM deprecates its own entry point
+    ]
     command += [
         "-m",
         "vllm.entrypoints.openai.api_server",
@@ -242,11 +243,12 @@ def _launch(
                 if value is True
                 else [f"--{option}", str(value)]
             )
+    # last: nothing stands before it
     command += [
         *further,
         "--middleware",
         "cero_rl.rollout.engines.server_guard.Guard",
-    ]  # last: nothing stands before it
+    ]
     environment = {**os.environ, **ENVIRONMENT, **({} if on_gpu else CPU_ENVIRONMENT)}
     if debug:
         environment["VLLM_LOGGING_LEVEL"] = "INFO"
@@ -310,9 +312,8 @@ def _supervise(
     start_seconds: float,
 ) -> int:
     for number in range(restarts + 1):
-        server = subprocess.Popen(
-            command, env=environment, start_new_session=True
-        )  # a group of its own, which ends as one
+        # a group of its own, which ends as one
+        server = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             ready = _wait_ready(server, place, signals, start_seconds)
             if ready:

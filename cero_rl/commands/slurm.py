@@ -39,9 +39,8 @@ _REQUIRED = {
     "exports",
     "command",
 }
-_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._,&|*\[\]@:+-]*"
-)  # what partitions, accounts and constraints are made of
+# what partitions, accounts and constraints are made of
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,&|*\[\]@:+-]*")
 _TIME = re.compile(r"(?:(\d+)-)?(\d{1,3}):([0-5]\d):([0-5]\d)")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _PATH = re.compile(r"[A-Za-z0-9/._+=@-]+")
@@ -89,9 +88,8 @@ class Job:
     def exports(self) -> list[str]:
         found = []
         if self.cpus_per_task is not None:
-            found.append(
-                f"export SRUN_CPUS_PER_TASK={self.cpus_per_task}"
-            )  # since Slurm 22.05 srun does not take it from sbatch
+            # since Slurm 22.05 srun does not take it from sbatch
+            found.append(f"export SRUN_CPUS_PER_TASK={self.cpus_per_task}")
         if self.interface is not None:
             name = shlex.quote(self.interface)
             found.append(f"export GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME={name}")
@@ -206,9 +204,8 @@ def render(
             )
     work_dir = Path.cwd()
     for what, path in (("the current directory", work_dir), ("output_dir", log_dir(config))):
-        if not _PATH.fullmatch(
-            str(path)
-        ):  # Slurm reads %, \\ and spaces in --output in its own way
+        # Slurm reads %, \\ and spaces in --output in its own way
+        if not _PATH.fullmatch(str(path)):
             raise ConfigError(
                 f"{what}: {str(path)!r} has characters that Slurm reads otherwise; wanted "
                 "letters, digits and / . _ - + = @"
@@ -282,9 +279,8 @@ def _render(arguments: argparse.Namespace) -> int:
         )
     path = arguments.output or log_dir(config) / f"{config.name}.sbatch"
     _write(path, script)
-    log_dir(config).mkdir(
-        parents=True, exist_ok=True
-    )  # Slurm fails a job without a word when this is missing
+    # Slurm fails a job without a word when this is missing
+    log_dir(config).mkdir(parents=True, exist_ok=True)
     print(f"wrote {path}; logs go to {log_dir(config)}")
     if not config.checkpoint.every_steps:
         print(

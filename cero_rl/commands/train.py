@@ -1,5 +1,5 @@
-"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first, models
-last."""
+"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first,
+models last."""
 
 from __future__ import annotations
 
@@ -47,9 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N"
     )
-    parser.add_argument(
-        "--local_rank", type=int, default=None, help=argparse.SUPPRESS
-    )  # the launcher passes it
+    # the launcher passes it
+    parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser
 
 

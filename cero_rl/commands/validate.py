@@ -25,9 +25,8 @@ def report_validation(config: Config) -> int:
     if num_prompts is not None:
         check_pool(config, num_prompts)
     group = config.scheduler.rollouts_per_unit * config.scheduler.max_units_per_prompt
-    build_scheduler(
-        config, num_prompts or -(-config.capacity_rollouts // group)
-    )  # its options are checked by building it
+    # its options are checked by building it
+    build_scheduler(config, num_prompts or -(-config.capacity_rollouts // group))
     print(f"{config.name}: the configuration is valid")
     print(
         f"  {'prompts':<15} "

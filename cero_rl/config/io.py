@@ -223,9 +223,8 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         apply_override(data, override)
     _refuse_secrets(data, str(path))
     config = build_config(data, str(path))
-    for where, _, text in _texts(
-        data, str(path)
-    ):  # after the sections' own words on their URLs, which know more
+    # after the sections' own words on their URLs, which know more
+    for where, _, text in _texts(data, str(path)):
         if (why := redact.url_reason(text)) is not None:
             raise ConfigError(f"{where}: {why}")
     return config

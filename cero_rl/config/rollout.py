@@ -65,9 +65,8 @@ class ServerConfig(Section):
     @field_validator("urls")
     @classmethod
     def _plain_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for number, url in enumerate(
-            urls, 1
-        ):  # the url itself is not shown where it may hold a password
+        # the url itself is not shown where it may hold a password
+        for number, url in enumerate(urls, 1):
             try:
                 parts = urlsplit(url)
                 host, _ = parts.hostname, parts.port

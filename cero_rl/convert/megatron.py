@@ -127,9 +127,8 @@ def megatron_weights(directory: Path, shape: Shape) -> Weights:
         raise CheckpointError(
             f"{directory}: no embedding.word_embeddings.weight; wanted a GPTModel of Megatron-core"
         )
-    places: dict[
-        str, tuple[Entry, str, int | None, int]
-    ] = {}  # name -> (entry, key, layer of a stacked key, position among the names)
+    # name -> (entry, key, layer of a stacked key, position among the names)
+    places: dict[str, tuple[Entry, str, int | None, int]] = {}
     specs: dict[str, Spec] = {}
     for entry in entries(shape):
         key, layer = prefix + entry.key, entry.layer
@@ -159,9 +158,8 @@ def megatron_weights(directory: Path, shape: Shape) -> Weights:
             f"{directory}: {extra[0]} is no part of a {shape.kind} model ({len(extra)} "
             "such); another architecture?"
         )
-    fused: dict[
-        str, tuple[Tensor, ...]
-    ] = {}  # the last split matrix: its three parts are asked for one after the other
+    # the last split matrix: its three parts are asked for one after the other
+    fused: dict[str, tuple[Tensor, ...]] = {}
 
     def pieces(name: str) -> Iterator[Tensor]:
         entry, key, layer, position = places[name]

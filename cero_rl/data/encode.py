@@ -1,8 +1,8 @@
 """Prompts -> token ids, as the model will see them.
 
-Text goes through the tokenizer with its own special tokens (a beginning-of-sequence token, say); a
-trailing end-of-sequence token that some tokenizers add is taken off, because generation would stop
-on it. Chat-templated prompts get no further special tokens: the template writes its own.
+Text goes through the tokenizer with its own special tokens (a beginning-of-sequence token, say);
+a trailing end-of-sequence token that some tokenizers add is taken off, because generation would
+stop on it. Chat-templated prompts get no further special tokens: the template writes its own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 class EncodedPrompts(NamedTuple):
     tokens: list[npt.NDArray[np.int64]]  # one [m] a kept prompt, 1 <= m <= max_prompt_tokens
-    kept: list[
-        int
-    ]  # indices into the prompts given, ascending; all of them unless overlong_prompt is "drop"
+    # indices into the prompts given, ascending; all of them unless overlong_prompt is "drop"
+    kept: list[int]
 
 
 def _uses_template(prompt: Prompt, data: DataConfig) -> bool:
@@ -86,9 +85,8 @@ def _template_ids(
         ids = tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, return_dict=False, **options
         )
-    except (
-        Exception
-    ) as error:  # templates are Jinja programs and raise whatever their authors chose
+    # templates are Jinja programs and raise whatever their authors chose
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"prompt {prompt.key}: the chat template refuses roles "
@@ -104,9 +102,9 @@ def encode_prompts(
     """Tokens of each prompt, and which prompts were kept.
 
     chat_template: "auto" templates messages and leaves text as it is; "always" wraps text into a
-    user message; "never" joins the contents of messages (and the system prompt) with blank lines.
-    Raises DataError: no chat template, a prompt without tokens, a prompt above max_prompt_tokens
-    under overlong_prompt "error", or no prompt left under "drop".
+    user message; "never" joins the contents of messages (and the system prompt) with blank
+    lines. Raises DataError: no chat template, a prompt without tokens, a prompt above
+    max_prompt_tokens under overlong_prompt "error", or no prompt left under "drop".
     """
     tokens: list[npt.NDArray[np.int64]] = []
     kept: list[int] = []

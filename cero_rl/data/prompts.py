@@ -53,11 +53,11 @@ def make_prompt(
 
 
 def question_hash(prompt: Prompt) -> str:
-    """Hash of what is asked alone (64 hex): text and a single user message with the same words are
-    the same question.
+    """Hash of what is asked alone (64 hex): text and a single user message with the same words
+    are the same question.
 
-    Splits use it, so that a question with two different answers, or in two formats, never stands on
-    both sides.
+    Splits use it, so that a question with two different answers, or in two formats, never stands
+    on both sides.
     """
     messages = (
         prompt.messages
@@ -68,8 +68,8 @@ def question_hash(prompt: Prompt) -> str:
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:
-    """sha256 (64 hex) over the keys in order: equal exactly when the same prompts stand in the same
-    order."""
+    """sha256 (64 hex) over the keys in order: equal exactly when the same prompts stand in the
+    same order."""
     total = hashlib.sha256()
     for prompt in prompts:
         total.update(prompt.key.encode("ascii"))

@@ -1,8 +1,8 @@
-"""Rows from a file, a Hugging Face id or a procedural set: (where, row) pairs, `where` naming the
-line or row in errors.
+"""Rows from a file, a Hugging Face id or a procedural set: (where, row) pairs, `where` naming
+the line or row in errors.
 
-Raises DataError (exit 3), one line each, with the remedy. Parquet is read with pyarrow directly: no
-cache directory is written.
+Raises DataError (exit 3), one line each, with the remedy. Parquet is read with pyarrow directly:
+no cache directory is written.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def kind_of(source: str, field: str) -> Kind:
-    """Which reader serves `source`; `field` is the configuration key for messages. Raises DataError
-    for what none serves."""
+    """Which reader serves `source`; `field` is the configuration key for messages. Raises
+    DataError for what none serves."""
     if source.startswith(PROCEDURAL):
         return "reasoning_gym"
     path = Path(source)
@@ -54,8 +54,8 @@ def kind_of(source: str, field: str) -> Kind:
 
 
 def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
-    """One JSON object a line; blank lines are skipped. Raises DataError with file:line at the first
-    broken line."""
+    """One JSON object a line; blank lines are skipped. Raises DataError with file:line at the
+    first broken line."""
     seen = 0
     try:
         with Path(path).open("rb") as file:
@@ -92,8 +92,8 @@ def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
 
 
 def read_parquet(path: str, limit: int | None) -> Iterator[Row]:
-    """Rows of a parquet file as plain Python values, counted from 1. Raises DataError where it is
-    not parquet."""
+    """Rows of a parquet file as plain Python values, counted from 1. Raises DataError where it
+    is not parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -120,9 +120,8 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
 
     try:
         table = datasets.load_dataset(source, config_name, split=split)
-    except (
-        Exception
-    ) as error:  # the library raises a dozen unrelated types here; all of them mean "not available"
+    # the library raises a dozen unrelated types here; all of them mean "not available"
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"data.source: cannot load {source!r} split {split!r} from the Hugging Face hub "
@@ -138,8 +137,8 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
 def read_procedural(source: str, size: int, seed: int) -> Iterator[Row]:
     """Items of a reasoning_gym set, deterministic by (name, seed, index).
 
-    The row keeps only these coordinates: the scorer regenerates the item in its worker, so metadata
-    is never held or sent.
+    The row keeps only these coordinates: the scorer regenerates the item in its worker, so
+    metadata is never held or sent.
     """
     name = source.removeprefix(PROCEDURAL)
     try:

@@ -1,5 +1,5 @@
-"""attempts.jsonl: every start of a run and how it ended, and the brake on a job that starts again
-and again and gets nowhere.
+"""attempts.jsonl: every start of a run and how it ended, and the brake on a job that starts
+again and again and gets nowhere.
 
     {"attempt": 2, "start_step": 40, "time": "2026-01-31T12:00:00+00:00", "job_id": "118",
     "restart_count": 1, "host": "n1"} {"attempt": 2, "exit_code": 75, "time":
@@ -109,8 +109,8 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
 
 
 def write_attempts(run_dir: Path, attempts: Sequence[Attempt]) -> None:
-    """Append the start of each attempt, and its exit code where it is known (the time of that end
-    is not)."""
+    """Append the start of each attempt, and its exit code where it is known (the time of that
+    end is not)."""
     for attempt in attempts:
         start = asdict(attempt)
         code = start.pop("exit_code")
@@ -126,9 +126,8 @@ def write_end(run_dir: Path, attempt: Attempt, exit_code: int, time: str) -> Non
 def _append(run_dir: Path, entry: Mapping[str, Any]) -> None:
     with (run_dir / FILE).open("ab") as file:
         if file.tell():
-            with (run_dir / FILE).open(
-                "rb"
-            ) as written:  # a line that a kill cut off must not swallow this one
+            # a line that a kill cut off must not swallow this one
+            with (run_dir / FILE).open("rb") as written:
                 written.seek(-1, os.SEEK_END)
                 if written.read(1) != b"\n":
                     file.write(b"\n")

@@ -1,8 +1,8 @@
 """A rank that srun started learns who it is: RANK, LOCAL_RANK and WORLD_SIZE from Slurm's
 variables.
 
-The job script sets MASTER_ADDR and MASTER_PORT. Where another launcher has set RANK, or there is no
-srun, nothing is touched.
+The job script sets MASTER_ADDR and MASTER_PORT. Where another launcher has set RANK, or there is
+no srun, nothing is touched.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ _FROM_SLURM = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 
 
 def adopt(environ: MutableMapping[str, str]) -> None:
-    """Set the three variables in `environ`; raises ConfigError where several tasks would each train
-    alone."""
-    if (
-        "RANK" in environ or "SLURM_STEP_ID" not in environ
-    ):  # the batch script itself has SLURM_PROCID too, but no step
+    """Set the three variables in `environ`; raises ConfigError where several tasks would each
+    train alone."""
+    # the batch script itself has SLURM_PROCID too, but no step
+    if "RANK" in environ or "SLURM_STEP_ID" not in environ:
         return
     if any(not environ.get(name, "").isdigit() for name in _FROM_SLURM.values()):
         found = ", ".join(f"{name}={environ.get(name)!r}" for name in _FROM_SLURM.values())

@@ -11,10 +11,8 @@ from types import FrameType
 
 from cero_rl.errors import EXIT_INTERRUPT, EXIT_REQUEUE, ConfigError
 
-START, END = (
-    "SLURM_JOB_START_TIME",
-    "SLURM_JOB_END_TIME",
-)  # Unix seconds; set by Slurm or by the job script
+# Unix seconds; set by Slurm or by the job script
+START, END = "SLURM_JOB_START_TIME", "SLURM_JOB_END_TIME"
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,16 @@ class Walltime:
     def should_stop(
         self, step_seconds: float, save_seconds: float = 0.0, now: float | None = None
     ) -> bool:
-        """True if a step of this length and a save would not end before the limit. Ranks must agree
-        on the answer."""
+        """True if a step of this length and a save would not end before the limit. Ranks must
+        agree on the answer."""
         return self.remaining_seconds(now) < step_seconds + save_seconds + self.margin_seconds
 
 
 def find_walltime(
     limit_seconds: float | None, margin_seconds: float, environ: Mapping[str, str], now: float
 ) -> Walltime | None:
-    """The tighter of a configured limit and the job's own end; None where there is neither. `now`
-    stands for an unknown start."""
+    """The tighter of a configured limit and the job's own end; None where there is neither.
+    `now` stands for an unknown start."""
     start, end = _stamp(environ, START), _stamp(environ, END)
     start = now if start is None else start
     limits = [
@@ -63,8 +61,8 @@ def _stamp(environ: Mapping[str, str], name: str) -> float | None:
 
 
 class Interrupt:
-    """Context manager. SIGINT asks for exit code 130, SIGTERM and SIGUSR1 for 75 (saved, start me
-    again); the first one counts.
+    """Context manager. SIGINT asks for exit code 130, SIGTERM and SIGUSR1 for 75 (saved, start
+    me again); the first one counts.
 
     A second Ctrl-C raises KeyboardInterrupt at once: the last committed checkpoint stays valid.
     """

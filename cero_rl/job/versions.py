@@ -1,8 +1,8 @@
-"""Which versions of other packages this one runs with: what pyproject.toml asks for, and what the
-tests ran with.
+"""Which versions of other packages this one runs with: what pyproject.toml asks for, and what
+the tests ran with.
 
-In: what is installed, as its metadata says; nothing is imported. Out: a verdict for each package,
-or EngineError at the start of a run.
+In: what is installed, as its metadata says; nothing is imported. Out: a verdict for each
+package, or EngineError at the start of a run.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ class Range:
 
 
 RANGES = {
-    "torch": Range(
-        "2.10", None, "2.13.0"
-    ),  # older ones run code from files that torch.load(weights_only=True) should refuse
+    # older ones run code from files that torch.load(weights_only=True) should refuse
+    "torch": Range("2.10", None, "2.13.0"),
     "deepspeed": Range("0.19.8", "0.19.8.1", "0.19.8"),
     "transformers": Range("5.19", "5.20", "5.19.0"),
     "numpy": Range("2.0", None, "2.4.6"),

@@ -33,8 +33,8 @@ def _leave(message: str) -> None:
 def deadline(
     seconds: float, what: str, *, key: str, detail: Callable[[], str] | None = None
 ) -> Iterator[None]:
-    """Run the block for at most `seconds`. `key` is the configuration key that holds them; `detail`
-    says where it stands."""
+    """Run the block for at most `seconds`. `key` is the configuration key that holds them;
+    `detail` says where it stands."""
 
     def expired() -> None:
         at = f" ({detail()})" if detail is not None else ""
@@ -72,8 +72,8 @@ def leave_stuck(
 
 
 class Watchdog:
-    """Watches one rank's phases; use as a context manager. `limit_seconds` holds for a phase that
-    names no limit of its own."""
+    """Watches one rank's phases; use as a context manager. `limit_seconds` holds for a phase
+    that names no limit of its own."""
 
     def __init__(self, limit_seconds: float, run_dir: Path) -> None:
         self._limit = limit_seconds
@@ -95,8 +95,8 @@ class Watchdog:
 
     @contextmanager
     def phase(self, name: str, awaits: str, limit_seconds: float | None = None) -> Iterator[None]:
-        """The block is `name`; while it lasts the rank waits for `awaits`, for at most the limit.
-        On an error the name stays."""
+        """The block is `name`; while it lasts the rank waits for `awaits`, for at most the
+        limit. On an error the name stays."""
         before = self._now
         self._now = (name, awaits, time.monotonic(), limit_seconds or self._limit)
         yield
@@ -128,9 +128,10 @@ def explained(watchdog: Watchdog, run_dir: Path) -> Iterator[None]:
         where = run_dir / f"error_rank{os.environ.get('RANK', '0')}.txt"
         with suppress(OSError):
             where.write_text(redact.text(traceback.format_exc()), encoding="utf-8")
+        # the place in torch's source
         first = re.sub(
             r"^\[\S+:\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0]
-        )  # the place in torch's source
+        )
         raise EngineError(
             f"{watchdog.phase_name} failed ({type(error).__name__}: {first}); if another "
             "rank ended, its own line says why. Traceback in "

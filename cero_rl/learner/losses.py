@@ -52,9 +52,9 @@ def kl_estimate(logp: Tensor, logp_reference: Tensor, estimator: str) -> Tensor:
     """Per-token estimate of KL(policy || reference) from samples of the policy, [T].
 
     k1 is unbiased as a value, but its gradient through logp has expectation 0; k2 is biased as a
-    value, but its gradient is that of the KL on policy; k3 is unbiased and never negative, but its
-    on-policy gradient is that of the reverse divergence, KL(reference || policy), equal to the
-    wanted one only near the reference. Raises ValueError for another name.
+    value, but its gradient is that of the KL on policy; k3 is unbiased and never negative, but
+    its on-policy gradient is that of the reverse divergence, KL(reference || policy), equal to
+    the wanted one only near the reference. Raises ValueError for another name.
     """
     difference = logp - logp_reference
     if estimator == "k1":
@@ -70,8 +70,8 @@ def kl_estimate(logp: Tensor, logp_reference: Tensor, estimator: str) -> Tensor:
 def policy_loss(
     logp: Tensor, entropy: Tensor, micro: MicroBatch, config: LearnerConfig
 ) -> LossTerms:
-    """logp f32[T] with gradient, entropy f32[T]. Without micro.logp_old the step is on-policy and
-    the ratio is exactly 1.
+    """logp f32[T] with gradient, entropy f32[T]. Without micro.logp_old the step is on-policy
+    and the ratio is exactly 1.
 
     The surrogate, not the KL term, is weighted by pi_old / pi_sampler where
     learner.importance_sampling asks for it.
@@ -113,8 +113,8 @@ def policy_loss(
 
 
 def reduce_metrics(sums: Sequence[float], *, maximum: float) -> dict[str, float]:
-    """Sums over all ranks and micro-batches (order of METRIC_NAMES) -> means per trained response
-    token."""
+    """Sums over all ranks and micro-batches (order of METRIC_NAMES) -> means per trained
+    response token."""
     total = dict(zip(METRIC_NAMES, sums))
     tokens = max(total["tokens"], 1.0)
     return {
@@ -125,8 +125,8 @@ def reduce_metrics(sums: Sequence[float], *, maximum: float) -> dict[str, float]
         "clip_ratio/region_mean": (total["clip_low"] + total["clip_high"]) / tokens,
         "mismatch/logp_abs_mean": total["gap_abs"] / tokens,
         "mismatch/logp_abs_max": maximum,
-        "mismatch/kl": -total["log_ratio"]
-        / tokens,  # k1 estimate of KL(sampler || learner): the tokens are the sampler's
+        # k1 estimate of KL(sampler || learner): the tokens are the sampler's
+        "mismatch/kl": -total["log_ratio"] / tokens,
         "mismatch/weight_mean": total["weight"] / tokens,
         "mismatch/cut_fraction": total["cut"] / tokens,
         "trained_tokens": total["tokens"],

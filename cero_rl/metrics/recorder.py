@@ -1,5 +1,5 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, wandb where asked for, and one progress line. Rank
-0 only.
+"""Where numbers go: metrics.jsonl, TensorBoard, wandb where asked for, and one progress line.
+Rank 0 only.
 
 One JSON object per optimizer step, with the names that users of other trainers know; non-finite
 numbers are written as null.
@@ -35,9 +35,8 @@ class Recorder:
     def _guard(self, name: str, action: Callable[[], Any]) -> None:
         try:
             action()
-        except (
-            Exception
-        ) as error:  # whatever a tracker or its network raises: the run is worth more
+        # whatever a tracker or its network raises: the run is worth more
+        except Exception as error:
             self._trackers.pop(name, None)
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             print(

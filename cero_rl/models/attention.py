@@ -1,10 +1,10 @@
-"""Attention over packed sequences without a [T, T] mask, for any transformers model that uses its
-attention interface.
+"""Attention over packed sequences without a [T, T] mask, for any transformers model that uses
+its attention interface.
 
-Linear layers see the packed [1, T] tokens; only inside attention are queries, keys and values laid
-out as [S, Lmax], causally attended, and packed again. Micro-batches hold sequences of similar
-length, so the padding is small. With flash-attn installed and a GPU, its variable-length kernel
-takes the packed layout as it is.
+Linear layers see the packed [1, T] tokens; only inside attention are queries, keys and values
+laid out as [S, Lmax], causally attended, and packed again. Micro-batches hold sequences of
+similar length, so the padding is small. With flash-attn installed and a GPU, its variable-length
+kernel takes the packed layout as it is.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def packed_attention(
     """query [1, H, T, D], key and value [1, Hkv, T, D] -> ([1, T, H, D], None). Layout as from
     `packed_layout`.
 
-    transformers builds no mask for an implementation that has no mask function, so attention_mask
-    is None. Raises ValueError for a sliding window shorter than the longest sequence: this path
-    attends to the whole prefix.
+    transformers builds no mask for an implementation that has no mask function, so
+    attention_mask is None. Raises ValueError for a sliding window shorter than the longest
+    sequence: this path attends to the whole prefix.
     """
     sequences, longest = padded_shape
     if sliding_window is not None and longest > sliding_window:
@@ -50,11 +50,8 @@ def packed_attention(
             "rollout.max_response_tokens"
         )
 
-    def padded(
-        packed: Tensor,
-        # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain
-        # gather
-    ) -> Tensor:
+    # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain gather
+    def padded(packed: Tensor) -> Tensor:
         tokens = packed[0].transpose(0, 1)
         if tokens.shape[0] < sequences * longest:
             tokens = tokens.new_zeros(sequences * longest, *tokens.shape[1:]).index_copy(
@@ -91,8 +88,8 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[in
 
 
 def choose_attention(wanted: str) -> str:
-    """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available, else
-    the packed one, registered here.
+    """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available,
+    else the packed one, registered here.
 
     Raises ConfigError where flash_attention_2 is asked for and cannot run.
     """

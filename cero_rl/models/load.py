@@ -1,5 +1,5 @@
-"""Loading tokenizers, configurations and weights from a save_pretrained directory or a hub id. No
-DeepSpeed.
+"""Loading tokenizers, configurations and weights from a save_pretrained directory or a hub id.
+No DeepSpeed.
 
 Raises EngineError with the path and the remedy; nothing here runs code that comes with a
 checkpoint."""
@@ -21,9 +21,8 @@ def load_tokenizer(path: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # transformers and its libraries raise a dozen unrelated types for a bad file
+    # transformers and its libraries raise a dozen unrelated types for a bad file
+    except Exception as error:
         raise EngineError(
             f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})"
         ) from error
@@ -47,8 +46,8 @@ def load_model_config(path: str) -> Any:
 
 
 def refuse_other_architectures(path: str, model: Any, tokenizer: Any) -> None:
-    """Is this configuration a causal language model's, with a row for every token of the tokenizer?
-    Raises ConfigError."""
+    """Is this configuration a causal language model's, with a row for every token of the
+    tokenizer? Raises ConfigError."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     named = (
@@ -74,8 +73,8 @@ def refuse_other_architectures(path: str, model: Any, tokenizer: Any) -> None:
 
 
 def load_model(path: str, dtype: str, attention: str) -> Any:
-    """The model with all its weights. Raises EngineError: not readable, or not the weights of the
-    architecture in config.json."""
+    """The model with all its weights. Raises EngineError: not readable, or not the weights of
+    the architecture in config.json."""
     from transformers import AutoModelForCausalLM
 
     try:
@@ -112,8 +111,8 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
 
 
 def adapter_without_weights(config: Config) -> Adapter:
-    """The adapter of config.lora in a model that has shapes and no data. Raises ConfigError where
-    config.lora does not fit the model."""
+    """The adapter of config.lora in a model that has shapes and no data. Raises ConfigError
+    where config.lora does not fit the model."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -2,9 +2,9 @@
 chunks.
 
 Only positions that predict a response token go through the head, a chunk of rows at a time; with
-several chunks each is recomputed in the backward pass, so no [T, V] tensor ever lives. Under ZeRO-3
-every call of the head gathers its weight, a collective: the number of chunks is therefore part of
-the plan and the same on every rank, whatever the rank's own tokens.
+several chunks each is recomputed in the backward pass, so no [T, V] tensor ever lives. Under
+ZeRO-3 every call of the head gathers its weight, a collective: the number of chunks is therefore
+part of the plan and the same on every rank, whatever the rank's own tokens.
 """
 
 from __future__ import annotations
@@ -18,11 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from cero_rl.models.attention import PACKED, packed_layout
 
 _CHUNK_BYTES = 2**29  # float32 logits of one chunk
-_LOGIT_TRANSFORMS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-)  # Gemma 2 and 3, Cohere, Granite
+# Gemma 2 and 3, Cohere, Granite
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def head_chunk_tokens(vocabulary: int) -> int:
@@ -34,8 +31,8 @@ class PolicyModule(nn.Module):
     """A causal language model that answers with log-probabilities. `temperature` divides the
     logits, as in sampling.
 
-    Raises ValueError for a model that caps or scales its logits after the head: that is not applied
-    here.
+    Raises ValueError for a model that caps or scales its logits after the head: that is not
+    applied here.
     """
 
     def __init__(self, causal_lm: Any, *, temperature: float = 1.0) -> None:
@@ -60,8 +57,8 @@ class PolicyModule(nn.Module):
         head_chunks: int,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] -> (logp f32[T], entropy
-        f32[T] in nats, no gradient).
+        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] -> (logp f32[T],
+        entropy f32[T] in nats, no gradient).
 
         Entry t is about token t given the tokens before it in its sequence; both are 0 where
         loss_mask is False.
@@ -81,11 +78,9 @@ class PolicyModule(nn.Module):
         ).last_hidden_state[0]
         target = loss_mask.nonzero().squeeze(1)
         real = target.shape[0]
-        if (
-            real < head_chunks
-            # every chunk needs a row, and its backward pass: fill up with rows whose result is
-            # multiplied by 0
-        ):
+        # every chunk needs a row, and its backward pass: fill up with rows whose result is
+        # multiplied by 0
+        if real < head_chunks:
             target = torch.cat([target, target.new_ones(head_chunks - real)])
         sizes = [len(part) for part in target.tensor_split(head_chunks)]
         rows, wanted = (
@@ -121,9 +116,8 @@ class PolicyModule(nn.Module):
         every = torch.log_softmax(logits, dim=-1)
         logp = every.gather(-1, wanted[:, None]).squeeze(1)
         entropy = torch.zeros_like(logp, requires_grad=False)
-        if (
-            with_entropy
-        ):  # last, so that the recomputation, which ends with the last saved tensor, leaves it out
+        # last, so that the recomputation, which ends with the last saved tensor, leaves it out
+        if with_entropy:
             with torch.no_grad():
                 entropy = torch.special.entr(every.exp()).sum(-1)
         return logp, entropy

@@ -22,9 +22,8 @@ def group_advantage(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(adv f64[R], mean f64[G], std f64[G], wins i32[G], live bool[G]), group by group."""
     groups = group_offsets.numel() - 1
-    threshold = torch.tensor(
-        success_threshold, dtype=torch.float32
-    )  # compared in the precision of the rewards
+    # compared in the precision of the rewards
+    threshold = torch.tensor(success_threshold, dtype=torch.float32)
     adv = torch.zeros(rewards.numel(), dtype=torch.float64)
     mean, std = torch.zeros(groups, dtype=torch.float64), torch.zeros(groups, dtype=torch.float64)
     wins, live = torch.zeros(groups, dtype=torch.int32), torch.zeros(groups, dtype=torch.bool)

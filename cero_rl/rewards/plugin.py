@@ -2,8 +2,8 @@
 
 TRL's   f(prompts, completions, **columns) -> list[float | None]        scores a batch verl's
 compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict with "score"
-scores one item Either may be async. This module runs in the worker process; in the trainer it only
-looks at the path. Raises RewardError (exit 5).
+scores one item Either may be async. This module runs in the worker process; in the trainer it
+only looks at the path. Raises RewardError (exit 5).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Scorer:
 
 
 def split_path(function: str) -> tuple[Path, str]:
-    """`path.py:name` -> (path, name), checked without importing. Raises RewardError for a missing
-    file or a malformed value."""
+    """`path.py:name` -> (path, name), checked without importing. Raises RewardError for a
+    missing file or a malformed value."""
     path_text, _, name = function.rpartition(":")
     path = Path(path_text)
     if not path_text.endswith(".py") or not name.isidentifier():
@@ -54,17 +54,16 @@ def split_path(function: str) -> tuple[Path, str]:
 
 
 def load_plugin(function: str) -> Scorer:
-    """Import the file and adapt its function. Raises RewardError: import failure, no such function,
-    unknown signature."""
+    """Import the file and adapt its function. Raises RewardError: import failure, no such
+    function, unknown signature."""
     path, name = split_path(function)
     spec = importlib.util.spec_from_file_location("cero_reward_plugin", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.append(
-        str(path.parent)
-    )  # last, so that a neighbour of the plug-in cannot shadow a library
+    # last, so that a neighbour of the plug-in cannot shadow a library
+    sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -113,8 +112,8 @@ def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _select(parameters: Any, offered: dict[str, Any]) -> dict[str, Any]:
-    """The offered arguments the function takes. Raises RewardError for a required parameter that is
-    not offered."""
+    """The offered arguments the function takes. Raises RewardError for a required parameter that
+    is not offered."""
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         chosen = offered
     else:

@@ -1,14 +1,14 @@
-"""RewardPool: rewards from worker processes that can be killed, so that no answer can hang, crash
-or fill the trainer.
+"""RewardPool: rewards from worker processes that can be killed, so that no answer can hang,
+crash or fill the trainer.
 
-In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and the
-counts. `exact` runs in-process. Every item has `timeout_seconds` from the moment an idle worker
-gets it; then the worker's process group is killed and another started. Batch plug-ins (TRL's
-signature) get chunks of up to 8 completions under one deadline; a chunk that is lost is retried one
-item at a time, so a plug-in must not compare the items of one call with each other. Completions
-longer than `max_chars` are scored on their last `max_chars` characters, where the final answer
-stands. Call `score` from the thread that opened the pool: on Linux workers die with the thread that
-started them.
+In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and
+the counts. `exact` runs in-process. Every item has `timeout_seconds` from the moment an idle
+worker gets it; then the worker's process group is killed and another started. Batch plug-ins
+(TRL's signature) get chunks of up to 8 completions under one deadline; a chunk that is lost is
+retried one item at a time, so a plug-in must not compare the items of one call with each other.
+Completions longer than `max_chars` are scored on their last `max_chars` characters, where the
+final answer stands. Call `score` from the thread that opened the pool: on Linux workers die with
+the thread that started them.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class _Worker:
         self.outgoing += json.dumps(message, default=_jsonable).encode("ascii") + b"\n"
 
     def flush(self) -> None:
-        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end of
-        file."""
+        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end
+        of file."""
         try:
             self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
         except BlockingIOError:
@@ -138,9 +138,8 @@ class _Worker:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
-        with contextlib.suppress(
-            subprocess.TimeoutExpired
-        ):  # a process in uninterruptible I/O must not hold us up
+        # a process in uninterruptible I/O must not hold us up
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
 
 
@@ -164,9 +163,8 @@ class _Tally:
     def failed(self, count: int, message: str) -> None:
         self.done += count
         self.errors += count
-        self.first_error = self.first_error or redact.text(
-            message
-        )  # a plug-in may put its key into what it raises
+        # a plug-in may put its key into what it raises
+        self.first_error = self.first_error or redact.text(message)
 
     def scored_as(self, index: int, value: float | None) -> None:
         if value is None or not math.isfinite(value):

@@ -1,11 +1,11 @@
-"""The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed by
-`pool`.
+"""The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed
+by `pool`.
 
-One JSON object a line on stdin, one on stdout. First {"function", "memory_limit_mb", "parent"} ->
-{"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]}, {"error"}
+One JSON object a line on stdin, one on stdout. First {"function", "memory_limit_mb", "parent"}
+-> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]}, {"error"}
 (these items are missing) or {"fatal"} (the run must end). No pickles: what a worker answers is
-data. Plug-in output goes to /dev/null. The process dies with its parent, and an item that exhausts
-its memory ends it.
+data. Plug-in output goes to /dev/null. The process dies with its parent, and an item that
+exhausts its memory ends it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ def _private_pipes() -> tuple[IO[str], IO[str]]:
 
 
 def _die_with(parent: int) -> None:
-    with contextlib.suppress(
-        OSError, AttributeError
-    ):  # Linux only; elsewhere the end of stdin ends the worker
+    # Linux only; elsewhere the end of stdin ends the worker
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def _limit_memory(limit_mb: int) -> None:
-    """Cap the address space at what is mapped now plus `limit_mb`, so the limit measures items and
-    not imports."""
+    """Cap the address space at what is mapped now plus `limit_mb`, so the limit measures items
+    and not imports."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     statm = Path("/proc/self/statm")
     mapped = int(statm.read_text().split()[0]) * resource.getpagesize() if statm.exists() else 0
@@ -103,9 +102,8 @@ def _answer(scorer: Scorer, items: list[dict[str, Any]]) -> dict[str, Any]:
     except RewardError as error:
         return {"fatal": str(error)}
     except MemoryError:
-        os._exit(
-            1
-        )  # the heap is in no state to go on; the pool counts the item and starts another worker
+        # the heap is in no state to go on; the pool counts the item and starts another worker
+        os._exit(1)
     except Exception as error:
         return {"error": describe(error)}
     except BaseException as error:  # SystemExit, KeyboardInterrupt, libraries' own timeouts

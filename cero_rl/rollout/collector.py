@@ -1,12 +1,12 @@
 """One slice of an allocation -> scored, packed rollouts on this rank, and the evidence of all
 ranks.
 
-In: the prompts and group sizes of the slice (the same on every rank). Out: `Collected`: this rank's
-batch with its advantages, and per-group counts summed over ranks in exact integers, so that every
-rank learns the same whatever the number of ranks. A scheduler may answer the counts with a further
-wave of rollouts; a prompt that comes again keeps its rank, so that its group is whole when its
-advantage is computed. The first wave of a slice can be begun while the learner still works on the
-slice before.
+In: the prompts and group sizes of the slice (the same on every rank). Out: `Collected`: this
+rank's batch with its advantages, and per-group counts summed over ranks in exact integers, so
+that every rank learns the same whatever the number of ranks. A scheduler may answer the counts
+with a further wave of rollouts; a prompt that comes again keeps its rank, so that its group is
+whole when its advantage is computed. The first wave of a slice can be begun while the learner
+still works on the slice before.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from cero_rl.scheduler.protocol import Keep, NextWave
 from cero_rl.scheduler.sizes import Evidence
 from cero_rl.types import RolloutBatch, RolloutGroup
 
-_FIXED_POINT = (
-    2**20
-)  # graded rewards cross ranks as integers: sums are exact and do not depend on the order of ranks
+# graded rewards cross ranks as integers: sums are exact and do not depend on the order of ranks
+_FIXED_POINT = 2**20
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,17 @@ class Collected:
 
 @dataclass
 class _Round:
-    """What the waves of a slice have brought so far; grows by `add`. Global fields are the same on
-    every rank."""
+    """What the waves of a slice have brought so far; grows by `add`. Global fields are the same
+    on every rank."""
 
-    prompt_ids: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )  # [G] in order of appearance
-    owner: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )  # [G] rank
-    requested: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.int64)
-    )  # [G]
-    counts: npt.NDArray[np.int64] = field(
-        default_factory=lambda: np.zeros((7, 0), dtype=np.int64)
-    )  # [7, G]
+    # [G] in order of appearance
+    prompt_ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    # [G] rank
+    owner: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    # [G]
+    requested: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    # [7, G]
+    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((7, 0), dtype=np.int64))
     live: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))  # [G]
     groups: dict[int, RolloutGroup] = field(default_factory=dict)  # this rank's, by position
     rewards: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
@@ -219,8 +214,8 @@ class Collector:
         return time.perf_counter() - started
 
     def finish(self, begun: Begun, *, next_wave: NextWave | None, keep: Keep) -> Collected:
-        """Sample what is not sampled yet, score, pack and count, wave after wave while `next_wave`
-        asks for more (None: one wave).
+        """Sample what is not sampled yet, score, pack and count, wave after wave while
+        `next_wave` asks for more (None: one wave).
 
         A collective: every rank calls it with the same slice (it may get no group of it).
         """
@@ -288,9 +283,8 @@ class Collector:
                 known.size,
                 (known > threshold).sum(),
                 np.rint(known.astype(np.float64) * _FIXED_POINT).sum(),
-                np.floor(
-                    known.astype(np.float64) ** 2 * _FIXED_POINT
-                ).sum(),  # down: never more than the sum itself
+                # down: never more than the sum itself
+                np.floor(known.astype(np.float64) ** 2 * _FIXED_POINT).sum(),
                 sum(len(c.token_ids) for c in done.completions),
                 sum(c.finish_reason == "length" for c in done.completions),
                 bool(so_far.size) and so_far.min() != so_far.max(),

@@ -20,15 +20,14 @@ PROBE_PROMPT_TOKENS = 160
 
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """One group to sample: `rollouts` completions of one prompt. `first_draw` numbers them, so that
-    draws are never repeated."""
+    """One group to sample: `rollouts` completions of one prompt. `first_draw` numbers them, so
+    that draws are never repeated."""
 
     prompt_id: int
     prompt_tokens: npt.NDArray[np.int64]  # [m]
     rollouts: int
-    stream_key: (
-        int  # identifies the prompt in the random stream: stable over runs, ranks and prompt order
-    )
+    # identifies the prompt in the random stream: stable over runs, ranks and prompt order
+    stream_key: int
     first_draw: int = 0
 
 
@@ -36,8 +35,8 @@ class RolloutEngine(Protocol):
     """Samples ragged groups. The random numbers of a completion are a function of (seed, stream,
     stream_key, draw), not of its batch.
 
-    With the transformers engine the completion itself is; vLLM's rounding varies with its batch, so
-    a near-tie may fall otherwise.
+    With the transformers engine the completion itself is; vLLM's rounding varies with its batch,
+    so a near-tie may fall otherwise.
     """
 
     def generate(
@@ -57,8 +56,8 @@ class RolloutEngine(Protocol):
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take over all weights; completions carry `version` from now on. Consumes the iterator to
-        its end, even on failure."""
+        """Take over all weights; completions carry `version` from now on. Consumes the iterator
+        to its end, even on failure."""
         ...
 
     def sleep(self) -> None:

@@ -1,13 +1,14 @@
-"""What every scheduler shares: the round protocol, the budget's books, the posterior and the saved
-state.
+"""What every scheduler shares: the round protocol, the budget's books, the posterior and the
+saved state.
 
-One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  more waves
-by next_round(observed); keep(samples) -> mask;  update(successes, trials), or update_groups(...)
-with the round's groups only, before either of them update_partial(...) after each optimizer step of
-a long round. A subclass says which prompts to plan (`_choose`), whether the round goes on
-(`_choose_more`), what trains (`keep`) and what to learn from a round (`_learn`, or `_learn_part`
-step by step); nothing here draws random numbers or talks to other ranks, so equal counts give equal
-plans everywhere. Source of the budget rules: arXiv 2606.05606 and 2610.09679.
+One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  more
+waves by next_round(observed); keep(samples) -> mask;  update(successes, trials), or
+update_groups(...) with the round's groups only, before either of them update_partial(...) after
+each optimizer step of a long round. A subclass says which prompts to plan (`_choose`), whether
+the round goes on (`_choose_more`), what trains (`keep`) and what to learn from a round
+(`_learn`, or `_learn_part` step by step); nothing here draws random numbers or talks to other
+ranks, so equal counts give equal plans everywhere. Source of the budget rules: arXiv 2606.05606
+and 2610.09679.
 """
 
 from __future__ import annotations
@@ -71,9 +72,8 @@ class BudgetedScheduler:
         self.spec = spec
         self.seed = operator.index(seed)
         self.posterior = BetaPosterior(spec.num_prompts, prior, forgetting)
-        self._configured_rollouts = (
-            spec.budget_rollouts
-        )  # set_budget changes the spec, not what the configuration says
+        # set_budget changes the spec, not what the configuration says
+        self._configured_rollouts = spec.budget_rollouts
         self._round = 0
         self._remaining = spec.budget_rollouts
         self._refundable = 0
@@ -91,13 +91,13 @@ class BudgetedScheduler:
         raise NotImplementedError
 
     def _choose_more(self, observed: Observed, units_left: int) -> tuple[Ids, Ids] | None:
-        """A further wave of the open round (a prompt may come again), or None to close it; clipped
-        by the budget like a plan."""
+        """A further wave of the open round (a prompt may come again), or None to close it;
+        clipped by the budget like a plan."""
         return None
 
     def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
-        """bool[R]: which rollouts train. Group by group, so ranks may call it on their own groups.
-        All of them, unless a rule says no."""
+        """bool[R]: which rollouts train. Group by group, so ranks may call it on their own
+        groups. All of them, unless a rule says no."""
         return np.ones(samples.rewards.shape[0], dtype=bool)
 
     def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
@@ -105,8 +105,8 @@ class BudgetedScheduler:
         `_choose` returned it."""
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
-        """Called after each part of a round is in the posterior, with that part of the plan and its
-        share (all parts sum to 1)."""
+        """Called after each part of a round is in the posterior, with that part of the plan and
+        its share (all parts sum to 1)."""
 
     def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
         """Called with checked evidence before the posterior takes it in; may refuse it by a
@@ -145,12 +145,13 @@ class BudgetedScheduler:
     def next_round(self, observed: Observed | None = None) -> Allocation | None:
         """Without `observed`: open the next round. With it: the open round's next wave.
 
-        Opening gives the round's Allocation, or None once the rounds or the budget are used up. Its
-        rollouts leave `remaining_rollouts` at once. An Allocation without entries is a round that
-        executes nothing; it needs its update() (with zeros) like any other. A further wave depends
-        on what the waves before it brought; None says that the round's sampling is complete, which
-        for most schedulers is at once. Raises RuntimeError for opening a round before the last one
-        had its update(), and for a wave without an open round or after update_partial().
+        Opening gives the round's Allocation, or None once the rounds or the budget are used up.
+        Its rollouts leave `remaining_rollouts` at once. An Allocation without entries is a round
+        that executes nothing; it needs its update() (with zeros) like any other. A further wave
+        depends on what the waves before it brought; None says that the round's sampling is
+        complete, which for most schedulers is at once. Raises RuntimeError for opening a round
+        before the last one had its update(), and for a wave without an open round or after
+        update_partial().
         """
         if observed is not None:
             return self._next_wave(observed)
@@ -196,10 +197,11 @@ class BudgetedScheduler:
         """Give `rollouts` of the latest Allocation back to the budget because they could not be
         generated.
 
-        For rollouts that never existed (an engine died), not for rollouts whose reward is missing:
-        those were generated and stay spent. May be called before or after the round's update(),
-        several times; the sum must be the same on every rank. What comes back is offered to later
-        rounds, if they have room. Raises ValueError if it is negative or more than the round spent.
+        For rollouts that never existed (an engine died), not for rollouts whose reward is
+        missing: those were generated and stay spent. May be called before or after the round's
+        update(), several times; the sum must be the same on every rank. What comes back is
+        offered to later rounds, if they have room. Raises ValueError if it is negative or more
+        than the round spent.
         """
         count = operator.index(rollouts)
         if not 0 <= count <= self._refundable:
@@ -211,8 +213,8 @@ class BudgetedScheduler:
         self._remaining += count
 
     def set_budget(self, total_rollouts: int) -> None:
-        """Change the run's whole budget (rollouts, what is spent included) now, also in the middle
-        of a round.
+        """Change the run's whole budget (rollouts, what is spent included) now, also in the
+        middle of a round.
 
         Raises ValueError if it breaks a rule of BudgetSpec, is less than what is spent, or more
         than the rounds left can hold.
@@ -234,22 +236,21 @@ class BudgetedScheduler:
     def update(
         self, successes: npt.ArrayLike, trials: npt.ArrayLike, squares: npt.ArrayLike | None = None
     ) -> None:
-        """Take in the round's counts and close it: successes i64/f64[P], trials i64/f64[P], summed
-        over ALL ranks, by pool index.
+        """Take in the round's counts and close it: successes i64/f64[P], trials i64/f64[P],
+        summed over ALL ranks, by pool index.
 
-        Required after every Allocation, also an empty one; what update_partial() has taken in must
-        not come again. Rollouts without a reward count in neither vector. squares f64[P] (sums of
-        squared rewards) is for schedulers that value graded rewards. Raises RuntimeError without an
-        Allocation to answer, ValueError on bad counts or more trials than the Allocation gave
-        (evidence counted twice).
+        Required after every Allocation, also an empty one; what update_partial() has taken in
+        must not come again. Rollouts without a reward count in neither vector. squares f64[P]
+        (sums of squared rewards) is for schedulers that value graded rewards. Raises
+        RuntimeError without an Allocation to answer, ValueError on bad counts or more trials
+        than the Allocation gave (evidence counted twice).
         """
         allocation = self._opened("update()")
         wins, tries = as_counts(successes, trials, self.spec.num_prompts)
         rest = allocation.prompt_ids[self._answered :]
         for counts in (wins, tries):
-            if np.count_nonzero(counts) != np.count_nonzero(
-                counts[rest]
-            ):  # something outside the round, or an error to name
+            # something outside the round, or an error to name
+            if np.count_nonzero(counts) != np.count_nonzero(counts[rest]):
                 check_counts(wins, tries, self.spec.num_prompts)
                 if np.any(tries[allocation.prompt_ids[: self._answered]]):
                     raise ValueError(
@@ -270,8 +271,8 @@ class BudgetedScheduler:
         trials: npt.ArrayLike,
         squares: npt.ArrayLike | None = None,
     ) -> None:
-        """update() from the round's groups alone: prompt_ids i64[G] distinct, in any order, counts
-        [G]; absent groups have no reward.
+        """update() from the round's groups alone: prompt_ids i64[G] distinct, in any order,
+        counts [G]; absent groups have no reward.
 
         The same result without a pass over P entries. Raises as update() does.
         """
@@ -298,14 +299,14 @@ class BudgetedScheduler:
         trials: npt.ArrayLike,
         squares: npt.ArrayLike | None = None,
     ) -> None:
-        """Take in the counts of the next groups of the open round, e.g. after each optimizer step;
-        update() closes it later.
+        """Take in the counts of the next groups of the open round, e.g. after each optimizer
+        step; update() closes it later.
 
         prompt_ids i64[G] must be the Allocation's next groups, in its order (a group is answered
         once, and one number in the saved state says how far it went); successes, trials, squares
-        [G]. Posterior and worth of these prompts, and this part's share of the step of the duals,
-        are up to date on return. Raises RuntimeError without an open round, ValueError for other
-        groups or bad counts.
+        [G]. Posterior and worth of these prompts, and this part's share of the step of the
+        duals, are up to date on return. Raises RuntimeError without an open round, ValueError
+        for other groups or bad counts.
         """
         allocation = self._opened("update_partial()")
         ids = np.asarray(prompt_ids, dtype=np.int64)
@@ -344,8 +345,8 @@ class BudgetedScheduler:
         tries: npt.NDArray,
         squares: Floats | None,
     ) -> None:
-        """Check the counts of distinct prompts and put them into the posterior; nothing changes if
-        they are bad."""
+        """Check the counts of distinct prompts and put them into the posterior; nothing changes
+        if they are bad."""
         wins, counts = check_groups(ids, rollouts, wins, tries, self._round)
         self._observe(ids, wins, counts, squares)
         forgot = self.posterior.forgetting < 1.0 and self._answered == 0
@@ -377,14 +378,13 @@ class BudgetedScheduler:
 
     @property
     def pending(self) -> Allocation | None:
-        """The Allocation that waits for its update(): what a run resumed in the middle of a round
-        goes on with."""
+        """The Allocation that waits for its update(): what a run resumed in the middle of a
+        round goes on with."""
         return self._pending
 
     @property
-    def answered_groups(
-        self,
-    ) -> int:  # of the pending Allocation, in its order, that update_partial() has taken in
+    # of the pending Allocation, in its order, that update_partial() has taken in
+    def answered_groups(self) -> int:
         return self._answered
 
     @property

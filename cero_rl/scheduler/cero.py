@@ -1,16 +1,16 @@
 """The CERO scheduler: online primal-dual allocation of one rollout budget over prompts and rounds.
 
-In:  per-prompt successes and trials of each round. Out: per-round Allocations that together never
-exceed the budget. Source: Zong, Wang, Jiang, arXiv 2606.05606; Zong, Wang, Hu, Jiang, Shen, arXiv
-2610.09679 (both without published code).
+In:  per-prompt successes and trials of each round. Out: per-round Allocations that together
+never exceed the budget. Source: Zong, Wang, Jiang, arXiv 2606.05606; Zong, Wang, Hu, Jiang,
+Shen, arXiv 2610.09679 (both without published code).
 
 Each prompt keeps a slope v in [0, 1] (what one more unit is worth, falling with cumulative
 exposure, over the largest possible slope) and the run keeps one price nu in [0, 1] for a unit of
 budget. A round gives units to the largest positive margins v - nu; then both duals take one
-projected gradient step, against the plan as made (not as clipped by the budget) and the worth just
-re-estimated. With its defaults the class is that algorithm; everything keyword-only after `seed`
-goes beyond it, lives in a module of its own (utility, value, plan, rules, tokens, progress, prior)
-and is only put together here.
+projected gradient step, against the plan as made (not as clipped by the budget) and the worth
+just re-estimated. With its defaults the class is that algorithm; everything keyword-only after
+`seed` goes beyond it, lives in a module of its own (utility, value, plan, rules, tokens,
+progress, prior) and is only put together here.
 """
 
 from __future__ import annotations
@@ -46,31 +46,32 @@ class CeroScheduler(BudgetedScheduler):
     """CERO over a pool of P = num_prompts prompts.
 
     rounds, budget_rollouts (whole run), capacity_rollouts (per round), rollouts_per_unit (g) and
-    max_units_per_prompt (Nmax, per round) set the sizes: a selected prompt gets a group of at most
-    g*Nmax rollouts. saturation (lambda) says how fast a prompt is worn out at its fair share of the
-    budget; prior and forgetting belong to the posterior; step_size is the gradient step of both
-    duals (None: 1/sqrt(rounds), the published one); price_init is the first price, in [0, 1].
+    max_units_per_prompt (Nmax, per round) set the sizes: a selected prompt gets a group of at
+    most g*Nmax rollouts. saturation (lambda) says how fast a prompt is worn out at its fair
+    share of the budget; prior and forgetting belong to the posterior; step_size is the gradient
+    step of both duals (None: 1/sqrt(rounds), the published one); price_init is the first price,
+    in [0, 1].
 
     spend_down makes the run end with the budget spent exactly. Proof: let L rounds be left, this
-    one included, C the capacity and W <= L*C the remaining units (true at the start). The plan is
-    forced to at least W - (L-1)*C <= C units, so W - plan <= (L-1)*C and the invariant holds for
-    the next round; at L = 1 it forces W. A forced round leaves exactly (L-1)*C, so every later
-    round is full: the price stops mattering once and for all. Forced units are part of the plan
-    that the duals learn from, so prompts still rotate. (Small exploration groups and a budget in
-    tokens can leave a round unfilled.)
+    one included, C the capacity and W <= L*C the remaining units (true at the start). The plan
+    is forced to at least W - (L-1)*C <= C units, so W - plan <= (L-1)*C and the invariant holds
+    for the next round; at L = 1 it forces W. A forced round leaves exactly (L-1)*C, so every
+    later round is full: the price stops mattering once and for all. Forced units are part of the
+    plan that the duals learn from, so prompts still rotate. (Small exploration groups and a
+    budget in tokens can leave a round unfilled.)
 
-    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family of
-    U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]); plan
-    "resolve" or "thompson" instead of the duals; cap_shares, the most fair shares of exposure that
-    a slope may point to (exact for plans below it; None: rounds * Nmax units, where a slope at 0
-    jumps by a whole step); proximal > 0, the curvature of the round problem that gives true group
-    sizes; explore_units > 0, the most units of a prompt never seen; token_costs, margins per token
-    (see set_expected_tokens), and budget_tokens; refit_prior_every > 0, rounds between
-    empirical-Bayes fits; labels i64[P], progress_floor, progress_memory_rounds for value
-    "progress".
+    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family
+    of U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]);
+    plan "resolve" or "thompson" instead of the duals; cap_shares, the most fair shares of
+    exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units,
+    where a slope at 0 jumps by a whole step); proximal > 0, the curvature of the round problem
+    that gives true group sizes; explore_units > 0, the most units of a prompt never seen;
+    token_costs, margins per token (see set_expected_tokens), and budget_tokens;
+    refit_prior_every > 0, rounds between empirical-Bayes fits; labels i64[P], progress_floor,
+    progress_memory_rounds for value "progress".
 
-    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of
-    range.
+    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out
+    of range.
     """
 
     name = "cero"
@@ -174,9 +175,8 @@ class CeroScheduler(BudgetedScheduler):
         )
         group = rollouts_per_unit * max_units_per_prompt
         self._worth: ValueFunction = value if callable(value) else value_function(value, group)
-        self._squares = (
-            self.posterior.a.copy() if value == "graded" else None
-        )  # [P] sum of squared rewards, prior included
+        # [P] sum of squared rewards, prior included
+        self._squares = self.posterior.a.copy() if value == "graded" else None
         self._exposure: Ids = np.zeros(num_prompts, dtype=np.int64)  # [P] units executed so far
         self._price = self.price_init
         self._revalue(None)
@@ -190,8 +190,8 @@ class CeroScheduler(BudgetedScheduler):
 
     @property
     def slope(self) -> Floats:
-        """f64[P] copy of v, in [0, 1] (multiples of slope_max): today's worth of one more unit of
-        each prompt."""
+        """f64[P] copy of v, in [0, 1] (multiples of slope_max): today's worth of one more unit
+        of each prompt."""
         return self._slope.copy()
 
     @property
@@ -221,8 +221,8 @@ class CeroScheduler(BudgetedScheduler):
         )
 
     def utility_rate(self) -> Floats:
-        """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at exposure
-        0."""
+        """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at
+        exposure 0."""
         return (4.0 * self.slope_max) * self._value
 
     def set_expected_tokens(self, tokens: npt.ArrayLike) -> None:
@@ -239,8 +239,8 @@ class CeroScheduler(BudgetedScheduler):
         self.tokens.spend(tokens)
 
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
-        """Start from evidence f64[P] of an earlier run (see export.import_posterior). RuntimeError
-        after the first round began."""
+        """Start from evidence f64[P] of an earlier run (see export.import_posterior).
+        RuntimeError after the first round began."""
         if self._round or self._pending is not None:
             raise RuntimeError("warm_start() belongs before the first round")
         wins, losses = (
@@ -262,13 +262,14 @@ class CeroScheduler(BudgetedScheduler):
         new_prior: tuple[float, float] = (1.0, 1.0),
         labels: npt.ArrayLike | None = None,
     ) -> None:
-        """Exchange the pool between rounds: previous i64[P'] is each new prompt's index in the old
-        pool, -1 for a prompt not in it.
+        """Exchange the pool between rounds: previous i64[P'] is each new prompt's index in the
+        old pool, -1 for a prompt not in it.
 
-        Prompts that stay keep posterior, slope, exposure and order of ties; new ones start from the
-        prior (`new_prior` where the run has one per prompt). labels i64[P'] for value "progress". A
-        resumed run must be built with the new size. Raises RuntimeError in the middle of a round,
-        ValueError for indices that repeat or do not exist or sizes that no longer fit.
+        Prompts that stay keep posterior, slope, exposure and order of ties; new ones start from
+        the prior (`new_prior` where the run has one per prompt). labels i64[P'] for value
+        "progress". A resumed run must be built with the new size. Raises RuntimeError in the
+        middle of a round, ValueError for indices that repeat or do not exist or sizes that no
+        longer fit.
         """
         change_pool(self, np.asarray(previous), new_prior, labels)
 
@@ -387,8 +388,8 @@ class CeroScheduler(BudgetedScheduler):
             self._value *= self.progress.factor()
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
-        """One projected gradient step of both duals, each gradient divided by its largest possible
-        size; `share` of it for a part."""
+        """One projected gradient step of both duals, each gradient divided by its largest
+        possible size; `share` of it for a part."""
         spec, step, cap = self.spec, self.step_size, float(self.exposure_cap)
         pull_factor = step / (spec.rounds * spec.max_units_per_prompt) * share
         largest, rate = self.slope_max, 4.0 * self.slope_max
@@ -417,8 +418,8 @@ class CeroScheduler(BudgetedScheduler):
             self.refit_prior()
 
     def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float] | None:
-        """Exchange the prior for the one that the pool's own counts suggest, and return it; prompts
-        never served restart from it.
+        """Exchange the prior for the one that the pool's own counts suggest, and return it;
+        prompts never served restart from it.
 
         None, and no change, while fewer than two prompts have evidence.
         """

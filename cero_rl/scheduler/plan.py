@@ -1,10 +1,11 @@
-"""One round's problem: which prompts get units now, given how much each is worth per unit and what
-a unit costs.
+"""One round's problem: which prompts get units now, given how much each is worth per unit and
+what a unit costs.
 
 In:  score f64[P] (what one more unit is worth), price, tie_rank i64[P] (a permutation), the most
-units of a prompt and of the round. Out: prompt ids i64[G], best first, and their units i64[G] >= 1.
-Ties go by tie_rank, so permuting the prompts together with their tie ranks permutes the plan.
-Source of the linear problem: arXiv 2606.05606; caps per prompt and the proximal problem are ours.
+units of a prompt and of the round. Out: prompt ids i64[G], best first, and their units i64[G] >=
+1. Ties go by tie_rank, so permuting the prompts together with their tie ranks permutes the plan.
+Source of the linear problem: arXiv 2606.05606; caps per prompt and the proximal problem are
+ours.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ _SAMPLE = 16384
 def _kth_largest(values: npt.NDArray, count: int) -> npt.NDArray:
     """The count-th largest entry, 1 <= count <= len; exact.
 
-    np.partition on what survives a first cut, guessed from every stride-th entry a little too low;
-    on everything if the guess was too high (the sample may be anything but random: only the time
-    depends on it).
+    np.partition on what survives a first cut, guessed from every stride-th entry a little too
+    low; on everything if the guess was too high (the sample may be anything but random: only the
+    time depends on it).
     """
     stride = values.shape[0] // _SAMPLE
     if stride > 1 and 2 * count < values.shape[0]:
@@ -42,8 +43,8 @@ def _kth_largest(values: npt.NDArray, count: int) -> npt.NDArray:
 
 
 def _in_order(score: Floats, tie_rank: Ids, chosen: Ids) -> Ids:
-    """`chosen` by falling score, equal scores by rising tie_rank: np.lexsort((tie_rank, -score)),
-    five times faster.
+    """`chosen` by falling score, equal scores by rising tie_rank: np.lexsort((tie_rank,
+    -score)), five times faster.
 
     Least significant digit first, 16 bits a pass: numpy sorts 16-bit integers stably by counting.
     """
@@ -62,8 +63,8 @@ def _in_order(score: Floats, tie_rank: Ids, chosen: Ids) -> Ids:
 
 
 def largest(score: Floats, tie_rank: Ids, count: int) -> Ids:
-    """i64[count], count >= 1: the prompts of the largest scores, best first, equal scores by lower
-    tie_rank."""
+    """i64[count], count >= 1: the prompts of the largest scores, best first, equal scores by
+    lower tie_rank."""
     if count >= score.shape[0]:
         return _in_order(score, tie_rank, np.arange(score.shape[0]))
     cut = _kth_largest(score, count)
@@ -92,8 +93,8 @@ def ranked_plan(
     capacity_units: int,
     forced_units: int = 0,
 ) -> tuple[Ids, Ids]:
-    """Maximise sum_i (slope_i - price) n_i over integers 0 <= n_i <= max_units with forced_units <=
-    sum n <= capacity_units.
+    """Maximise sum_i (slope_i - price) n_i over integers 0 <= n_i <= max_units with forced_units
+    <= sum n <= capacity_units.
 
     slope f64[P], tie_rank i64[P] a permutation, max_units one number or i64[P] >= 1. Returns ids
     i64[G], best margin first, and units i64[G]: max_units each, the last one the residual. Only
@@ -128,13 +129,13 @@ def proximal_plan(
     capacity_units: int,
     forced_units: int = 0,
 ) -> tuple[Ids, Ids]:
-    """Maximise sum_i margin_i n_i - (curvature/2) (n_i - target_i)^2 over the same integers: true
-    group sizes, not Nmax or nothing.
+    """Maximise sum_i margin_i n_i - (curvature/2) (n_i - target_i)^2 over the same integers:
+    true group sizes, not Nmax or nothing.
 
-    margin, target f64[P]; curvature > 0. The l-th unit of prompt i gains margin_i - curvature (l -
-    target_i - 1/2), which falls with l: buying the largest positive gains is exact. A prompt in the
-    optimum has its first gain among the capacity's largest, so only those are expanded. Equal
-    gains: lower tie_rank, then lower l. Returns ids by falling first gain, and units.
+    margin, target f64[P]; curvature > 0. The l-th unit of prompt i gains margin_i - curvature (l
+    - target_i - 1/2), which falls with l: buying the largest positive gains is exact. A prompt
+    in the optimum has its first gain among the capacity's largest, so only those are expanded.
+    Equal gains: lower tie_rank, then lower l. Returns ids by falling first gain, and units.
     """
     first = margin + curvature * (target - 0.5)
     size = min(capacity_units, first.shape[0])
@@ -154,9 +155,8 @@ def proximal_plan(
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     cut = _kth_largest(gain.ravel(), total)
     units = (gain > cut).sum(axis=1)
-    at_cut = (gain == cut).sum(
-        axis=1
-    )  # more than one only where the curvature is below the gain's last digit
+    # more than one only where the curvature is below the gain's last digit
+    at_cut = (gain == cut).sum(axis=1)
     tied = np.flatnonzero(at_cut)
     tied = tied[np.argsort(tie_rank[ids[tied]])]
     short, before = total - int(units.sum()), np.cumsum(at_cut[tied]) - at_cut[tied]

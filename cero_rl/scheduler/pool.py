@@ -96,9 +96,8 @@ def change_pool(
     )
     ranks[~stays] = old.shape[0] + joined
     scheduler._tie_rank, scheduler._pool_changed = ranks, True
-    if (
-        scheduler.tokens is not None
-    ):  # expected lengths come again with the next set_expected_tokens()
+    # expected lengths come again with the next set_expected_tokens()
+    if scheduler.tokens is not None:
         spent = scheduler.tokens.spent_tokens
         scheduler.tokens = TokenCosts(pool, scheduler.tokens.budget_tokens)
         scheduler.tokens.spent_tokens = spent

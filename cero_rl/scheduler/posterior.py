@@ -1,9 +1,9 @@
 """What is believed about every prompt's success rate: one Beta distribution per prompt, and the
 worth that follows from it.
 
-In: successes and trials of a round, summed over all ranks. Out: the expected variance of the next
-reward of each prompt. Source: arXiv 2606.05606 and 2610.09679; forgetting toward the prior and
-priors per prompt are ours (forgetting = 1 and one prior are the papers' plain counting).
+In: successes and trials of a round, summed over all ranks. Out: the expected variance of the
+next reward of each prompt. Source: arXiv 2606.05606 and 2610.09679; forgetting toward the prior
+and priors per prompt are ours (forgetting = 1 and one prior are the papers' plain counting).
 
     a <- a0 + rho (a - a0) + successes        b <- b0 + rho (b - b0) + trials - successes
     worth = E[p (1 - p)]
@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Counts: TypeAlias = npt.NDArray[np.int64]
-Prior: TypeAlias = (
-    tuple[float, float] | tuple[npt.ArrayLike, npt.ArrayLike]
-)  # pseudo-counts (a0, b0), one pair or [P] each
+# pseudo-counts (a0, b0), one pair or [P] each
+Prior: TypeAlias = tuple[float, float] | tuple[npt.ArrayLike, npt.ArrayLike]
 
 # entries: the temporaries of a block stay in the cache, so a pass costs its arithmetic and no
 # memory
@@ -99,8 +98,8 @@ def check_groups(
     trials: npt.NDArray,
     round_index: int,
 ) -> tuple[Floats, Counts]:
-    """Counts [G] of the prompts `ids` as f64 and i64; ValueError unless good (as check_counts) and
-    trials <= rollouts."""
+    """Counts [G] of the prompts `ids` as f64 and i64; ValueError unless good (as check_counts)
+    and trials <= rollouts."""
     good = (
         (successes >= 0)
         & (successes <= trials)
@@ -118,8 +117,8 @@ def check_groups(
 
 
 def check_prior(prior: Prior, num_prompts: int) -> tuple[float | Floats, float | Floats]:
-    """(a0, b0) as two floats or two private f64[P]; ValueError unless positive, finite and of these
-    shapes."""
+    """(a0, b0) as two floats or two private f64[P]; ValueError unless positive, finite and of
+    these shapes."""
     pair = []
     for given in prior:
         counts = np.array(given, dtype=np.float64)
@@ -155,8 +154,8 @@ class BetaPosterior:
     """Beta(a_i, b_i) for every prompt i of a pool of P.
 
     Rewards in [0, 1] count as fractional successes (r to a, 1 - r to b). prior is one pair of
-    pseudo-counts or a pair of vectors [P]. Raises ValueError for a prior that is not positive and
-    finite, or a forgetting factor outside (0, 1].
+    pseudo-counts or a pair of vectors [P]. Raises ValueError for a prior that is not positive
+    and finite, or a forgetting factor outside (0, 1].
     """
 
     def __init__(
@@ -168,12 +167,10 @@ class BetaPosterior:
             )
         self.prior = check_prior(prior, num_prompts)
         self.forgetting = float(forgetting)
-        self.a: Floats = np.array(
-            np.broadcast_to(self.prior[0], num_prompts)
-        )  # [P] pseudo-successes
-        self.b: Floats = np.array(
-            np.broadcast_to(self.prior[1], num_prompts)
-        )  # [P] pseudo-failures
+        # [P] pseudo-successes
+        self.a: Floats = np.array(np.broadcast_to(self.prior[0], num_prompts))
+        # [P] pseudo-failures
+        self.b: Floats = np.array(np.broadcast_to(self.prior[1], num_prompts))
 
     def forget(self) -> None:
         """Every prompt's evidence times `forgetting`; the prior stays."""
@@ -218,8 +215,8 @@ class BetaPosterior:
         return self.a / (self.a + self.b)
 
     def value(self, out: Floats | None = None) -> Floats:
-        """f64[P] E[p(1-p)], in (0, 1/4): the expected unbiased variance of the next group's binary
-        rewards (size >= 2)."""
+        """f64[P] E[p(1-p)], in (0, 1/4): the expected unbiased variance of the next group's
+        binary rewards (size >= 2)."""
         worth = np.empty_like(self.a) if out is None else out
         for part in blocks(worth.shape[0]):
             worth[part] = expected_variance(self.a[part], self.b[part])

@@ -1,9 +1,9 @@
 """Where a prior comes from: a fit to the pool's own counts, or what is known of each prompt
 beforehand.
 
-In: counts or pass rates per prompt. Out: pseudo-counts (a0, b0) for BetaPosterior. None of this is
-in the papers, which start every prompt at Beta(1, 1); empirical Bayes for the beta-binomial is
-textbook (method of moments: Kleinman 1973; maximum likelihood: Minka, "Estimating a Dirichlet
+In: counts or pass rates per prompt. Out: pseudo-counts (a0, b0) for BetaPosterior. None of this
+is in the papers, which start every prompt at Beta(1, 1); empirical Bayes for the beta-binomial
+is textbook (method of moments: Kleinman 1973; maximum likelihood: Minka, "Estimating a Dirichlet
 distribution", 2000, whose fixed point is the fallback of the Newton step here).
 """
 
@@ -17,23 +17,21 @@ import numpy.typing as npt
 from cero_rl.scheduler.posterior import Floats, check_counts
 
 FitMethod: TypeAlias = Literal["moments", "ml"]
-_SMALLEST, _LARGEST = (
-    1e-2,
-    1e6,
-)  # pseudo-counts: a pool without spread has no finite fit, one of 0s and 1s no positive one
+# pseudo-counts: a pool without spread has no finite fit, one of 0s and 1s no positive one
+_SMALLEST, _LARGEST = 1e-2, 1e6
 
 
 def fit_beta_prior(
     successes: npt.ArrayLike, trials: npt.ArrayLike, method: FitMethod = "moments"
 ) -> tuple[float, float]:
-    """The Beta(a0, b0) from which the prompts' success rates look drawn, given successes f64/i64[P]
-    and trials i64[P].
+    """The Beta(a0, b0) from which the prompts' success rates look drawn, given successes
+    f64/i64[P] and trials i64[P].
 
-    Prompts without trials say nothing. "moments" matches the weighted mean and the variance between
-    prompts beyond binomial noise and takes fractional rewards; "ml" maximises the beta-binomial
-    likelihood and needs whole successes. Pseudo-counts are kept in [0.01, 1e6]. Raises ValueError
-    for bad counts, an unknown method, fewer than two prompts with trials, or fractional successes
-    with "ml".
+    Prompts without trials say nothing. "moments" matches the weighted mean and the variance
+    between prompts beyond binomial noise and takes fractional rewards; "ml" maximises the
+    beta-binomial likelihood and needs whole successes. Pseudo-counts are kept in [0.01, 1e6].
+    Raises ValueError for bad counts, an unknown method, fewer than two prompts with trials, or
+    fractional successes with "ml".
     """
     wins, tries = check_counts(successes, trials, np.shape(trials)[0])
     wins, sizes = wins[tries > 0], tries[tries > 0]
@@ -51,8 +49,9 @@ def fit_beta_prior(
 def fit_to_evidence(
     successes: Floats, failures: Floats, method: FitMethod = "moments"
 ) -> tuple[float, float] | None:
-    """fit_beta_prior from what a posterior holds, f64[P] each, rounded to whole trials (forgetting
-    leaves fractions; "ml" also rounds successes); None if fewer than two prompts have any."""
+    """fit_beta_prior from what a posterior holds, f64[P] each, rounded to whole trials
+    (forgetting leaves fractions; "ml" also rounds successes); None if fewer than two prompts
+    have any."""
     tries = np.rint(successes + failures)
     if np.count_nonzero(tries) < 2:
         return None
@@ -135,8 +134,8 @@ def prior_from_pass_rate(
     """A prior per prompt: `base` updated by `strength` pseudo-rollouts at pass_rate f64[P] (nan:
     not known, so `base` alone).
 
-    Raises ValueError for rates outside [0, 1], a strength that is negative or not finite, or a base
-    that is not positive.
+    Raises ValueError for rates outside [0, 1], a strength that is negative or not finite, or a
+    base that is not positive.
     """
     rates = np.asarray(pass_rate, dtype=np.float64)
     known = ~np.isnan(rates)

@@ -1,16 +1,16 @@
-"""Variance is not learnability: which kinds of prompts are getting easier, from a fast look against
-a slow one.
+"""Variance is not learnability: which kinds of prompts are getting easier, from a fast look
+against a slow one.
 
-In: the evidence of each round and a label per prompt (its family, source or topic). Out: a factor
-in [floor, 1] per prompt. Ours; the papers value variance alone, which a prompt answered by luck
-keeps for ever.
+In: the evidence of each round and a label per prompt (its family, source or topic). Out: a
+factor in [floor, 1] per prompt. Ours; the papers value variance alone, which a prompt answered
+by luck keeps for ever.
 
-What a prompt's evidence so far (without its prior) says of its success rate is compared with what
-the next group brings; the excess, averaged over the label's recent rollouts (a fading sum, `memory`
-rounds long), is the label's learning progress: 0 on average for luck, for the solved and for the
-impossible, positive where the policy improves faster than the counts follow. A first look says
-nothing. A label is given the benefit of one standard error, so that a label not looked at lately is
-looked at again.
+What a prompt's evidence so far (without its prior) says of its success rate is compared with
+what the next group brings; the excess, averaged over the label's recent rollouts (a fading sum,
+`memory` rounds long), is the label's learning progress: 0 on average for luck, for the solved
+and for the impossible, positive where the policy improves faster than the counts follow. A first
+look says nothing. A label is given the benefit of one standard error, so that a label not looked
+at lately is looked at again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cero_rl.scheduler.state import read_array
 
 
 class LearningProgress:
-    """Progress of L labels 0..L-1 over a pool of P. Raises ValueError for bad labels, floor outside
-    [0, 1] or memory <= 0."""
+    """Progress of L labels 0..L-1 over a pool of P. Raises ValueError for bad labels, floor
+    outside [0, 1] or memory <= 0."""
 
     def __init__(
         self,
@@ -54,9 +54,8 @@ class LearningProgress:
                 "number of rounds"
             )
         self.floor, self.memory_rounds = float(floor), float(memory_rounds)
-        self._surprise: Floats = np.zeros(
-            int(self.labels.max()) + 1
-        )  # [L] fading sum of successes beyond the expected
+        # [L] fading sum of successes beyond the expected
+        self._surprise: Floats = np.zeros(int(self.labels.max()) + 1)
         self._trials: Floats = np.zeros_like(self._surprise)  # [L] fading sum of rollouts
 
     def with_labels(self, labels: npt.ArrayLike, num_prompts: int) -> LearningProgress:

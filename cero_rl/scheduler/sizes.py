@@ -112,8 +112,8 @@ def merged(first: Allocation, second: Allocation) -> Allocation:
 
 
 def positions(ids: Ids, among: Ids) -> Ids | None:
-    """i64[len(ids)]: where each of `ids` stands in `among` (distinct); None unless ids are distinct
-    members of it."""
+    """i64[len(ids)]: where each of `ids` stands in `among` (distinct); None unless ids are
+    distinct members of it."""
     order = np.argsort(among)
     at = np.searchsorted(among, ids, sorter=order)
     if (
@@ -140,6 +140,5 @@ class Evidence:
     response_tokens: npt.NDArray[np.int64]  # [G]
     truncated: npt.NDArray[np.int64]  # [G] completions cut at the length limit
     live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
-    requested: (
-        int  # rollouts asked for in all waves; what was not generated goes back to the budget
-    )
+    # rollouts asked for in all waves; what was not generated goes back to the budget
+    requested: int

@@ -6,8 +6,8 @@ worth / fair share);
      z, the exposure in allocation units; theta, a slope in utility per unit; cap, the largest
      exposure (rounds * Nmax).
 Out: arrays of the broadcast shape. Source: the exponential is that of arXiv 2606.05606 and
-2610.09679 (pair restricted to slopes U can have); the other two are ours, with the same slope c at
-exposure 0, so that nothing else of the algorithm changes.
+2610.09679 (pair restricted to slopes U can have); the other two are ours, with the same slope c
+at exposure 0, so that nothing else of the algorithm changes.
 
     exponential   U(z) = 1 - exp(-c z)      a prompt is worn out soon, and for good
     hyperbolic    U(z) = c z / (1 + c z)    the same ceiling, a longer tail
@@ -16,8 +16,8 @@ exposure 0, so that nothing else of the algorithm changes.
     U(z)      = min over 0 <= theta <= c    of  theta z - U*(theta)
     U*(theta) = min over 0 <= s <= cap      of  theta s - U(s)
 
-All functions are elementwise and silent at the corners (c = 0, theta = 0, c * cap beyond the range
-of exp).
+All functions are elementwise and silent at the corners (c = 0, theta = 0, c * cap beyond the
+range of exp).
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _inverse_slope(
     c,
     cap,
 ) -> Floats:
-    """Where U'(z) = theta, clipped to [0, cap]. `invert` turns x = (c - theta)/theta into c z, in
-    place; `invert_far`(theta, c) does where x is beyond float64."""
+    """Where U'(z) = theta, clipped to [0, cap]. `invert` turns x = (c - theta)/theta into c z,
+    in place; `invert_far`(theta, c) does where x is beyond float64."""
     theta_, c_ = np.asarray(theta, dtype=np.float64), np.asarray(c, dtype=np.float64)
     if theta_.shape != c_.shape:
         theta_, c_ = np.broadcast_arrays(theta_, c_)
@@ -72,9 +72,8 @@ def _inverse_slope(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exposure = np.asarray(np.subtract(c_, np.minimum(theta_, c_)))
         np.divide(exposure, theta_, out=exposure)
-        overflow = (
-            np.isinf(exposure) if exposure.size and not exposure.max() < np.inf else None
-        )  # a nan (0/0) comes here as well
+        # a nan (0/0) comes here as well
+        overflow = np.isinf(exposure) if exposure.size and not exposure.max() < np.inf else None
         exposure = invert(exposure)
         if overflow is not None and bool((overflow := overflow & (theta_ > 0.0)).any()):
             np.copyto(exposure, invert_far(theta_, c_), where=overflow)
@@ -90,9 +89,9 @@ def supporting_exposure(theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> F
     utility.
 
     log(c/theta)/c clipped to [0, cap]: the clip is exactly the three-case formula, because the
-    exposure reaches cap where theta falls to c*exp(-c*cap) and reaches 0 where theta rises to c. A
-    worthless prompt (c = 0) gives 0, also at theta = 0. log1p of the relative difference keeps the
-    digits where theta is close to c and c is small.
+    exposure reaches cap where theta falls to c*exp(-c*cap) and reaches 0 where theta rises to c.
+    A worthless prompt (c = 0) gives 0, also at theta = 0. log1p of the relative difference keeps
+    the digits where theta is close to c and c is small.
     """
     return _inverse_slope(
         lambda x: np.log1p(x, out=x), lambda t, k: np.log(k) - np.log(t), theta, c, cap
@@ -155,12 +154,10 @@ class Utility:
     name: str
     value: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]  # (c, z)
     slope: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]  # (c, z) in 1/unit
-    gain: Callable[
-        [npt.ArrayLike, npt.ArrayLike], Floats
-    ]  # (c, l) of the l-th unit, l >= 1, without cancellation
-    supporting_exposure: Callable[
-        [npt.ArrayLike, npt.ArrayLike, float], Floats
-    ]  # (theta, c, cap) in units
+    # (c, l) of the l-th unit, l >= 1, without cancellation
+    gain: Callable[[npt.ArrayLike, npt.ArrayLike], Floats]
+    # (theta, c, cap) in units
+    supporting_exposure: Callable[[npt.ArrayLike, npt.ArrayLike, float], Floats]
 
     def conjugate(self, theta: npt.ArrayLike, c: npt.ArrayLike, cap: float) -> Floats:
         """U*(theta) = min over 0 <= s <= cap of theta*s - U(s); at its minimiser, where an error

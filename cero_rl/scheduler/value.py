@@ -6,13 +6,13 @@ f64[n] in [0, 1/4].
     variance   E[p (1-p)]                        the papers' choice: the expected variance of the
     next reward hit        E[1 - (1-p)^n] / 4                some rollout of the group is right
     (HORA, arXiv 2605.07114, on the running posterior) live       E[1 - p^n - (1-p)^n] / 4
-    the group has a gradient at all: it is neither all right nor all wrong (ours) graded     E[Var
-    r]                          the variance of rewards anywhere in [0, 1], from their sums of
-    squares (ours)
+    the group has a gradient at all: it is neither all right nor all wrong (ours) graded
+    E[Var r]                          the variance of rewards anywhere in [0, 1], from their sums
+    of squares (ours)
 
 "graded" is the expected variance under a Dirichlet-process posterior of the reward's law, whose
-base is the prior: with n = a + b, E[Var] = (E r^2 - (E r)^2) n / (n + 1). For 0/1 rewards E r^2 = E
-r = a/n, and this is E[p(1-p)] exactly.
+base is the prior: with n = a + b, E[Var] = (E r^2 - (E r)^2) n / (n + 1). For 0/1 rewards E r^2
+= E r = a/n, and this is E[p(1-p)] exactly.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ import numpy as np
 from cero_rl.scheduler.posterior import Floats, expected_variance
 
 ValueName: TypeAlias = Literal["variance", "hit", "live", "graded", "progress"]
-ValueFunction: TypeAlias = Callable[
-    [Floats, Floats], Floats
-]  # (a [n], b [n]) -> worth [n] in [0, 1/4]
+# (a [n], b [n]) -> worth [n] in [0, 1/4]
+ValueFunction: TypeAlias = Callable[[Floats, Floats], Floats]
 VALUES: tuple[ValueName, ...] = ("variance", "hit", "live", "graded", "progress")
 
 
 def _all_of(counts: Floats, total: Floats, group: int) -> Floats:
-    """E[x^group] for x with pseudo-counts `counts` of `total`: the chance that a whole group comes
-    out that way."""
+    """E[x^group] for x with pseudo-counts `counts` of `total`: the chance that a whole group
+    comes out that way."""
     chance = np.ones_like(counts)
     for drawn in range(group):
         chance *= (counts + drawn) / (total + drawn)
@@ -46,8 +45,8 @@ def hit_utility(a: Floats, b: Floats, group: int) -> Floats:
 
 
 def live_probability(a: Floats, b: Floats, group: int) -> Floats:
-    """A quarter of the probability that `group` rollouts are neither all right nor all wrong; 0 for
-    a group of one."""
+    """A quarter of the probability that `group` rollouts are neither all right nor all wrong; 0
+    for a group of one."""
     total = a + b
     return 0.25 * np.maximum(1.0 - _all_of(a, total, group) - _all_of(b, total, group), 0.0)
 

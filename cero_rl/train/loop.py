@@ -2,8 +2,8 @@
 
 In: a validated Config and the process group. Out: a run directory (metrics.jsonl, ledger.jsonl,
 checkpoints/, export/) and an exit code. One `_work_off` is one line of metrics.jsonl; a round is
-one piece of work, or several where learner.rollouts_per_step cuts it. Every decision is a function
-of the seed and of counts summed over all ranks, so all ranks take the same path.
+one piece of work, or several where learner.rollouts_per_step cuts it. Every decision is a
+function of the seed and of counts summed over all ranks, so all ranks take the same path.
 """
 
 from __future__ import annotations
@@ -87,9 +87,8 @@ class Trainer:
         self.at = Progress.fresh(config, len(data.train))
         self.scheduler_seconds = 0.0  # since the last line of metrics
         self.reward_error_said = False
-        self.restored: dict[
-            str, Any
-        ] = {}  # this rank's rollouts that were generated ahead of the checkpoint
+        # this rank's rollouts that were generated ahead of the checkpoint
+        self.restored: dict[str, Any] = {}
         self.policy = Policy(
             config, group, universal=options.resume is not None and is_universal(options.resume)
         )
@@ -250,8 +249,8 @@ class Trainer:
         }
 
     def _account(self, collected: Collected) -> None:
-        """Book what was generated and tell the scheduler what came of it: counts of all ranks, the
-        same on every rank."""
+        """Book what was generated and tell the scheduler what came of it: counts of all ranks,
+        the same on every rank."""
         evidence = collected.evidence
         graded = evidence.squares if self.config.scheduler.value == "graded" else None
         if self.cero is not None and self.config.scheduler.streaming:
@@ -283,9 +282,8 @@ class Trainer:
                 "and resume from the last checkpoint"
             )
         gap, bound = result.metrics["mismatch/logp_abs_mean"], self.config.parity_bound
-        if (
-            gap > bound and not self.config.rollout.overlap
-        ):  # rollouts from older weights differ, as they should
+        # rollouts from older weights differ, as they should
+        if gap > bound and not self.config.rollout.overlap:
             raise EngineError(
                 f"sampler and learner disagree: mean |log-prob difference| {gap:.3g} on "
                 f"fresh samples, bound {bound} for "
@@ -329,8 +327,8 @@ class Trainer:
         recorder: Recorder,
         stopping: Stopping,
     ) -> int | None:
-        """Evaluate and save where it is time to, write the numbers; an exit code if the run is to
-        stop here."""
+        """Evaluate and save where it is time to, write the numbers; an exit code if the run is
+        to stop here."""
         numbers["timing_s/scheduler"], self.scheduler_seconds = self.scheduler_seconds, 0.0
         step, every, score = self.at.step, self.config.evaluation.every_steps, None
         if (

@@ -24,9 +24,8 @@ def prepare_environment() -> None:
         ("MASTER_ADDR", "127.0.0.1"),
     ):
         os.environ.setdefault(name, value)
-    os.environ.setdefault(
-        "MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517"
-    )  # alone: any free one
+    # alone: any free one
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517")
 
 
 def start(timeout_seconds: float = 1800.0) -> Group:
@@ -54,9 +53,8 @@ def start(timeout_seconds: float = 1800.0) -> Group:
     backend, timeout = "nccl" if on_gpu else "gloo", datetime.timedelta(seconds=timeout_seconds)
     try:
         join(backend, timeout)
-        deepspeed.init_distributed(
-            dist_backend=backend, timeout=timeout, verbose=False
-        )  # takes the group that is there
+        # takes the group that is there
+        deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise EngineError(

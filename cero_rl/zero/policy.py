@@ -1,8 +1,8 @@
 """Loading models and tokenizers, and wrapping them in DeepSpeed engines.
 
 In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen
-reference. Raises EngineError with the path and the remedy; nothing here runs code that comes with a
-checkpoint.
+reference. Raises EngineError with the path and the remedy; nothing here runs code that comes
+with a checkpoint.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class StepOutcome:
 
 
 class Policy:
-    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one learning-rate
-    function."""
+    """The learner: a causal language model under DeepSpeed ZeRO, one optimizer, one
+    learning-rate function."""
 
     def __init__(self, config: Config, group: Group, *, universal: bool = False) -> None:
         """`universal`: load_checkpoint will be given a universal checkpoint."""
@@ -63,9 +63,8 @@ class Policy:
         self.adapter: Adapter | None = add_adapter(causal_lm, config) if config.lora.rank else None
         self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
         with _quiet_deepspeed():
-            parameters: Any = [
-                p for p in self._module.parameters() if p.requires_grad
-            ]  # DeepSpeed's annotation says Module
+            # DeepSpeed's annotation says Module
+            parameters: Any = [p for p in self._module.parameters() if p.requires_grad]
             settings = policy_config(config, group.world_size, universal=universal)
             engine, *_ = deepspeed.initialize(
                 model=self._module, model_parameters=parameters, config=settings
@@ -107,8 +106,8 @@ class Policy:
         )
 
     def identity(self, group: Group) -> dict[str, Any]:
-        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen base,
-        and how the adapter is to be read."""
+        """What a checkpoint of this policy is about and does not hold: with LoRA the frozen
+        base, and how the adapter is to be read."""
         if self.adapter is None:
             return {}
         return {
@@ -137,8 +136,8 @@ class _Base:
 
 
 def build_reference(config: Config, group: Group, policy: Policy) -> Any:
-    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the same
-    sharding."""
+    """The start model, frozen: the base under the policy's LoRA adapter, else a copy under the
+    same sharding."""
     import deepspeed
 
     if policy.adapter is not None:

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.slow
 
 
 def ragged(**changes: object) -> RaggedScheduler:
-    """3 rounds of 7, 8 and 4 units of 2 rollouts: groups of 2, 4 and 6; two rounds do not fill the
-    generation batch of 16."""
+    """3 rounds of 7, 8 and 4 units of 2 rollouts: groups of 2, 4 and 6; two rounds do not fill
+    the generation batch of 16."""
     sizes: dict = {
         "rounds": 3,
         "budget": 38,
@@ -136,8 +136,8 @@ def test_success_can_come_from_one_of_several_rewards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations: int) -> None:
-    """Killed in the middle of a round, right after a checkpoint was asked for: the run goes on as
-    if nothing had happened."""
+    """Killed in the middle of a round, right after a checkpoint was asked for: the run goes on
+    as if nothing had happened."""
     # Two optimizer steps a generation: checkpoints asked for at step 3 wait for the end of the
     # round.
     settings = {"save_strategy": "steps", "save_steps": 3, "num_iterations": iterations}
@@ -171,8 +171,8 @@ def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations:
 
 
 def test_the_end_of_the_budget_ends_training(tmp_path: Path) -> None:
-    """Published CERO may have rounds that execute nothing; they cost no step, and max_steps is only
-    an upper bound."""
+    """Published CERO may have rounds that execute nothing; they cost no step, and max_steps is
+    only an upper bound."""
     scheduler = CeroScheduler(PROMPTS, 8, 32, 4, 1, 16, price_init=1.0, spend_down=True)
     trainer, record = train(config(tmp_path, save_strategy="steps", save_steps=100), scheduler)
     assert trainer.ledger.spent_rollouts == 32
@@ -202,9 +202,8 @@ def test_evaluation_is_trls_own(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "unit", [2, 1]
-)  # 1: the processes do not divide a round, so one of them has an empty slot
+# 1: the processes do not divide a round, so one of them has an empty slot
+@pytest.mark.parametrize("unit", [2, 1])
 def test_two_processes_take_the_same_decisions(tmp_path: Path, unit: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,6 +1,6 @@
-"""CERO inside verl 0.9 on a CPU: its config, data set, Ray, TransferQueue, agent loop manager and
-workers, reward workers, replay buffer and advantage computation are the real ones. Left out is what
-needs a GPU engine: the LLM server and the actor's update.
+"""CERO inside verl 0.9 on a CPU: its config, data set, Ray, TransferQueue, agent loop manager
+and workers, reward workers, replay buffer and advantage computation are the real ones. Left out
+is what needs a GPU engine: the LLM server and the actor's update.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configuration(files: Path, *overrides: str) -> Any:
-    """verl's own configuration: 4 prompts a step, rollout.n = 4, so a round of 16; units of 2, up
-    to 3 a prompt."""
+    """verl's own configuration: 4 prompts a step, rollout.n = 4, so a round of 16; units of 2,
+    up to 3 a prompt."""
     lines = [
         f"data.train_files={files}/pool.parquet",
         f"data.val_files={files}/pool.parquet",
@@ -121,9 +121,8 @@ def cluster() -> Iterator[None]:
         "CUDA_VISIBLE_DEVICES": "",
         "TRANSFER_QUEUE_ENABLE": "1",
     }
-    ray.init(
-        num_cpus=16, include_dashboard=False, runtime_env={"env_vars": env}
-    )  # actors only reserve CPUs
+    # actors only reserve CPUs
+    ray.init(num_cpus=16, include_dashboard=False, runtime_env={"env_vars": env})
     yield
     tq.close()
     ray.shutdown()

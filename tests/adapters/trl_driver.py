@@ -51,9 +51,8 @@ class RaggedScheduler(BudgetedScheduler):
         self.totals = totals  # units of each round; empty: full rounds
 
     def _choose(self, units_left: int, rounds_left: int):
-        rng = np.random.default_rng(
-            [7, self.round, int(self.posterior.a.sum())]
-        )  # depends on the evidence
+        # depends on the evidence
+        rng = np.random.default_rng([7, self.round, int(self.posterior.a.sum())])
         total = self.totals[self.round] if self.totals else self.spec.capacity_units
         ids = rng.permutation(PROMPTS)
         units = np.minimum(

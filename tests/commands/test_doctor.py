@@ -51,9 +51,8 @@ def test_the_whole_doctor_finds_this_machine_fit(tmp_path: Path) -> None:
     collective = next(f for name, f in found.items() if name in ("gloo x 2", "nccl x 2"))
     assert collective["status"] == "ok", collective
     assert found["sync parity"]["status"] == "ok", found["sync parity"]
-    assert found["reward timeout"]["status"] in ("ok", "note"), found[
-        "reward timeout"
-    ]  # a note where the machine is busy
+    # a note where the machine is busy
+    assert found["reward timeout"]["status"] in ("ok", "note"), found["reward timeout"]
     assert str(tmp_path) in found["output_dir"]["text"]
     assert not list(tmp_path.iterdir()), (
         "the probe is gone, and the run directory's parent was not made"

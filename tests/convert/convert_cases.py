@@ -47,12 +47,8 @@ def make_model(
     else:
         model = LlamaForCausalLM(LlamaConfig(**COMMON, tie_word_embeddings=False))
     with torch.no_grad():
-        for (
-            name,
-            parameter,
-        ) in (
-            model.named_parameters()
-        ):  # norms and biases start at 1 and 0, which would hide a mix-up
+        # norms and biases start at 1 and 0, which would hide a mix-up
+        for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)

@@ -1,5 +1,5 @@
-"""Megatron-core's torch_dist format: round trips with equal logits, torch's own reader and writer,
-and Megatron itself where it is."""
+"""Megatron-core's torch_dist format: round trips with equal logits, torch's own reader and
+writer, and Megatron itself where it is."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def test_torch_reads_what_we_wrote(exported):
     dcp.load(state, checkpoint_id=inner, no_dist=True)
     hf = tensors(exported["qwen2"][0])
     q, k, v = (hf[f"model.layers.1.self_attn.{p}_proj.bias"].reshape(2, -1, 8) for p in "qkv")
-    fused = torch.cat(
-        [torch.cat([q[g], k[g], v[g]]) for g in range(2)]
-    ).flatten()  # group by group: its queries, its key, its value
+    # group by group: its queries, its key, its value
+    fused = torch.cat([torch.cat([q[g], k[g], v[g]]) for g in range(2)]).flatten()
     assert torch.equal(state["decoder.layers.self_attention.linear_qkv.bias"][1], fused)
     gate_up = torch.cat(
         [hf["model.layers.2.mlp.gate_proj.weight"], hf["model.layers.2.mlp.up_proj.weight"]]
@@ -124,9 +123,8 @@ def test_chunks_of_tensor_parallel_ranks_are_put_together(tmp_path):
     )
 
     chunks, storage = [], {}
-    with (split / "__0_0.distcp").open(
-        "wb"
-    ) as file:  # rows and columns cut, as by two kinds of parallel layers
+    # rows and columns cut, as by two kinds of parallel layers
+    with (split / "__0_0.distcp").open("wb") as file:
         for row, column in ((0, 0), (0, 3), (3, 0), (3, 3)):
             part = full[0, row : row + 3, column : column + 3].contiguous()
             offsets, start = torch.Size([row, column]), file.tell()
@@ -247,9 +245,8 @@ def test_megatron_itself_loads_answers_and_saves(kind, exported, convert, tmp_pa
         megatron / "iter_0000007",
         tmp_path / "theirs",
     ]
-    with (tmp_path / "log").open(
-        "w"
-    ) as log:  # no pipe: Megatron's saving process may outlive the driver
+    # no pipe: Megatron's saving process may outlive the driver
+    with (tmp_path / "log").open("w") as log:
         code = subprocess.run(
             line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=120, check=False
         ).returncode

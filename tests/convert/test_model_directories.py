@@ -1,5 +1,5 @@
-"""Hugging Face directories in and out: safetensors bytes, start models, casts, LoRA, verification,
-and what is refused."""
+"""Hugging Face directories in and out: safetensors bytes, start models, casts, LoRA,
+verification, and what is refused."""
 
 from __future__ import annotations
 
@@ -106,15 +106,13 @@ def test_cast_of_a_model_is_the_library_s(kind, models, convert, tmp_path):
         convert("verify", tmp_path / "back", "--against", tmp_path / "half", "--tolerance", "0.05")
         == 0
     )
-    assert (
-        convert("verify", tmp_path / "back", "--against", models[kind]) == 4
-    )  # rounded, and the default allows no difference
+    # rounded, and the default allows no difference
+    assert convert("verify", tmp_path / "back", "--against", models[kind]) == 4
 
 
 @pytest.mark.covers("pickle given to a converter")
-@pytest.mark.parametrize(
-    "kind", ["qwen3", "llama"]
-)  # transformers adds a token of its own to a qwen2 tokenizer: more than 21
+# transformers adds a token of its own to a qwen2 tokenizer: more than 21
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_start_model_from_a_pickled_state_dict(kind, models, convert, tmp_path, capsys):
     source = tmp_path / "source"
     shutil.copytree(models[kind], source)
@@ -153,8 +151,8 @@ def test_start_model_wants_a_tokenizer_that_fits(models, convert, tmp_path, caps
 
 
 def adapter(directory: Path, base: Path, **changes) -> dict[str, torch.Tensor]:
-    """A LoRA of q_proj and down_proj with a rank and an alpha of their own for layer 1; returns the
-    expected weights."""
+    """A LoRA of q_proj and down_proj with a rank and an alpha of their own for layer 1; returns
+    the expected weights."""
     config = {
         "peft_type": "LORA",
         "r": 4,

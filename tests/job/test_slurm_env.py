@@ -26,13 +26,8 @@ def test_a_task_of_srun_gets_its_rank():
     [
         {},
         MEETING,
-        {
-            **STEP,
-            **MEETING,
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "2",
-        },  # the deepspeed launcher inside a job
+        # the deepspeed launcher inside a job
+        {**STEP, **MEETING, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
         {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"},  # the batch script itself
         {**STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "1"},  # srun --pty bash
     ],

@@ -32,8 +32,8 @@ def make_group(
 def make_batch(
     rng: np.random.Generator, shapes: Sequence[Sequence[int]], rewards: Sequence[Sequence[float]]
 ) -> RolloutBatch:
-    """shapes: response lengths by group; rewards likewise, nan where missing. Prompts have 1 to 5
-    tokens."""
+    """shapes: response lengths by group; rewards likewise, nan where missing. Prompts have 1 to
+    5 tokens."""
     groups = [
         make_group(rng, i, int(rng.integers(1, 6)), lengths) for i, lengths in enumerate(shapes)
     ]
@@ -159,9 +159,8 @@ def tiny_model(name: str, attention: str = "sdpa", **changes: Any) -> Any:
         attn_implementation=attention if attention == "sdpa" else choose_attention("sdpa"),
         dtype=torch.float32,
     )
-    with (
-        torch.no_grad()
-    ):  # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.15)
     return model

@@ -97,9 +97,8 @@ def test_packed_log_probs_and_entropy_are_those_of_separate_sequences(
     policy = PolicyModule(packed, temperature=TEMPERATURE)
     with torch.no_grad():
         wanted_logp, wanted_entropy = reference_logps(plain, batch)
-        assert (
-            float(wanted_logp[batch.loss_mask].std()) > 0.5
-        )  # the model is far from uniform, so the comparison says something
+        # the model is far from uniform, so the comparison says something
+        assert float(wanted_logp[batch.loss_mask].std()) > 0.5
         for micro in plan(batch, budget, chunk=chunk).micro_batches:
             source = source_index(micro, batch)
             logp, entropy = forward(policy, micro)

@@ -1,5 +1,5 @@
-"""Losses against naive per-token loops, clip edge cases, KL estimators by exact enumeration, masks
-that must be NaN-safe."""
+"""Losses against naive per-token loops, clip edge cases, KL estimators by exact enumeration,
+masks that must be NaN-safe."""
 
 from __future__ import annotations
 
@@ -23,16 +23,10 @@ from cero_rl.learner.losses import METRIC_NAMES, kl_estimate, policy_loss, reduc
 from cero_rl.types import MicroBatch, RolloutBatch
 
 NAN = float("nan")
-SHAPES = [
-    [[2, 5, 3], [4, 1], [3, 3, 6]],
-    [[8, 1, 2, 2], [5]],
-    [],
-]  # response lengths by rank and group
-REWARDS = [
-    [[1, 0, 0], [1, 1], [0, 1, NAN]],
-    [[0, 0, 1, 1], [1]],
-    [],
-]  # one dead group, one lone rollout, one missing reward
+# response lengths by rank and group
+SHAPES = [[[2, 5, 3], [4, 1], [3, 3, 6]], [[8, 1, 2, 2], [5]], []]
+# one dead group, one lone rollout, one missing reward
+REWARDS = [[[1, 0, 0], [1, 1], [0, 1, NAN]], [[0, 0, 1, 1], [1]], []]
 
 
 def batches() -> list[RolloutBatch]:
@@ -292,9 +286,10 @@ def test_metrics_are_means_per_trained_token() -> None:
     terms = policy_loss(
         logp, torch.tensor([NAN, 0.75]), micro, LearnerConfig(kl_coefficient=0.1, kl_estimator="k1")
     )
+    # two ranks with the same token
     metrics = reduce_metrics(
         (2 * terms.metric_sums).tolist(), maximum=float(terms.largest_logp_gap)
-    )  # two ranks with the same token
+    )
     expected = {
         "kl": 0.5,
         "entropy": 0.75,

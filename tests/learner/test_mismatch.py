@@ -118,9 +118,8 @@ def test_the_loss_weights_the_surrogate_and_not_the_kl_term() -> None:
     assert advantages(batch)[1].tolist() == [True, False]
     for micro in plan.micro_batches:
         micro = replace(micro, logp_reference=micro.logp_behavior)
-        logp = (
-            micro.logp_behavior + torch.where(micro.loss_mask, 0.9, 0.0)
-        ).requires_grad_()  # ratio e^0.9 = 2.46, cut at 2
+        # ratio e^0.9 = 2.46, cut at 2
+        logp = (micro.logp_behavior + torch.where(micro.loss_mask, 0.9, 0.0)).requires_grad_()
         terms = policy_loss(logp, torch.zeros_like(logp), micro, config)
         terms.loss_sum.backward()
         wanted = torch.where(

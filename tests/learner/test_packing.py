@@ -1,5 +1,5 @@
-"""Packing invariants: every trained token once, budgets, equal counts over ranks, weights that sum
-to the denominator."""
+"""Packing invariants: every trained token once, budgets, equal counts over ranks, weights that
+sum to the denominator."""
 
 from __future__ import annotations
 
@@ -176,9 +176,8 @@ def test_weights_over_all_ranks_sum_to_the_denominator(
         for p in plans
         for m in p.micro_batches
     )
-    if (
-        aggregation == "constant"
-    ):  # a sequence that uses all of its allowance counts 1, a shorter one less
+    # a sequence that uses all of its allowance counts 1, a shorter one less
+    if aggregation == "constant":
         tokens = sum(n for groups in shapes for group in groups for n in group)
         rollouts = sum(len(group) for groups in shapes for group in groups)
         assert total == tokens
@@ -202,9 +201,8 @@ def test_zero_variance_option_decides_who_is_in_the_denominator() -> None:
                 batch, LearnerConfig(aggregation=aggregation, zero_variance=option)
             )[0]
             assert plan.denominator == wanted
-            assert (
-                sum(len(m.seq_rollout) for m in plan.micro_batches) == 2
-            )  # the dead group needs no forward pass
+            # the dead group needs no forward pass
+            assert sum(len(m.seq_rollout) for m in plan.micro_batches) == 2
 
 
 @pytest.mark.parametrize("zero_variance", ["keep", "drop"])

@@ -1,10 +1,10 @@
-"""What must hold on a GPU, as functions that need torch alone: test_gpu.py runs them, and this file
-by itself does.
+"""What must hold on a GPU, as functions that need torch alone: test_gpu.py runs them, and this
+file by itself does.
 
     python tests/ops/gpu_cases.py [--sanitizer]
 
---sanitizer leaves out what compute-sanitizer cannot run or would take minutes for: graphs, and the
-large cases.
+--sanitizer leaves out what compute-sanitizer cannot run or would take minutes for: graphs, and
+the large cases.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def cumulative(sizes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def case(seed: int, *, groups: int = 5000, longest: int = 200, wide: bool = True) -> Arguments:
-    """rewards, group_offsets, cu_seqlens, loss_mask on the CPU: ragged, with NaN, -0, empty groups
-    and empty sequences."""
+    """rewards, group_offsets, cu_seqlens, loss_mask on the CPU: ragged, with NaN, -0, empty
+    groups and empty sequences."""
     generator = torch.Generator().manual_seed(seed)
     sizes = (torch.randn(groups, generator=generator) * 1.2 + 2).exp().long().clamp(max=1025)
     sizes[: len(EDGE_SIZES)] = torch.tensor(EDGE_SIZES)
@@ -91,8 +91,8 @@ def tokens_equal_cpu() -> None:
 
 
 def same_bits_in_every_run_and_grid() -> None:
-    """Repeated, and with other numbers of blocks: the whole batch against slices of it, each a grid
-    of its own."""
+    """Repeated, and with other numbers of blocks: the whole batch against slices of it, each a
+    grid of its own."""
     rewards, offsets, cu, mask = case(3)
     device = on_gpu((rewards, offsets, cu, mask))
     whole = group_advantage_tokens(*device, norm="std")
@@ -129,9 +129,8 @@ def runs_on_the_current_stream() -> None:
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(
-            50_000_000
-        )  # were the launch on another stream, it would read the rewards before they are there
+        # were the launch on another stream, it would read the rewards before they are there
+        torch.cuda._sleep(50_000_000)
         late = torch.empty_like(rewards).copy_(rewards)
         got = group_advantage_tokens(late, offsets, cu, mask)
     stream.synchronize()

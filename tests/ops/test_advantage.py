@@ -168,9 +168,8 @@ def test_tokens_equal_the_reference_under_permuted_packing(lengths, seed):
     offsets = offsets_of([cut, rollouts - cut])
     order = rng.permutation(rollouts)[: int(rng.integers(0, rollouts + 1))]
     cu = offsets_of([lengths[i] for i in order])
-    mask = torch.tensor(
-        rng.integers(0, 2, int(cu[-1]) + 3), dtype=torch.bool
-    )  # 3 tokens belong to no sequence
+    # 3 tokens belong to no sequence
+    mask = torch.tensor(rng.integers(0, 2, int(cu[-1]) + 3), dtype=torch.bool)
     out = group_advantage_tokens(
         rewards, offsets, cu, mask, seq_rollout=torch.tensor(order, dtype=torch.int32)
     )
@@ -262,9 +261,8 @@ def test_a_nan_weight_or_reward_cannot_wake_a_dead_group(norm):
 
 
 def test_every_output_element_is_written():
-    torch.full(
-        (1 << 16,), torch.nan
-    )  # leave something other than zeros for the allocator to hand out
+    # leave something other than zeros for the allocator to hand out
+    torch.full((1 << 16,), torch.nan)
     cu = torch.tensor([2, 5], dtype=torch.int32)
     out = group_advantage_tokens(
         torch.tensor([1.0, 0.0]), offsets_of([2]), cu, torch.ones(9, dtype=torch.bool)

@@ -1,9 +1,9 @@
-"""The CUDA kernels' own source (csrc/kernels.cuh) on a host, thread by thread: the CPU's bits for
-every grid and thread order.
+"""The CUDA kernels' own source (csrc/kernels.cuh) on a host, thread by thread: the CPU's bits
+for every grid and thread order.
 
 A GPU test would say more, but this one runs everywhere. It sees wrong indices (with the address
-sanitizer), data races (results that depend on the order of threads), barriers that not every thread
-reaches, and any difference in arithmetic.
+sanitizer), data races (results that depend on the order of threads), barriers that not every
+thread reaches, and any difference in arithmetic.
 """
 
 from __future__ import annotations
@@ -140,15 +140,14 @@ def test_groups_have_the_bits_of_the_cpu(emulator, norm, order, blocks):
 
 
 def packed_case(seed, sequences, tokens, low, high):
-    """Sequences of low..high tokens, some tokens before the first and after the last, a mask at an
-    odd address, rollouts permuted."""
+    """Sequences of low..high tokens, some tokens before the first and after the last, a mask at
+    an odd address, rollouts permuted."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(low, high + 1, sequences)
     cu = torch.tensor(int(rng.integers(0, 3)) + np.cumsum([0, *lengths]), dtype=torch.int32)
     cu = cu.clamp(max=tokens)
-    mask = torch.tensor(rng.random(tokens + 3) < 0.7)[seed % 4 :][
-        :tokens
-    ]  # a view: its address is seed modulo 4
+    # a view: its address is seed modulo 4
+    mask = torch.tensor(rng.random(tokens + 3) < 0.7)[seed % 4 :][:tokens]
     adv = torch.tensor(rng.normal(size=max(sequences, 1)), dtype=torch.float32)
     rollout = (
         torch.tensor(rng.permutation(max(sequences, 1))[:sequences], dtype=torch.int32)
@@ -183,8 +182,8 @@ def test_tokens_have_the_bits_of_the_cpu(emulator, sequences, tokens, low, high,
 
 
 def test_no_access_is_out_of_bounds_or_misaligned(tmp_path):
-    """The same cases in a program with the address and undefined-behaviour sanitizers, whose arrays
-    end where the data does."""
+    """The same cases in a program with the address and undefined-behaviour sanitizers, whose
+    arrays end where the data does."""
     program = compile_emulator(
         tmp_path / "emulate",
         "-fsanitize=address,undefined",

@@ -238,9 +238,8 @@ def test_protocol_misuse() -> None:
         scheduler.update(zeros, counts + np.where(counts > 0, 0, 1))
     with pytest.raises(ValueError, match="successes of"):
         scheduler.update(counts + 1, counts)
-    scheduler.update(
-        zeros, counts - 1 * (counts > 0)
-    )  # a missing reward is allowed, and a failed update changed nothing
+    # a missing reward is allowed, and a failed update changed nothing
+    scheduler.update(zeros, counts - 1 * (counts > 0))
     assert scheduler.round == 1
     np.testing.assert_array_equal(scheduler.posterior.b, 1 + counts - 1 * (counts > 0))
 
@@ -343,8 +342,8 @@ def test_readings_are_copies() -> None:
 
 
 def test_saturation_spreads_exposure() -> None:
-    """The same pool: with little saturation the best prompts get it all, with more the rest get a
-    share."""
+    """The same pool: with little saturation the best prompts get it all, with more the rest get
+    a share."""
     rates = np.linspace(0.02, 0.5, 40)
     spread = []
     for saturation in (0.2, 5.0):

@@ -1,5 +1,5 @@
-"""Every option: the budget holds, a resumed run repeats it, bad values are refused in one sentence,
-and the defaults change nothing."""
+"""Every option: the budget holds, a resumed run repeats it, bad values are refused in one
+sentence, and the defaults change nothing."""
 
 import numpy as np
 import pytest
@@ -286,6 +286,5 @@ def test_a_lower_exposure_cap_keeps_slopes_from_bouncing() -> None:
         scheduler.update(np.zeros(20), np.zeros(20))
         jumps.append(scheduler.slope.max())
     assert jumps[0] == pytest.approx(0.8)
-    assert jumps[1] == pytest.approx(
-        0.8 * 4 * 5 / 100
-    )  # the fair share is 5 units, the published cap 100
+    # the fair share is 5 units, the published cap 100
+    assert jumps[1] == pytest.approx(0.8 * 4 * 5 / 100)

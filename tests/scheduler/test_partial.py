@@ -65,8 +65,8 @@ def test_bad_groups_change_nothing() -> None:
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), cuts=st.integers(1, 5))
 def test_partial_updates_end_where_one_update_ends(seed: int, cuts: int) -> None:
-    """The posterior exactly; the duals to second order in the step, because each part sees what the
-    parts before it did."""
+    """The posterior exactly; the duals to second order in the step, because each part sees what
+    the parts before it did."""
     rng = np.random.default_rng(seed)
     whole, parts = fresh(step_size=1e-3), fresh(step_size=1e-3)
     allocation = whole.next_round()
@@ -126,9 +126,8 @@ def test_the_budget_can_change_on_the_way() -> None:
         scheduler.set_budget(601)
     scheduler.next_round()
     scheduler.set_budget(12 * 44)
-    resumed = CeroScheduler(
-        30, 12, 12 * 40, 4, 2, 60, spend_down=True, seed=3
-    )  # the configuration still says 480
+    # the configuration still says 480
+    resumed = CeroScheduler(30, 12, 12 * 40, 4, 2, 60, spend_down=True, seed=3)
     resumed.load_state_dict(scheduler.state_dict())
     assert resumed.spec.budget_rollouts == 528
     histories = []

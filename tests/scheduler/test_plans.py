@@ -163,9 +163,8 @@ def test_permuting_prompts_with_their_tie_ranks_permutes_every_plan(options: dic
         CeroScheduler(pool, rounds, rounds * 24, 2, 3, 30, seed=1, step_size=0.4, **options)
         for _ in range(2)
     )
-    shuffle = np.random.default_rng(5).permutation(
-        pool
-    )  # prompt i of `other` is prompt shuffle[i] of `one`
+    # prompt i of `other` is prompt shuffle[i] of `one`
+    shuffle = np.random.default_rng(5).permutation(pool)
     other._tie_rank = one._tie_rank[shuffle]
     rates, rng = np.random.default_rng(6).random(pool), np.random.default_rng(7)
     while (allocation := one.next_round()) is not None:

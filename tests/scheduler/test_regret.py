@@ -22,9 +22,8 @@ def regret(
     rates = np.linspace(0.01, 0.5, pool)
     know_rates(scheduler, rates)
     c = scheduler.utility_rate()
-    while (
-        allocation := scheduler.next_round()
-    ) is not None:  # what these rollouts say cannot move a posterior that is certain
+    # what these rollouts say cannot move a posterior that is certain
+    while (allocation := scheduler.next_round()) is not None:
         scheduler.update_groups(
             allocation.prompt_ids, np.zeros(allocation.prompt_ids.shape), allocation.rollouts
         )

@@ -1,5 +1,5 @@
-"""What every allocator owes: the budget, legal groups, determinism, a state that goes on where it
-was, no favoured index."""
+"""What every allocator owes: the budget, legal groups, determinism, a state that goes on where
+it was, no favoured index."""
 
 import numpy as np
 import pytest
@@ -75,9 +75,8 @@ def test_state_round_trips_between_rounds_and_waves(name: str, keep: str | None)
     first, table = build(name, seed=2, keep=keep), Table(RATES, 5)
     history = [play_round(first, table), play_round(first, table)]
     resumed = build(name, seed=2, keep=keep)
-    resumed.load_state_dict(
-        {key: np.asarray(value) for key, value in first.state_dict().items()}
-    )  # as npz gives it back
+    # as npz gives it back
+    resumed.load_state_dict({key: np.asarray(value) for key, value in first.state_dict().items()})
     assert [*history, *play_all(resumed, table)] == wanted
 
     # in the middle of a round: after its first wave
@@ -123,8 +122,8 @@ def test_a_saved_state_fits_only_its_own_options(name: str) -> None:
     ],
 )
 def test_no_index_is_favoured(name: str) -> None:
-    """Renaming the prompts renames the plans: beyond the seed's tie order (renamed alike) indices
-    do not matter."""
+    """Renaming the prompts renames the plans: beyond the seed's tie order (renamed alike)
+    indices do not matter."""
     new_name = np.random.default_rng(0).permutation(12)
     old_name = np.argsort(new_name)
     first, second = build(name, seed=1), build(name, seed=1)

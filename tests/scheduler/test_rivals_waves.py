@@ -43,9 +43,8 @@ def test_vigor_halves_the_prompts_and_doubles_their_rollouts() -> None:
     a, b, c, d = first.prompt_ids[[1, 3, 5, 6]].tolist()
     second = more(scheduler, {a: 1, b: 1, c: 1, d: 1})  # four mixed pairs, four of one outcome
     assert second == {a: 4, b: 4, c: 4, d: 4}
-    third = more(
-        scheduler, {a: 3, b: 1, c: 6, d: 0}
-    )  # 3/6 is the most uncertain; 1/6 beats 6/6 and 0/6
+    # 3/6 is the most uncertain; 1/6 beats 6/6 and 0/6
+    third = more(scheduler, {a: 3, b: 1, c: 6, d: 0})
     assert third == {a: 8, b: 8}
     assert more(scheduler, {a: 7, b: 2}) == {a: 16}
     assert more(scheduler, {a: 10}) == {}
@@ -58,9 +57,8 @@ def test_dapo_draws_fresh_batches_until_enough_groups_live() -> None:
     first = opened(scheduler)
     assert first.rollouts.tolist() == [4] * 4
     live = first.prompt_ids.tolist()
-    second = more(
-        scheduler, {live[0]: 2, live[1]: 4}
-    )  # one lives, one is all right, two are all wrong
+    # one lives, one is all right, two are all wrong
+    second = more(scheduler, {live[0]: 2, live[1]: 4})
     assert len(second) == 4
     assert not set(second) & set(live)
     fresh = list(second)
@@ -193,15 +191,13 @@ def test_greso_skips_after_dead_groups_and_moves_its_thresholds() -> None:
     allocation = opened(scheduler)
     assert sorted(allocation.prompt_ids.tolist()) == list(range(10))
     trials = np.full(10, 2)
-    scheduler.update(
-        np.array([2] * 5 + [1] * 5), trials
-    )  # half all right: too many; none all wrong
+    # half all right: too many; none all wrong
+    scheduler.update(np.array([2] * 5 + [1] * 5), trials)
     assert skip() == pytest.approx([1 - 0.49] * 5 + [0.0] * 5)
     opened(scheduler)
     scheduler.update(np.array([2, 2, 1, 0, 0, 0, 0, 0, 0, 0]), trials)
-    expected = (
-        [1 - 0.48**2] * 2 + [0.0] + [1 - 0.50] * 7
-    )  # keep_wrong: 0.50 + 0.01, then 7 of 10 are too many: - 0.01
+    # keep_wrong: 0.50 + 0.01, then 7 of 10 are too many: - 0.01
+    expected = [1 - 0.48**2] * 2 + [0.0] + [1 - 0.50] * 7
     assert skip() == pytest.approx(expected)
 
 

@@ -90,9 +90,8 @@ def test_the_oracle_has_no_regret_and_nobody_beats_it() -> None:
         suite(entries=tuple(dataclasses.replace(e, unit=1, most=16) for e in ENTRIES)), seeds=3
     )
     rows = summarise(result)
-    assert rows[-1].regret.mean == pytest.approx(
-        0.0, abs=2e-4
-    )  # whole rollouts against a continuous optimum
+    # whole rollouts against a continuous optimum
+    assert rows[-1].regret.mean == pytest.approx(0.0, abs=2e-4)
     for row in rows[:-1]:
         assert row.regret.mean > rows[-1].regret.mean - 1e-9
         assert row.curve_regret[0] == 0.0
@@ -107,9 +106,8 @@ def test_seeds_are_paired_and_repeat_bit_for_bit(dynamics: str) -> None:
     first, second = run_suite(suite(dynamics), seeds=2), run_suite(suite(dynamics), seeds=2)
     for a, b in zip(first[0].outcomes, second[0].outcomes):
         assert all(same(x, y) for x, y in zip(a, b))
-    only = run_suite(
-        suite(dynamics, (ENTRIES[2], ENTRIES[0])), seeds=2
-    )  # other company, other order: the same runs
+    # other company, other order: the same runs
+    only = run_suite(suite(dynamics, (ENTRIES[2], ENTRIES[0])), seeds=2)
     assert all(same(x, y) for x, y in zip(only[0].outcomes[0], first[0].outcomes[2]))
     assert not same(first[0].outcomes[0][0], first[0].outcomes[0][1])
     rows = summarise(first[0])
@@ -185,9 +183,8 @@ def test_drift_is_the_same_for_all() -> None:
 
 
 def test_unspent_budget_is_reported() -> None:
-    entry = Entry(
-        "speed", "speed_rl", unit=2, most=8
-    )  # no room to spend later what a round has left
+    # no room to spend later what a round has left
+    entry = Entry("speed", "speed_rl", unit=2, most=8)
     world = World(np.ones(40), np.zeros(40, dtype=np.int8), 0)
     outcome = simulate(entry.build(40, 10, 640, 0), world)
     assert outcome.spent_rollouts < 640

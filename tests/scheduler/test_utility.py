@@ -46,9 +46,8 @@ def test_utility_is_the_minimum_over_slopes(c: float, cap: float, fraction: floa
 def test_slope_and_supporting_exposure_are_inverse(c: float, cap: float, fraction: float) -> None:
     z = fraction * cap
     if c * z < 600.0:  # beyond, the slope underflows
-        tolerance = (
-            1e-9 * cap + 1e-14 / c
-        )  # the slope itself is rounded to 1e-16 relative, worth 1e-16/c of exposure
+        # the slope itself is rounded to 1e-16 relative, worth 1e-16/c of exposure
+        tolerance = 1e-9 * cap + 1e-14 / c
         assert float(supporting_exposure(utility_slope(c, z), c, cap)) == pytest.approx(
             z, rel=1e-9, abs=tolerance
         )

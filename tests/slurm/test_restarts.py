@@ -84,12 +84,13 @@ def test_the_refusal_is_one_line_with_the_remedy():
 def test_a_new_job_and_a_good_end_begin_the_count_anew():
     *earlier, this = history(5, 5, 5, 5)
     assert restarts_without_progress(earlier, replace(this, job_id="8")) == 0
+    # by hand
     assert (
         restarts_without_progress(
             [replace(a, job_id=None) for a in earlier], replace(this, job_id=None)
         )
         == 0
-    )  # by hand
+    )
     *earlier, this = history(5, 5, 5, 5, codes={2: 0})
     assert restarts_without_progress(earlier, this) == 0
     *earlier, this = history(5, 5, 5, 5, codes={0: 75, 1: 6, 2: 75})

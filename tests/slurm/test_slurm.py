@@ -1,5 +1,5 @@
-"""The shipped job script on a real Slurm of two nodes: preempted, requeued, resumed; out of time;
-stuck; a rank killed."""
+"""The shipped job script on a real Slurm of two nodes: preempted, requeued, resumed; out of
+time; stuck; a rank killed."""
 
 from __future__ import annotations
 
@@ -94,9 +94,8 @@ def test_preempted_requeued_and_resumed_equals_uncut(
 ) -> None:
     job, run_dir = submit(slurm, out, "preempted"), out / "preempted"
     wait_for(lambda: steps_done(run_dir) >= 1, "the first step")
-    assert (
-        slurm.run("scancel", "--signal=USR1", "--batch", str(job)).returncode == 0
-    )  # as --signal=B:USR1 does before the time limit
+    # as --signal=B:USR1 does before the time limit
+    assert slurm.run("scancel", "--signal=USR1", "--batch", str(job)).returncode == 0
     between = slurm.wait(
         job, lambda r: r["Restarts"] == "1" and r["JobState"] == "PENDING", what="requeued"
     )
@@ -127,8 +126,8 @@ def tell(
     out: Path,
     wanted: str,
 ) -> None:
-    """Print what happened, in the order in which a user would look at it; CERO_SLURM_LOG=FILE keeps
-    it."""
+    """Print what happened, in the order in which a user would look at it; CERO_SLURM_LOG=FILE
+    keeps it."""
     fields = ("JobState", "Reason", "Restarts", "ExitCode", "NodeList", "StartTime", "EndTime")
     shown = [
         "  ".join(f"{name}={one.get(name, '')}" for name in fields) for one in (between, record)
@@ -165,8 +164,8 @@ def tell(
 
 @pytest.fixture(scope="module")
 def short_of_time(slurm: Slurm, out: Path) -> tuple[int, int]:
-    """Two jobs of one node each, side by side: one whose limit ends in the middle, one whose limit
-    is too short for any step."""
+    """Two jobs of one node each, side by side: one whose limit ends in the middle, one whose
+    limit is too short for any step."""
     many = (
         "scheduler.rounds=2000",
         "budget.total_rollouts=128000",
@@ -195,10 +194,8 @@ def test_out_of_time_is_saved_and_requeued(
     wait_for(lambda: len(starts(run_dir)) == 2, "a second attempt", 120)
     slurm.run("scancel", str(job))
     record = slurm.wait(job, finished, what="cancelled")
-    assert (record["JobState"], record["Restarts"]) == (
-        "CANCELLED",
-        "1",
-    )  # and scancel is obeyed: no requeue
+    # and scancel is obeyed: no requeue
+    assert (record["JobState"], record["Restarts"]) == ("CANCELLED", "1")
     story = log(out, "limited", job)
     assert "attempt 0: saved (75), asked by itself; requeued" in story, story
     assert re.search(r"stopped after step \d+; saved", log(out, "limited", job, 0))

@@ -1,5 +1,5 @@
-"""LoRA for real: the shipped command trains an adapter under ZeRO-3; checkpoints, exports, resume,
-and what is refused."""
+"""LoRA for real: the shipped command trains an adapter under ZeRO-3; checkpoints, exports,
+resume, and what is refused."""
 
 from __future__ import annotations
 
@@ -103,9 +103,8 @@ def test_the_export_is_what_peft_merges(uncut: Path) -> None:
     for name, value in export.items():
         torch.testing.assert_close(value, merged[name].data, rtol=0, atol=2e-6, msg=name)
         assert torch.equal(value, start[name]) == (not name.endswith("_proj.weight")), name
-    assert not (
-        uncut / "export/adapter_config.json"
-    ).exists()  # transformers would add the adapter once more
+    # transformers would add the adapter once more
+    assert not (uncut / "export/adapter_config.json").exists()
 
 
 def test_export_reproduces_the_evaluation(uncut: Path) -> None:
@@ -138,8 +137,8 @@ def test_export_reproduces_the_evaluation(uncut: Path) -> None:
 def test_what_merging_into_bfloat16_loses_is_measured(
     size: float, least: float, most: float
 ) -> None:
-    """An adapter far smaller than the steps of the dtype is lost when it is merged, which no parity
-    bound notices."""
+    """An adapter far smaller than the steps of the dtype is lost when it is merged, which no
+    parity bound notices."""
     config = load_config(RECIPE, ["lora.rank=4", "model.dtype=bfloat16"])
     model = AutoModelForCausalLM.from_pretrained(START, dtype=torch.bfloat16)
     adapter = add_adapter(model, config)
@@ -310,8 +309,6 @@ def test_another_number_of_ranks_goes_on_with_the_same_evidence(
     ours, uncuts = (
         load_file(run / "adapter/adapter_model.safetensors") for run in (out / name, uncut)
     )
-    for (
-        key,
-        value,
-    ) in uncuts.items():  # sums over one rank's tokens and over two ranks' are rounded differently
+    # sums over one rank's tokens and over two ranks' are rounded differently
+    for key, value in uncuts.items():
         torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-3, msg=key)

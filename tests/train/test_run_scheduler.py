@@ -1,5 +1,5 @@
-"""The configuration's scheduler section becomes the scheduler it names, with every option, or one
-clear error."""
+"""The configuration's scheduler section becomes the scheduler it names, with every option, or
+one clear error."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ from cero_rl.train.scheduler import (
 )
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
-SIZED = (
-    "scheduler.rollouts_per_unit=2",
-    "scheduler.max_units_per_prompt=16",
-)  # for allocators that size their groups
+# for allocators that size their groups
+SIZED = ("scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=16")
 
 
 def config(*overrides: str) -> Config:

@@ -87,10 +87,8 @@ def test_one_rank_allocates_what_two_ranks_allocate(out, uncut):
     alone = launch(out, "alone", ranks=1)
     assert alone.returncode == 0, alone.stdout + alone.stderr
     assert lines(uncut / "evidence.jsonl") == lines(out / "alone/evidence.jsonl")
-    for name in (
-        "state.json",
-        "arrays.safetensors",
-    ):  # the loop's and the scheduler's state know nothing of ranks
+    # the loop's and the scheduler's state know nothing of ranks
+    for name in ("state.json", "arrays.safetensors"):
         two, one = (
             max((run / "checkpoints").glob("step_*")) / name for run in (uncut, out / "alone")
         )

@@ -1,5 +1,5 @@
-"""The learner's step under real ZeRO-3 on 2 gloo ranks against plain torch on one process, sequence
-by sequence."""
+"""The learner's step under real ZeRO-3 on 2 gloo ranks against plain torch on one process,
+sequence by sequence."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def run_ranks(
 
 
 def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
-    """GRPO gradients of each pass with AdamW between them; one sequence a forward, nothing packed,
-    nothing sharded."""
+    """GRPO gradients of each pass with AdamW between them; one sequence a forward, nothing
+    packed, nothing sharded."""
     from transformers import AutoModelForCausalLM
 
     config = settings(overrides)
@@ -149,9 +149,8 @@ def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
         assert relative_error(ranks[0], f"gradient/{index}/", gradient) < (
             1e-5 if index == 0 else 1e-2
         )
-    for name, value in ranks[
-        0
-    ].items():  # every rank holds the same weights, gradients and numbers, bit for bit
+    # every rank holds the same weights, gradients and numbers, bit for bit
+    for name, value in ranks[0].items():
         if name.startswith("logp/"):  # of each rank's own tokens
             continue
         np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)

@@ -179,9 +179,8 @@ class CeroGRPOTrainer(GRPOTrainer):
         self.last_round: RoundResult | None = None  # the round being trained on
         self._planned: Allocation | None = None
         self._slots: np.ndarray | None = None  # i64[processes, n] while a round is being generated
-        self._gathered: torch.Tensor | None = (
-            None  # f32[processes * n, reward functions] of that round
-        )
+        # f32[processes * n, reward functions] of that round
+        self._gathered: torch.Tensor | None = None
         super().__init__(model, reward_funcs, own, train_dataset, **trl_options)
         if success_from is not None and success_from not in self.reward_func_names:
             raise ValueError(
@@ -249,9 +248,8 @@ class CeroGRPOTrainer(GRPOTrainer):
             )
         with self._round(allocation) as own:
             prompts, groups = allocation.prompt_ids, rollout_groups(allocation)
-            wanted = np.where(
-                own >= 0, own, own.max(initial=0)
-            )  # an empty slot repeats the process's last rollout
+            # an empty slot repeats the process's last rollout
+            wanted = np.where(own >= 0, own, own.max(initial=0))
             rows = [dict(self._rows[int(prompts[groups[rollout]])]) for rollout in wanted]
             output = super()._generate_and_score_completions(rows)
             return self._finish_round(allocation, output)

@@ -94,9 +94,8 @@ class CeroPPOTrainer(PPOTrainerSync):
         block: Any = OmegaConf.to_container(config.cero) if "cero" in config else None
         self.settings = CeroSettings.read(block)
         _check(config)
-        with open_dict(
-            config
-        ):  # the name chose this class; from here on it is verl's synchronous mode
+        # the name chose this class; from here on it is verl's synchronous mode
+        with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
             config.trainer.total_training_steps = self.settings.rounds
             config.trainer.total_epochs = self.settings.rounds
@@ -107,9 +106,8 @@ class CeroPPOTrainer(PPOTrainerSync):
         )
         self.last_round: RoundResult | None = None
         self._planned: Allocation | None = None
-        self._groups: dict[
-            str, int
-        ] = {}  # prompt uid -> position in the Allocation, while a round is open
+        # prompt uid -> position in the Allocation, while a round is open
+        self._groups: dict[str, int] = {}
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -175,9 +173,8 @@ class CeroPPOTrainer(PPOTrainerSync):
         for key, score in zip(real, stored["rm_scores"].unbind(), strict=True):
             prompt, session, output = key.rsplit("_", 2)  # verl's key of a trajectory
             rollout = starts[self._groups[prompt]] + int(session)
-            if (
-                int(output) > last[rollout]
-            ):  # an agent loop with several outputs is scored by its last
+            # an agent loop with several outputs is scored by its last
+            if int(output) > last[rollout]:
                 rewards[rollout], last[rollout] = float(score.sum()), int(output)
         result = score_round(allocation, rewards, self.scheduler.value.shape[0], self.rule)
         self.scheduler.update(result.successes, result.trials)
@@ -199,9 +196,8 @@ class CeroPPOTrainer(PPOTrainerSync):
     def on_step_end(self) -> None:
         super().on_step_end()
         if self.plan_round() is None and self.global_steps < self.total_training_steps:
-            self.total_training_steps = (
-                self.global_steps
-            )  # the budget is spent early: fit() ends here
+            # the budget is spent early: fit() ends here
+            self.total_training_steps = self.global_steps
             if (
                 self.config.trainer.save_freq > 0
                 and self.global_steps % self.config.trainer.save_freq
@@ -224,9 +220,8 @@ class CeroPPOTrainer(PPOTrainerSync):
             / f"global_step_{self.global_steps}"
             / STATE_FILE
         )
-        save_state(
-            path, self.scheduler, self.ledger, self._pool
-        )  # before verl marks the folder as complete
+        # before verl marks the folder as complete
+        save_state(path, self.scheduler, self.ledger, self._pool)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:

@@ -1,8 +1,8 @@
-"""`cero-rl doctor`: is this machine fit to train? One line a check as soon as it is known, with the
-remedy; exit 6 if something is bad.
+"""`cero-rl doctor`: is this machine fit to train? One line a check as soon as it is known, with
+the remedy; exit 6 if something is bad.
 
-`machine` looks at what is there, `drills` tries what a run depends on: a collective on 2 ranks, a
-reward that hangs, a weight sync.
+`machine` looks at what is there, `drills` tries what a run depends on: a collective on 2 ranks,
+a reward that hangs, a weight sync.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def _findings(output_dir: Path, *, quick: bool, debug: bool) -> Iterator[Finding
     for check in _checks(output_dir, quick=quick):
         try:
             yield from check()
-        except (
-            Exception
-        ) as error:  # a check that cannot be made is a finding, and the others still count
+        # a check that cannot be made is a finding, and the others still count
+        except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             yield Finding(
                 "bad",

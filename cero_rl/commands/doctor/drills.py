@@ -26,9 +26,8 @@ from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.pool import RewardPool
 
 TINY_MODEL = Path(__file__).resolve().parents[3] / "recipes/assets/tiny_digits"
-_COLLECTIVE_SECONDS = (
-    60.0  # start of two interpreters included; the collectives themselves take a second or two
-)
+# start of two interpreters included; the collectives themselves take a second or two
+_COLLECTIVE_SECONDS = 60.0
 _SYNC_SECONDS = 240.0
 _REWARD_SECONDS = 1.0
 _PROMISED_SECONDS = 0.5  # beyond the limit
@@ -157,8 +156,8 @@ def reward() -> Iterator[Finding]:
 
 
 def sync() -> Iterator[Finding]:
-    """The learner's weights into a sampler that held others; then both must say the same of a few
-    tokens."""
+    """The learner's weights into a sampler that held others; then both must say the same of a
+    few tokens."""
     import torch
 
     if not TINY_MODEL.is_dir():

@@ -25,11 +25,9 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
     elif engine == "vllm" and not installed:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
     sampling = config.learner.importance_sampling
-    if (
-        sampling == "auto"
-        # the transformers engine runs the learner's own code, on the learner's weights unless it
-        # works ahead
-    ):
+    # the transformers engine runs the learner's own code, on the learner's weights unless it works
+    # ahead
+    if sampling == "auto":
         sampling = "truncate" if engine == "vllm" or config.rollout.overlap else "none"
     return config.model_copy(
         update={

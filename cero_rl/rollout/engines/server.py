@@ -2,11 +2,11 @@
 process, or on another machine.
 
 Rank r talks to server r mod N. Weights are handed over as files, which one rank writes and the
-first rank of each server announces. Every answer carries the label of the weights it was made with,
-and the workers are asked before and after a batch which they hold; so a server that kept old
-weights, was given others, or came back from a crash with the start model cannot answer unnoticed.
-What fails is tried again for the groups that are not finished, with back-off, a bounded number of
-times; a completion is taken once.
+first rank of each server announces. Every answer carries the label of the weights it was made
+with, and the workers are asked before and after a batch which they hold; so a server that kept
+old weights, was given others, or came back from a crash with the start model cannot answer
+unnoticed. What fails is tried again for the groups that are not finished, with back-off, a
+bounded number of times; a completion is taken once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Expected:
-    """What the server's workers must report for the parity of sampler and learner to be possible at
-    all."""
+    """What the server's workers must report for the parity of sampler and learner to be possible
+    at all."""
 
     dtype: str
     vocab_size: int
@@ -88,9 +88,8 @@ class ServerEngine:
             connections=config.concurrency,
         )
         self._store = WeightStore(Path(config.weights_dir)) if rank == 0 else None
-        self._runner = (
-            asyncio.Runner()
-        )  # one loop for the engine's life, so that connections are kept
+        # one loop for the engine's life, so that connections are kept
+        self._runner = asyncio.Runner()
         self._slots = asyncio.Semaphore(config.concurrency)
         self._recovering = asyncio.Lock()
         self._recoveries = 0
@@ -132,8 +131,8 @@ class ServerEngine:
         """Nothing: the server's memory is its own."""
 
     def close(self) -> None:
-        """End the connections and let go of the directory of weights; a process that ends does both
-        by itself."""
+        """End the connections and let go of the directory of weights; a process that ends does
+        both by itself."""
         self._runner.run(self._client.close())
         self._runner.close()
         if self._store is not None:
@@ -174,11 +173,11 @@ class ServerEngine:
         return str(state.get("label"))
 
     async def _recover(self, seen: int | None, reason: str | None = None) -> None:
-        """Return when the server is healthy and holds this run's weights, loading them again if it
-        does not.
+        """Return when the server is healthy and holds this run's weights, loading them again if
+        it does not.
 
-        `seen` is the number of recoveries before the failure that asks for this one: one recovery,
-        and one word about it, serves all that failed together.
+        `seen` is the number of recoveries before the failure that asks for this one: one
+        recovery, and one word about it, serves all that failed together.
         """
         loop = asyncio.get_running_loop()
         async with self._recovering:
@@ -300,9 +299,10 @@ class ServerEngine:
                     "seed": draw_seed(
                         self._seed, stream, request.stream_key, request.first_draw + first
                     ),
+                    # as in the engine of a rank
                     "temperature": temperature,
                     "stop_token_ids": self._eos,
-                    "ignore_eos": True,  # as in the engine of a rank
+                    "ignore_eos": True,
                     "logprobs": 0,
                     "return_token_ids": True,
                     "return_tokens_as_token_ids": True,
@@ -343,8 +343,8 @@ class ServerEngine:
     def _completions(
         self, answer: Answer, body: dict[str, Any], request: RolloutRequest
     ) -> dict[int, Completion]:
-        """The completions of an answer by their number in the request. Raises Trouble for an answer
-        that makes no sense."""
+        """The completions of an answer by their number in the request. Raises Trouble for an
+        answer that makes no sense."""
         if answer.weights != self._label:
             raise Trouble(
                 f"it answered with the weights {answer.weights or 'of its start'}, wanted "

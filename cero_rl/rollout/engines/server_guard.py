@@ -1,11 +1,12 @@
-"""In front of vLLM's server, inside its process: who may ask, for what, and with which weights an
-answer was made.
+"""In front of vLLM's server, inside its process: who may ask, for what, and with which weights
+an answer was made.
 
-vLLM's own key guards /v1 alone, and what a weight sync needs (its development endpoints) would be
-open to everyone who reaches the port. So every path but /health wants the key, a short list of
-paths and worker methods is all there is, and each answer is stamped with the weights it was sampled
-with. A request that names other weights is refused (409), so that old ones cannot answer unnoticed.
-`--middleware cero_rl.rollout.engines.server_guard.Guard` puts it there; it is the outermost.
+vLLM's own key guards /v1 alone, and what a weight sync needs (its development endpoints) would
+be open to everyone who reaches the port. So every path but /health wants the key, a short list
+of paths and worker methods is all there is, and each answer is stamped with the weights it was
+sampled with. A request that names other weights is refused (409), so that old ones cannot answer
+unnoticed. `--middleware cero_rl.rollout.engines.server_guard.Guard` puts it there; it is the
+outermost.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class Guard:
         await self._app(scope, receive, stamped)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A method of the workers. The stamp is what they say they hold; it is none from the moment
-        a load is asked for until then."""
+        """A method of the workers. The stamp is what they say they hold; it is none from the
+        moment a load is asked for until then."""
         body = b""
         while True:
             message = await receive()

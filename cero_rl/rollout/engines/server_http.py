@@ -2,8 +2,8 @@
 proxies, the key in a header only.
 
 A failure that may pass (no connection, silence, 5xx, half an answer) is a `Trouble`, which the
-caller tries again; one that will not (the key is refused, the request is wrong, a redirect) is an
-EngineError.
+caller tries again; one that will not (the key is refused, the request is wrong, a redirect) is
+an EngineError.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from cero_rl.errors import EngineError
 from cero_rl.rollout.engines.server_guard import WEIGHTS_HEADER
 
 _MOST_QUOTED = 300
-_KEEP_SECONDS = (
-    3.0  # an idle connection; the server closes it after 5, and a call on a closing one would fail
-)
+# an idle connection; the server closes it after 5, and a call on a closing one would fail
+_KEEP_SECONDS = 3.0
 _PASSING = {408, 409, 425, 429}  # besides 5xx; 409 is ours: other weights
 _NOT_FINITE = "not JSON compliant"  # what the server says when a log-probability is nan
 
 
 class Trouble(Exception):
-    """What went wrong in one try, in words. `last` is the label of the weights that answered, where
-    that was told."""
+    """What went wrong in one try, in words. `last` is the label of the weights that answered,
+    where that was told."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """Rollouts with plain transformers on a full weight copy per rank: the engine where there is no
 vLLM.
 
-Prompts are prefilled once a group and their key-value cache is repeated for the group's rollouts;
-sequences that ended leave the batch. Generation under ZeRO-3 hooks would gather every layer for
-every token, so the copy is synchronised once a step.
+Prompts are prefilled once a group and their key-value cache is repeated for the group's
+rollouts; sequences that ended leave the batch. Generation under ZeRO-3 hooks would gather every
+layer for every token, so the copy is synchronised once a step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cero_rl.types import Completion, RolloutGroup
 
 
 class TransformersEngine:
-    """See RolloutEngine. `model` is this rank's own full copy; `load_weights` brings those of its
-    parameters that require gradients: all, or a LoRA adapter's."""
+    """See RolloutEngine. `model` is this rank's own full copy; `load_weights` brings those of
+    its parameters that require gradients: all, or a LoRA adapter's."""
 
     def __init__(
         self,
@@ -115,8 +115,8 @@ class TransformersEngine:
             yield batch
 
     def _prefill(self, prompts: Sequence[np.ndarray]) -> tuple[Any, Tensor, Tensor]:
-        """(cache, attention mask [G, m], logits f32[G, V] after the last prompt token); prompts are
-        padded on the left."""
+        """(cache, attention mask [G, m], logits f32[G, V] after the last prompt token); prompts
+        are padded on the left."""
         device, longest = self._model.device, max(len(p) for p in prompts)
         tokens = torch.full((len(prompts), longest), self._pad)
         mask = torch.zeros((len(prompts), longest), dtype=torch.int64)
@@ -157,9 +157,8 @@ class TransformersEngine:
         logps = torch.zeros((len(owner), limit), device=device)
         lengths = torch.zeros(len(owner), dtype=torch.int64, device=device)
         stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
-        rows = torch.arange(
-            len(owner), device=device
-        )  # which rollout each live row of the batch is
+        # which rollout each live row of the batch is
+        rows = torch.arange(len(owner), device=device)
 
         for position in range(limit):
             u = torch.from_numpy(uniforms(keys[rows.cpu().numpy()], position)).to(device)

@@ -38,15 +38,17 @@ from cero_rl.rollout.engines.vllm_draws import FINISHED, draw_seed, make_complet
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.types import RolloutGroup
 
+# the engine's core in this process: weights reach it as tensors
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     **ENVIRONMENT,
-}  # the engine's core in this process: weights reach it as tensors
+}
+# vLLM sets these for children of its own; ours must not inherit them
 _TOUCHED = (
     "LD_PRELOAD",
     "LOCAL_WORLD_SIZE",
     "OMP_NUM_THREADS",
-)  # vLLM sets these for children of its own; ours must not inherit them
+)
 
 
 class VllmEngine:
@@ -75,9 +77,8 @@ class VllmEngine:
         self._on_gpu = torch.cuda.is_available()
         self._asleep = False
         self._model_path = model_path
-        self._adapter: Any = (
-            None  # vLLM's name for what load_weights brought, if that is an adapter
-        )
+        # vLLM's name for what load_weights brought, if that is an adapter
+        self._adapter: Any = None
         self.version = 0
         shared = (
             private_segments()
@@ -166,9 +167,8 @@ class VllmEngine:
         """Give the GPU memory of weights and key-value cache to the learner; `load_weights` wakes
         the engine. No-op on CPUs."""
         if self._settings.sleep and self._on_gpu and not self._asleep:
-            self._llm.sleep(
-                level=2 if self._settings.lora is None else 1
-            )  # 1 keeps the base weights, which no sync brings, in host memory
+            # 1 keeps the base weights, which no sync brings, in host memory
+            self._llm.sleep(level=2 if self._settings.lora is None else 1)
             self._asleep = True
 
     # --- sampling
@@ -215,9 +215,8 @@ class VllmEngine:
             f"generation of {sum(p.n for p in params)} rollouts",
             key="rollout.generate_timeout_seconds",
         ):
-            first_id = (
-                self._llm.request_counter.counter
-            )  # requests are numbered from here; one that was aborted has no output
+            # requests are numbered from here; one that was aborted has no output
+            first_id = self._llm.request_counter.counter
             try:
                 answers = self._llm.generate(
                     prompts, params, lora_request=self._adapter, use_tqdm=False
@@ -283,9 +282,8 @@ def _vllm_environment(on_gpu: bool) -> Iterator[None]:
     this one starts later."""
     for name, value in {**_ENVIRONMENT, **({} if on_gpu else CPU_ENVIRONMENT)}.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("torch._library.triton").setLevel(
-        logging.ERROR
-    )  # it reports, once a rank, that a CPU has no Triton
+    # it reports, once a rank, that a CPU has no Triton
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     before = {name: os.environ.get(name) for name in _TOUCHED}
     set_num_threads = torch.set_num_threads
     try:

@@ -9,17 +9,8 @@ from typing import Any
 from cero_rl.config.lora import LoraConfig
 
 _MOST_SEQUENCES = 512
-_LORA_RANKS = (
-    1,
-    8,
-    16,
-    32,
-    64,
-    128,
-    256,
-    320,
-    512,
-)  # that vLLM 0.32 has room for; a smaller adapter fits into a larger one
+# that vLLM 0.32 has room for; a smaller adapter fits into a larger one
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
     "VLLM_NO_USAGE_STATS": "1",
@@ -55,9 +46,8 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
     """Keyword arguments of vllm.LLM; with dashes they are the server's options."""
     kv_bytes = settings.kv_cache_memory_bytes
     if kv_bytes is None and not on_gpu:
-        kv_bytes = (
-            2**29
-        )  # a share of all memory, vLLM's own default, would be asked for once a rank
+        # a share of all memory, vLLM's own default, would be asked for once a rank
+        kv_bytes = 2**29
     # vLLM 0.32 takes back the draw of a prompt that is only partly read, which a CPU's seeded
     # generator cannot: its engine dies.
     whole_prompts: dict[str, Any] = {} if on_gpu else {"enable_chunked_prefill": False}

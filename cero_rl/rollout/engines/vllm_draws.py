@@ -1,5 +1,5 @@
-"""What a vLLM draw is, in this process or in a server: its seed, and the record made of an answer.
-Imports neither vllm nor torch."""
+"""What a vLLM draw is, in this process or in a server: its seed, and the record made of an
+answer. Imports neither vllm nor torch."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ def make_completion(
     decode: Callable[[Sequence[int]], str],
     version: int,
 ) -> Completion:
-    """`finish_reason` is one of FINISHED; a draw that was aborted has another. Raises EngineError
-    for a log-probability not finite."""
-    ids, values = (
-        np.array(token_ids, dtype=np.int64),
-        np.array(logps, dtype=np.float32),
-    )  # None becomes nan
+    """`finish_reason` is one of FINISHED; a draw that was aborted has another. Raises
+    EngineError for a log-probability not finite."""
+    # None becomes nan
+    ids, values = np.array(token_ids, dtype=np.int64), np.array(logps, dtype=np.float32)
     if not np.isfinite(values).all() or bool((values <= LOWEST_LOGP).any()):
         raise EngineError(
             f"vllm: log-probabilities of prompt {prompt_id} are not finite; the weights it "

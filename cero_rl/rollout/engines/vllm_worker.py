@@ -56,9 +56,8 @@ class WorkerExtension:
             if files.is_adapter:
                 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
-                (number,) = (
-                    self.list_loras()
-                )  # that of the start adapter, whose place this one takes
+                # that of the start adapter, whose place this one takes
+                (number,) = self.list_loras()
                 self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
             else:
                 self.reload_weights(weights_iterator=read_weights(files.shards))

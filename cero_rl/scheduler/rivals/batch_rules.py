@@ -1,11 +1,11 @@
-"""Rivals that share a round's rollouts out over a batch before sampling: Knapsack, VIP, GVM and hit
-utility.
+"""Rivals that share a round's rollouts out over a batch before sampling: Knapsack, VIP, GVM and
+hit utility.
 
 A batch is the next quota / group_rollouts prompts of the shuffled order (as in those papers: the
-data loader picks prompts, the rule only sizes their groups). Every rule is a sum over prompts of a
-value that is concave in the group size, so the integer optimum is found exactly by greedy. Common
-departures: the success rate is our running Beta posterior (the papers: last epoch's pass rate, a
-Gaussian process, or pilot samples), and a unit may be more than one rollout.
+data loader picks prompts, the rule only sizes their groups). Every rule is a sum over prompts of
+a value that is concave in the group size, so the integer optimum is found exactly by greedy.
+Common departures: the success rate is our running Beta posterior (the papers: last epoch's pass
+rate, a Gaussian process, or pilot samples), and a unit may be more than one rollout.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class BatchScheduler(RivalScheduler[BatchT], Generic[BatchT]):
         self._prompts = PromptOrder(spec.num_prompts, self.seed)
 
     def _gains(self, ids: Ids, rollouts: Floats) -> Floats:
-        """f64[G, L]: what the last unit adds when the groups of prompts i64[G] grow to `rollouts`
-        f64[L] (evenly spaced)."""
+        """f64[G, L]: what the last unit adds when the groups of prompts i64[G] grow to
+        `rollouts` f64[L] (evenly spaced)."""
         raise NotImplementedError
 
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
@@ -56,9 +56,8 @@ class BatchScheduler(RivalScheduler[BatchT], Generic[BatchT]):
         )
         prompts = max(wanted, -(-quota // most))
         ids = self._prompts.take(prompts)
-        if (
-            quota < prompts * least
-        ):  # a rump of the budget that no batch of legal groups holds: shared evenly
+        # a rump of the budget that no batch of legal groups holds: shared evenly
+        if quota < prompts * least:
             return ids, quota // prompts + (np.arange(prompts) < quota % prompts).astype(np.int64)
         sizes = np.asarray(
             self.spec.rollouts_per_unit * np.arange(least + 1, most + 1), dtype=np.float64
@@ -74,13 +73,13 @@ class BatchScheduler(RivalScheduler[BatchT], Generic[BatchT]):
 
 
 class KnapsackScheduler(BatchScheduler[BatchOptions]):
-    """Knapsack RL (arXiv 2509.25849): group sizes N maximise sum (1 - p^N - (1-p)^N) * p (1-p)^2, N
-    >= 2.
+    """Knapsack RL (arXiv 2509.25849): group sizes N maximise sum (1 - p^N - (1-p)^N) * p
+    (1-p)^2, N >= 2.
 
-    The first factor is the chance of a group with signal, the second the value of learning a prompt
-    of that rate. Departures beyond the module's: the published integer programme is solved exactly,
-    and prompts never solved get no extra rule (their posterior mean is above 0). The published cap
-    N <= 128 is max_units_per_prompt.
+    The first factor is the chance of a group with signal, the second the value of learning a
+    prompt of that rate. Departures beyond the module's: the published integer programme is
+    solved exactly, and prompts never solved get no extra rule (their posterior mean is above 0).
+    The published cap N <= 128 is max_units_per_prompt.
     """
 
     name = "knapsack"
@@ -147,9 +146,9 @@ class GvmScheduler(BatchScheduler[GvmOptions]):
     """GVM (arXiv 2505.02391): n in proportion to 1/sqrt(p + alpha/p), the rule without gradient
     norms (taken as 1).
 
-    Departures beyond the module's: the paper estimates p from 8 pilot samples of every prompt and
-    rounds the proportions to the nearest integers; here the integers minimise sum w^2/n exactly,
-    whose continuous solution is n in proportion to w.
+    Departures beyond the module's: the paper estimates p from 8 pilot samples of every prompt
+    and rounds the proportions to the nearest integers; here the integers minimise sum w^2/n
+    exactly, whose continuous solution is n in proportion to w.
     """
 
     name = "gvm_p"
@@ -161,12 +160,12 @@ class GvmScheduler(BatchScheduler[GvmOptions]):
 
 
 class HitUtilityScheduler(BatchScheduler[BatchOptions]):
-    """Hit utility (HORA, arXiv 2605.07114): group sizes maximise the expected number of prompts hit
-    at least once.
+    """Hit utility (HORA, arXiv 2605.07114): group sizes maximise the expected number of prompts
+    hit at least once.
 
-    The chance that n rollouts all fail under Beta(a, b) is prod_{j<n} (b+j)/(a+b+j). Departure: the
-    paper's posterior starts from Beta(1,1) and the pilots of the same step (that is the rival
-    "hora"); here it is the running posterior, no pilots.
+    The chance that n rollouts all fail under Beta(a, b) is prod_{j<n} (b+j)/(a+b+j). Departure:
+    the paper's posterior starts from Beta(1,1) and the pilots of the same step (that is the
+    rival "hora"); here it is the running posterior, no pilots.
     """
 
     name = "hit_utility"
@@ -178,12 +177,11 @@ class HitUtilityScheduler(BatchScheduler[BatchOptions]):
 
 
 def hit_gains(a: Floats, b: Floats, rollouts: Floats, unit: int) -> Floats:
-    """f64[G, L]: chance that the last `unit` of `rollouts` f64[L] (evenly spaced) bring the first
-    success under Beta(a, b)."""
+    """f64[G, L]: chance that the last `unit` of `rollouts` f64[L] (evenly spaced) bring the
+    first success under Beta(a, b)."""
     j = np.arange(int(rollouts[-1])) if rollouts.size else np.empty(0)
     misses = np.cumprod((b[:, None] + j) / ((a + b)[:, None] + j), axis=1)
-    misses = np.concatenate(
-        (np.ones((a.shape[0], 1)), misses), axis=1
-    )  # [G, n+1] all of the first n fail
+    # [G, n+1] all of the first n fail
+    misses = np.concatenate((np.ones((a.shape[0], 1)), misses), axis=1)
     ends = rollouts.astype(np.int64)
     return misses[:, ends - unit] - misses[:, ends]

@@ -1,8 +1,8 @@
-"""What the rivals share: options as frozen records, the even share of the budget, and exact integer
-allocation.
+"""What the rivals share: options as frozen records, the even share of the budget, and exact
+integer allocation.
 
-In: sizes (BudgetSpec), what every rival is told (Shared), its own options. Out: BudgetedSchedulers,
-see core.py for the protocol.
+In: sizes (BudgetSpec), what every rival is told (Shared), its own options. Out:
+BudgetedSchedulers, see core.py for the protocol.
 """
 
 from __future__ import annotations
@@ -50,12 +50,11 @@ class NoOptions:
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """Rivals that share a round's rollouts out over a batch: the batch has quota / group_rollouts
-    prompts."""
+    """Rivals that share a round's rollouts out over a batch: the batch has quota /
+    group_rollouts prompts."""
 
-    group_rollouts: int = (
-        8  # rollouts of a prompt on average, i.e. the group that uniform sampling would give
-    )
+    # rollouts of a prompt on average, i.e. the group that uniform sampling would give
+    group_rollouts: int = 8
     min_rollouts: int = 2  # every prompt of the batch gets at least this many
 
     def __post_init__(self) -> None:
@@ -70,8 +69,8 @@ OptionsT = TypeVar("OptionsT")
 
 
 class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
-    """A BudgetedScheduler with options, tie-breaking and per-round randomness that are functions of
-    the seed alone."""
+    """A BudgetedScheduler with options, tie-breaking and per-round randomness that are functions
+    of the seed alone."""
 
     sizes_vary = False  # does the rule need groups of different sizes?
 
@@ -102,8 +101,8 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         return min(-(-rollouts // self.spec.rollouts_per_unit), self.spec.max_units_per_prompt)
 
     def _utility_rate(self) -> Floats:
-        """f64[P] c in 1/unit under today's posterior: slope of the surrogate utility 1 - exp(-c z)
-        at exposure 0."""
+        """f64[P] c in 1/unit under today's posterior: slope of the surrogate utility 1 - exp(-c
+        z) at exposure 0."""
         return (
             4.0 * self.saturation * self.spec.num_prompts / self.spec.budget_units
         ) * self._value
@@ -117,8 +116,8 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         )
 
     def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
-        """Called after every update() with what the round executed and the checked counts f64[P],
-        i64[P]."""
+        """Called after every update() with what the round executed and the checked counts
+        f64[P], i64[P]."""
 
     def _identity(self) -> dict[str, Scalar]:
         options = asdict(self.options)  # pyright: ignore[reportArgumentType]
@@ -131,8 +130,8 @@ def _scalar(value: object) -> Scalar:
 
 
 def best(score: Floats, tie_rank: Ids, count: int) -> Ids:
-    """i64[min(count, n)] positions of the largest scores f64[n], best first, equal scores by lower
-    tie_rank i64[n]."""
+    """i64[min(count, n)] positions of the largest scores f64[n], best first, equal scores by
+    lower tie_rank i64[n]."""
     if count < score.shape[0]:
         cut = (
             np.partition(score, score.shape[0] - count)[score.shape[0] - count] if count else np.inf
@@ -145,8 +144,8 @@ def best(score: Floats, tie_rank: Ids, count: int) -> Ids:
 
 
 def exact_greedy(gains: Floats, budget: int, tie_rank: Ids) -> Ids:
-    """i64[n] units that maximise sum_i sum_{l < units_i} gains[i, l] with sum units = min(budget,
-    n*L).
+    """i64[n] units that maximise sum_i sum_{l < units_i} gains[i, l] with sum units =
+    min(budget, n*L).
 
     gains f64[n, L] are what the next units of each prompt add; every row must not increase, then
     buying the best unit again and again is optimal. Here all at once: everything above the

@@ -1,9 +1,9 @@
 """GRESO-style skipping (arXiv 2506.02177): prompts whose last groups all had one outcome are
 skipped at random, before sampling.
 
-In: whether each round's groups were all right or all wrong. Out: whole groups (Nmax units) of the
-next prompts of the shuffled order that were not skipped. Facts checked against the public code of
-the paper.
+In: whether each round's groups were all right or all wrong. Out: whole groups (Nmax units) of
+the next prompts of the shuffled order that were not skipped. Facts checked against the public
+code of the paper.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ _STEP, _LOWEST, _HIGHEST, _EXPLORE = 0.01, 0.05, 0.95, 0.01
 @dataclass(frozen=True, slots=True)
 class GresoOptions:
     keep_start: float = 0.5  # chance that a prompt with one dead group in a row is sampled again
-    target_dead: float = (
-        0.25  # wanted share of dead groups: a third of it all right, two thirds all wrong
-    )
+    # wanted share of dead groups: a third of it all right, two thirds all wrong
+    target_dead: float = 0.25
 
     def __post_init__(self) -> None:
         require(
@@ -39,15 +38,15 @@ class GresoOptions:
 
 
 class GresoScheduler(RivalScheduler[GresoOptions]):
-    """Skip a prompt with probability 1 - max(keep^z, 0.01), z = groups in a row that were all right
-    (or all wrong).
+    """Skip a prompt with probability 1 - max(keep^z, 0.01), z = groups in a row that were all
+    right (or all wrong).
 
     Two keep probabilities (for all right, all wrong) move by 0.01 a round towards their target
-    share of dead groups, in [0.05, 0.95]. A skipped prompt's turn passes. If too few prompts of the
-    pool survive, the first skipped ones fill up, so the budget is spent exactly. Departures: the
-    paper refills a batch whose groups turned out dead (that is the rival "dapo"); all right/all
-    wrong is exact here, the paper's code tolerates about one rollout in nine; adjusting starts at
-    once, there after the first epoch.
+    share of dead groups, in [0.05, 0.95]. A skipped prompt's turn passes. If too few prompts of
+    the pool survive, the first skipped ones fill up, so the budget is spent exactly. Departures:
+    the paper refills a batch whose groups turned out dead (that is the rival "dapo"); all
+    right/all wrong is exact here, the paper's code tolerates about one rollout in nine;
+    adjusting starts at once, there after the first epoch.
     """
 
     name = "greso"
@@ -55,9 +54,8 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
     def __init__(self, spec: BudgetSpec, shared: Shared, options: GresoOptions) -> None:
         super().__init__(spec, shared, options)
         self._prompts = PromptOrder(spec.num_prompts, self.seed)
-        self._streak: Ids = np.zeros(
-            spec.num_prompts, dtype=np.int64
-        )  # > 0 all right in a row, < 0 all wrong
+        # > 0 all right in a row, < 0 all wrong
+        self._streak: Ids = np.zeros(spec.num_prompts, dtype=np.int64)
         self._keep_right = self._keep_wrong = options.keep_start
 
     def skip_probability(self) -> Floats:

@@ -1,9 +1,9 @@
 """Rivals that sample a round in several waves; here what they share, and DAPO's dynamic sampling.
 
 Protocol: next_round() opens with the first wave; next_round(observed) gives each further one, or
-None. A round's quota is fixed when it opens; what a rule leaves of it goes back to the later rounds
-(whose even share grows), so give capacity_rollouts above budget / rounds, or it stays unspent.
-Every rollout counts, pilots and discards included.
+None. A round's quota is fixed when it opens; what a rule leaves of it goes back to the later
+rounds (whose even share grows), so give capacity_rollouts above budget / rounds, or it stays
+unspent. Every rollout counts, pilots and discards included.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ NOTHING: Plan = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 class WaveScheduler(RivalScheduler[WaveT], Generic[WaveT]):
-    """A subclass says how a round opens (`_open`) and goes on (`_extend`); both get the units the
-    round has left."""
+    """A subclass says how a round opens (`_open`) and goes on (`_extend`); both get the units
+    the round has left."""
 
     def __init__(self, spec: BudgetSpec, shared: Shared, options: WaveT) -> None:
         super().__init__(spec, shared, options)
@@ -46,8 +46,8 @@ class WaveScheduler(RivalScheduler[WaveT], Generic[WaveT]):
         raise NotImplementedError
 
     def _extend(self, seen: Waves, left: int) -> Plan:
-        """The next wave, NOTHING to close the round. self._wave counts the waves so far, the first
-        being 0."""
+        """The next wave, NOTHING to close the round. self._wave counts the waves so far, the
+        first being 0."""
         raise NotImplementedError
 
     def _round_limit(self, units_left: int, rounds_left: int) -> int:
@@ -106,9 +106,8 @@ class Waves:
 
 @dataclass(frozen=True, slots=True)
 class DapoOptions:
-    live_groups: int | None = (
-        None  # wanted in a round; None: the groups of an equal share of the budget
-    )
+    # wanted in a round; None: the groups of an equal share of the budget
+    live_groups: int | None = None
     max_waves: int = 10
 
     def __post_init__(self) -> None:
@@ -120,13 +119,13 @@ class DapoOptions:
 
 
 class DapoScheduler(WaveScheduler[DapoOptions]):
-    """DAPO's dynamic sampling (arXiv 2503.14476): draw batches of fresh prompts until enough groups
-    have signal.
+    """DAPO's dynamic sampling (arXiv 2503.14476): draw batches of fresh prompts until enough
+    groups have signal.
 
-    A round may spend up to capacity_rollouts (not only its even share), so the budget can run out
-    before the rounds do: fewer, fuller optimizer steps. Dead groups do not train. Departures:
-    groups beyond the wanted number train too (the paper throws them away), and max_waves (10, as in
-    its code) closes the round instead of ending the run.
+    A round may spend up to capacity_rollouts (not only its even share), so the budget can run
+    out before the rounds do: fewer, fuller optimizer steps. Dead groups do not train.
+    Departures: groups beyond the wanted number train too (the paper throws them away), and
+    max_waves (10, as in its code) closes the round instead of ending the run.
     """
 
     name = "dapo"

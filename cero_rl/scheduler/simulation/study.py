@@ -1,7 +1,8 @@
 """Many runs: every entry of every case on the same seeds, in worker processes where wanted.
 
-In: a Suite and a number of seeds. Out: CaseResults. A job is one (case, seed): its entries meet the
-same world, so the offline optimum is computed once and differences between entries are paired.
+In: a Suite and a number of seeds. Out: CaseResults. A job is one (case, seed): its entries meet
+the same world, so the offline optimum is computed once and differences between entries are
+paired.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from cero_rl.scheduler.simulation.suites import Case, Suite
 from cero_rl.scheduler.simulation.worlds import ReplayWorld, World, build_world
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_REPLAY_SEEDS = (
-    1_000_003  # the recorded run's own plan would meet the luck that its rates were estimated from
-)
+# the recorded run's own plan would meet the luck that its rates were estimated from
+_REPLAY_SEEDS = 1_000_003
 _cases: tuple[Case, ...] = ()  # of this worker process
 
 
@@ -38,8 +38,8 @@ def new_world(case: Case, seed: int) -> World:
 
 
 def run_seed(case: Case, seed: int) -> tuple[Outcome, ...]:
-    """Every entry of a case on one seed (in a replay shifted, away from the seed that the recorded
-    run may have had)."""
+    """Every entry of a case on one seed (in a replay shifted, away from the seed that the
+    recorded run may have had)."""
     seed += _REPLAY_SEEDS if case.recorded is not None else 0
     world = new_world(case, seed)
     prompts = world.rates.shape[0]

@@ -1,24 +1,24 @@
-"""Simulated prompt pools: who solves what, how that drifts, and how training on a prompt raises it
-and its neighbours.
+"""Simulated prompt pools: who solves what, how that drifts, and how training on a prompt raises
+it and its neighbours.
 
-In: a PoolSpec and a seed. Out: a World that answers rollouts with rewards and takes back the signal
-that was trained on. Everything is a function of (spec, seed, what was sampled); the m-th rollout of
-a prompt meets the same luck whoever asks for it and when (common random numbers), so allocators are
-compared on paired worlds.
+In: a PoolSpec and a seed. Out: a World that answers rollouts with rewards and takes back the
+signal that was trained on. Everything is a function of (spec, seed, what was sampled); the m-th
+rollout of a prompt meets the same luck whoever asks for it and when (common random numbers), so
+allocators are compared on paired worlds.
 
 What the learning model assumes, and training need not: the policy is one logit per prompt,
 
     logit p_i = difficulty_i + learnability_i * (own_i + skill_s(i))
 
-A group of rewards r moves the logit of a one-parameter Bernoulli policy by a step times sum_j A_j
-(r_j - mean): with centred advantages that is the sum of squared advantages, the group's signal. The
-optimizer normalises a round's gradient: were the rollouts' score vectors orthogonal, its length
-would be the root of the round's total signal, so a group's step is its signal over that root
-(`normalise`; without it signals simply add up). `own` takes the step in full; the skill (the
-prompt's neighbours and the held-out prompts) takes it worn by exp(-steps so far / wear): a prompt
-teaches others only so much. Prompts answered by luck, and impossible ones, have learnability 0:
-they lengthen the gradient and teach nothing. No interference between skills, no forgetting of what
-was learned, no clipping, no response lengths.
+A group of rewards r moves the logit of a one-parameter Bernoulli policy by a step times sum_j
+A_j (r_j - mean): with centred advantages that is the sum of squared advantages, the group's
+signal. The optimizer normalises a round's gradient: were the rollouts' score vectors orthogonal,
+its length would be the root of the round's total signal, so a group's step is its signal over
+that root (`normalise`; without it signals simply add up). `own` takes the step in full; the
+skill (the prompt's neighbours and the held-out prompts) takes it worn by exp(-steps so far /
+wear): a prompt teaches others only so much. Prompts answered by luck, and impossible ones, have
+learnability 0: they lengthen the gradient and teach nothing. No interference between skills, no
+forgetting of what was learned, no clipping, no response lengths.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _GOLDEN, _MIX1, _MIX2 = (
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """A pool. Shares are by kind, in the order of KINDS, and sum to 1. Raises ValueError naming the
-    field."""
+    """A pool. Shares are by kind, in the order of KINDS, and sum to 1. Raises ValueError naming
+    the field."""
 
     name: str
     prompts: int = 2400
@@ -240,11 +240,8 @@ def build_world(spec: PoolSpec, seed: int) -> World:
     normal = rng.standard_normal(spec.prompts)
     logit = np.select(
         [kind == 0, kind == 1, kind == 2],
-        [
-            5.0 + 0.5 * normal,
-            -9.0 + 0.5 * normal,
-            -1.0 + 0.7 * normal,
-        ],  # solved .99, impossible .0001, luck .27
+        # solved .99, impossible .0001, luck .27
+        [5.0 + 0.5 * normal, -9.0 + 0.5 * normal, -1.0 + 0.7 * normal],
         spec.difficulty_mean + spec.difficulty_spread * normal,
     )
     if spec.dynamics == "learning":

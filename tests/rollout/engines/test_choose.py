@@ -101,12 +101,8 @@ def test_probe_prompts() -> None:
         160,
     )
     assert joined.prompt_tokens[:8].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
-    assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=64)] == [
-        5,
-        30,
-        56,
-    ]  # as long as the model allows
-    assert [len(r.prompt_tokens) for r in probe_requests([np.arange(200)], positions=512)] == [
-        200
-    ]  # long enough by itself
+    # as long as the model allows
+    assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=64)] == [5, 30, 56]
+    # long enough by itself
+    assert [len(r.prompt_tokens) for r in probe_requests([np.arange(200)], positions=512)] == [200]
     assert [len(r.prompt_tokens) for r in probe_requests(prompts, positions=38)] == [5, 30]

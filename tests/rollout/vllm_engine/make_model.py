@@ -15,8 +15,8 @@ TOKENIZER = ROOT / "recipes/assets/tiny_digits"
 
 
 def make_model(folder: Path, *, tied: bool, positions: int = 512) -> Path:
-    """A Qwen3 (tied head) or a Llama (own head) of two layers in save_pretrained layout, with the
-    tokenizer of the quickstart."""
+    """A Qwen3 (tied head) or a Llama (own head) of two layers in save_pretrained layout, with
+    the tokenizer of the quickstart."""
     import transformers
 
     sizes: dict[str, Any] = {
@@ -36,9 +36,8 @@ def make_model(folder: Path, *, tied: bool, positions: int = 512) -> Path:
     config = (transformers.Qwen3Config if tied else transformers.LlamaConfig)(**sizes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with (
-        torch.no_grad()
-    ):  # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    # the default initialisation is almost uniform over the vocabulary, which would hide errors
+    with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(folder)

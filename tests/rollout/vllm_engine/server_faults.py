@@ -1,10 +1,10 @@
 """Faults inside the real server: a middleware between our guard and vLLM that spoils chosen
 requests, as a control file says.
 
-CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A rule
-takes the requests of its path number skip .. skip+count-1 since the file was written last; with
-"version" only the requests for several completions of that version of the weights are counted.
-Every fault that is done is one line of the file's neighbour `fired`.
+CERO_TEST_FAULTS names the file: a JSON list of rules {"kind", "path", "skip", "count", ...}. A
+rule takes the requests of its path number skip .. skip+count-1 since the file was written last;
+with "version" only the requests for several completions of that version of the weights are
+counted. Every fault that is done is one line of the file's neighbour `fired`.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ class Faults:
             await self._app(scope, receive, send)
             return
         kind, fired = rule["kind"], self._file.with_name("fired")
-        if (
-            kind == "kill" and fired.exists() and "kill" in fired.read_text()
-        ):  # once: the next server is another process
+        # once: the next server is another process
+        if kind == "kill" and fired.exists() and "kill" in fired.read_text():
             await self._app(scope, receive, send)
             return
         if kind != "lose_one":
@@ -69,13 +68,11 @@ class Faults:
         elif kind == "status":
             await _answer(send, rule["status"], b'{"error": {"message": "out of luck"}}')
         elif kind == "hang":
-            while (await receive())[
-                "type"
-            ] != "http.disconnect":  # like a server that computes for ever
+            # like a server that computes for ever
+            while (await receive())["type"] != "http.disconnect":
                 pass
-        elif (
-            kind == "swallow" and json.loads(asked)["method"] == "load_weight_files"
-        ):  # a weight sync that is confirmed and not made
+        # a weight sync that is confirmed and not made
+        elif kind == "swallow" and json.loads(asked)["method"] == "load_weight_files":
             await _answer(
                 send,
                 200,
@@ -106,9 +103,8 @@ class Faults:
             answer = json.loads(body)
             answer["choices"].pop()
             body = json.dumps(answer).encode()
-        elif (
-            rule["kind"] == "lose_one"
-        ):  # the last draw of the first group it meets, each time it is asked for
+        # the last draw of the first group it meets, each time it is asked for
+        elif rule["kind"] == "lose_one":
             last_seed = request["seed"] + request["n"] - 1
             if self._lost_seed is None and request["n"] > 1:
                 self._lost_seed = last_seed

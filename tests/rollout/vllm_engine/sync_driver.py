@@ -1,5 +1,5 @@
-"""One rank of ZeRO-3: weights change, the sync is left incomplete in one way after another, and the
-probe must notice each.
+"""One rank of ZeRO-3: weights change, the sync is left incomplete in one way after another, and
+the probe must notice each.
 
 RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/sync_driver.py OUT_DIR CONFIG key=value ...
 """
@@ -90,9 +90,8 @@ def main() -> int:
     inner.load_weights = old_version
     push("old_version")
 
-    def misnamed(
-        named: Iterable[tuple[str, Tensor]], version: int
-    ) -> None:  # on one rank only; the others' weights are right
+    # on one rank only; the others' weights are right
+    def misnamed(named: Iterable[tuple[str, Tensor]], version: int) -> None:
         load(
             ((f"{name}.odd" if group.rank == 0 else name, tensor) for name, tensor in named),
             version,

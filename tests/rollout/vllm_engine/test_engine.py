@@ -1,5 +1,5 @@
-"""The real engine: ragged groups, seeds, stops, truncation, log-probabilities; alone, on two ranks,
-and sharded over two ranks."""
+"""The real engine: ragged groups, seeds, stops, truncation, log-probabilities; alone, on two
+ranks, and sharded over two ranks."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ def test_stop_and_truncation_are_recorded(answers: list[dict[str, Any]]) -> None
                 seen.add(reason)
                 assert version == 0
                 assert 1 <= len(ids) <= limit
-                assert (ids[-1] == 1) == (
-                    reason == "stop"
-                )  # 1 is the end token, and part of the response
+                # 1 is the end token, and part of the response
+                assert (ids[-1] == 1) == (reason == "stop")
                 assert 1 not in ids[:-1]
                 assert reason == "stop" or len(ids) == limit
                 assert "<eos>" not in text
@@ -77,9 +76,8 @@ def test_an_engine_sharded_over_two_ranks_gives_each_rank_its_own(
 ) -> None:
     before = set(Path("/dev/shm").iterdir())
     drive("engine_driver.py", str(tmp_path), str(model), "2", world=2)
-    assert not [
-        path for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name
-    ]  # nothing is left behind
+    # nothing is left behind
+    assert not [path for path in set(Path("/dev/shm").iterdir()) - before if "cpushm" in path.name]
     sharded = [json.loads((tmp_path / f"rank{rank}-tp2.json").read_text()) for rank in range(2)]
     for mine, alone in zip(sharded, answers):
         assert mine["whole"] == alone["whole"]

@@ -1,5 +1,5 @@
-"""Faults of the real engine in a real 2-rank run: a named error on every rank, a run that goes on,
-and a budget that is right."""
+"""Faults of the real engine in a real 2-rank run: a named error on every rank, a run that goes
+on, and a budget that is right."""
 
 from __future__ import annotations
 
@@ -62,9 +62,8 @@ def test_an_engine_that_dies_in_a_batch_ends_all_ranks_and_the_run_goes_on(
     )
     assert "error (rank 1): rollout: rank 1: vllm failed" in text
     assert "Traceback" not in text
-    assert (
-        lines(tmp_path / "run/ledger.jsonl")[-1]["spent_rollouts"] == 64
-    )  # the failed batch is not booked
+    # the failed batch is not booked
+    assert lines(tmp_path / "run/ledger.jsonl")[-1]["spent_rollouts"] == 64
     run("none", 0, tmp_path, settings, "--resume", "auto")
     evidence = lines(tmp_path / "run/evidence.jsonl")
     assert [e["step"] for e in evidence] == [1, 2, 3, 4]

@@ -76,9 +76,8 @@ def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: P
     assert gap(moved, new, 1.0) < 1e-4
     assert gap(moved, old, 1.0) > 0.01
     assert {c.policy_version for g in new for c in g.completions} == {1}
-    assert (
-        len([path for path in server.weights_dir.iterdir() if path.is_dir()]) == 1
-    )  # old versions are gone
+    # old versions are gone
+    assert len([path for path in server.weights_dir.iterdir() if path.is_dir()]) == 1
     push(engine, load_model(str(model), "float32", "sdpa"), 2)
     again = sample(engine, requests)
     assert [[c.token_ids.tolist() for c in g.completions] for g in again] == [
@@ -123,13 +122,8 @@ def test_strangers_get_nothing(server: ServerBox) -> None:
             ).status_code
             == 200
         )
-        for path in (
-            "/pause",
-            "/sleep",
-            "/server_info",
-            "/abort_requests",
-            "/shutdown",
-        ):  # vLLM has them in this mode
+        # vLLM has them in this mode
+        for path in ("/pause", "/sleep", "/server_info", "/abort_requests", "/shutdown"):
             assert client.post(path, headers=ours).status_code == 403, path
         assert (
             client.post(

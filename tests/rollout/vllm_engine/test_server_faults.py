@@ -1,5 +1,5 @@
-"""Faults of the real server: what passes is asked for again and gives the same rollouts, what does
-not ends in one line and exit 6."""
+"""Faults of the real server: what passes is asked for again and gives the same rollouts, what
+does not ends in one line and exit 6."""
 
 from __future__ import annotations
 
@@ -150,9 +150,8 @@ def call(engine: Any, label: str) -> None:
 @pytest.mark.covers("old weight version served")
 def test_old_weights_never_answer(server: ServerBox, undisturbed: list[Any]) -> None:
     start = load_model(str(server.model), "float32", "sdpa")
-    with server.faulty(
-        {"kind": "swallow", "count": 1, "skip": 1, **CALLS}
-    ):  # the first call asks which weights there are
+    # the first call asks which weights there are
+    with server.faulty({"kind": "swallow", "count": 1, "skip": 1, **CALLS}):
         engine = make_engine(server)
         assert server.done() == ["swallow"]
     try:

@@ -1,5 +1,5 @@
-"""Real runs of two ranks that sample from a real server: parity after each update, and what becomes
-of them when it dies."""
+"""Real runs of two ranks that sample from a real server: parity after each update, and what
+becomes of them when it dies."""
 
 from __future__ import annotations
 
@@ -86,15 +86,11 @@ def run_settings(server: ServerBox, folder: Path) -> list[str]:
 def test_a_run_survives_5xx_lost_draws_and_a_killed_server(
     server: ServerBox, tmp_path: Path
 ) -> None:
-    """The server is killed by SIGKILL in the middle of a batch and comes back with the start model,
-    many updates behind."""
+    """The server is killed by SIGKILL in the middle of a batch and comes back with the start
+    model, many updates behind."""
     faults = [  # of two that meet, the first is done
-        {
-            "kind": "kill",
-            "skip": 1,
-            "count": 1,
-            "version": "v2",
-        },  # the second of four groups of round 3
+        # the second of four groups of round 3
+        {"kind": "kill", "skip": 1, "count": 1, "version": "v2"},
         {"kind": "status", "status": 503, "skip": 4, "count": 3},
         {"kind": "half", "skip": 9, "count": 1},
         {"kind": "lose_one", "skip": 10},
@@ -112,9 +108,8 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(
     )
     generated = sum(sum(e["generated"]) for e in evidence)
     refunded = ledger[-1]["refunded_rollouts"]
-    assert (
-        refunded == sum(8 - n for e in evidence for n in e["generated"]) > 0
-    )  # every group is of 8
+    # every group is of 8
+    assert refunded == sum(8 - n for e in evidence for n in e["generated"]) > 0
     assert generated == ledger[-1]["spent_rollouts"] <= 128
     assert generated + metrics[-1]["budget/remaining_rollouts"] == 128
     assert all(e["generated"] == e["trials"] for e in evidence)
@@ -152,9 +147,8 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line(
     assert "it did not recover within rollout.server.restart_timeout_seconds = 2 s" in text
     assert "exits with return code = 6" in text or done.returncode == 6
     evidence, ledger = lines(tmp_path / "run/evidence.jsonl"), lines(tmp_path / "run/ledger.jsonl")
-    assert (
-        sum(sum(e["generated"]) for e in evidence) == ledger[-1]["spent_rollouts"] == 32
-    )  # the batch that broke is not booked
+    # the batch that broke is not booked
+    assert sum(sum(e["generated"]) for e in evidence) == ledger[-1]["spent_rollouts"] == 32
     mark = f"CERO_TEST_FAULTS={server.faults}".encode()
     orphans = [
         p.name for p in Path("/proc").iterdir() if p.name.isdigit() and mark in _environment(p)

@@ -1,5 +1,5 @@
-"""Weight sync under real ZeRO-3: the parity probe notices every way in which a sync is known to go
-wrong without an error."""
+"""Weight sync under real ZeRO-3: the parity probe notices every way in which a sync is known to
+go wrong without an error."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ def run(tmp_path: Path, engine: str, *settings: str, tied: bool) -> list[dict[st
 )
 def test_the_probe_notices_what_raises_no_error(tmp_path: Path, engine: str, tied: bool) -> None:
     ranks = run(tmp_path, engine, tied=tied)
-    assert (
-        ranks[0] == ranks[1]
-    )  # the same numbers and the same error everywhere, so that all ranks stop together
+    # the same numbers and the same error everywhere, so that all ranks stop together
+    assert ranks[0] == ranks[1]
     found = ranks[0]
     disagree = "sampler and learner disagree, mean |log-prob difference|"
     assert found["whole"]["parity/gap_max"] < 1e-4
@@ -75,9 +74,8 @@ def test_the_probe_notices_an_adapter_that_did_not_arrive(
     assert found["whole"]["parity/gap_max"] < 1e-4
     assert disagree in found["old_weights"]
     if engine == "vllm":
-        assert (
-            found["stale_cache"]["parity/gap_max"] < 1e-4
-        )  # vLLM's blocks carry the place their adapter came from, new at each sync
+        # vLLM's blocks carry the place their adapter came from, new at each sync
+        assert found["stale_cache"]["parity/gap_max"] < 1e-4
         assert "vllm could not take over the weights" in found["misnamed"]
     else:
         assert "the rollout model has no parameter" in found["misnamed"]
