@@ -46,3 +46,11 @@ EXIT_REQUEUE = 75  # saved; the cluster may start the job again
 EXIT_INTERRUPT = 130  # Ctrl-C; saved
 # restarted again and again without a new committed step; do not start it again
 EXIT_NO_PROGRESS = NoProgressError.exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: the first of its text (with the next, where it ends in a colon), or its
+    type where it has no text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    count = 2 if lines[0].endswith(":") else 1
+    return " ".join(line.strip() for line in lines[:count])

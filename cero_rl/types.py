@@ -2,7 +2,7 @@
 
 Legend: P pool prompts, G groups, R rollouts, S packed sequences on this rank, T packed tokens. A
 *prompt id* inside a run is the prompt's index in the pool (0..P-1); the content hash that
-survives runs lives on `data.Prompt`. Every record is frozen and checked once, when it is built.
+survives runs lives on `Prompt.key`. Every record is frozen and checked once, when it is built.
 torch is needed for annotations only, so the scheduler and the configuration can use this module
 without importing it.
 """
@@ -51,6 +51,38 @@ class Allocation:
     @property
     def total_rollouts(self) -> int:
         return int(self.rollouts.sum(dtype=np.int64))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The part of a round's Allocation that one optimizer step learns from: its groups
+    first : last."""
+
+    allocation: Allocation
+    first: int
+    last: int
+
+    @property
+    def round(self) -> int:
+        return self.allocation.round
+
+    @property
+    def prompt_ids(self) -> npt.NDArray[np.int64]:
+        """[G] in the Allocation's order."""
+        return self.allocation.prompt_ids[self.first : self.last]
+
+    @property
+    def rollouts(self) -> npt.NDArray[np.int32]:
+        """[G] group sizes."""
+        return self.allocation.rollouts[self.first : self.last]
+
+    @property
+    def ends_round(self) -> bool:
+        return self.last == len(self.allocation.prompt_ids)
+
+    @property
+    def is_whole_round(self) -> bool:
+        return self.first == 0 and self.ends_round
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +150,6 @@ class RolloutBatch:
     @property
     def num_rollouts(self) -> int:
         return int(self.rewards.shape[0])
-
-
-@dataclass(frozen=True, slots=True)
-class GroupStats:
-    """Per-group statistics from the advantage op; `wins` and the group sizes are the evidence
-    for the posterior."""
-
-    mean: Tensor  # f32[G]
-    std: Tensor  # f32[G]
-    wins: Tensor  # i32[G] rewards above the success threshold
-    live: Tensor  # bool[G] at least two rollouts with different rewards
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = 350
+MAX_LINES = {"cero_rl": 460, "csrc": 400}  # 350 are a question: is it one purpose?
+MAX_LINES_BESIDE = 480  # tests and tools: tables of cases are long
 SKIP_DIRS = {
     ".git",
     ".venv",
@@ -78,13 +79,25 @@ FILES = our_files()
 
 
 def test_source_files_stay_short() -> None:
-    long = {
-        str(path.relative_to(ROOT)): lines
+    long = {}
+    for path in FILES:
+        if path.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}:
+            lines = len(path.read_text(encoding="utf-8").splitlines())
+            name = path.relative_to(ROOT)
+            if lines > MAX_LINES.get(name.parts[0], MAX_LINES_BESIDE):
+                long[str(name)] = lines
+    assert not long, f"too long; does each have one purpose? {long}"
+
+
+def test_no_line_is_wider_than_the_page() -> None:
+    wide = [
+        f"{path.relative_to(ROOT)}:{number}"
         for path in FILES
-        if path.suffix in {".py", ".cu", ".cuh", ".cpp", ".h"}
-        and (lines := len(path.read_text(encoding="utf-8").splitlines())) > MAX_LINES
-    }
-    assert not long, f"more than {MAX_LINES} lines; split them: {long}"
+        if path.suffix == ".py"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    ]
+    assert not wide
 
 
 @pytest.mark.parametrize("pattern", HOSTS + PLACES)

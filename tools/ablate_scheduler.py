@@ -1,16 +1,18 @@
-"""Every option of CeroScheduler against the published defaults, in simulation, on paired seeds:
-the tables of docs/scheduler.md.
+"""Every option of CERO against the published defaults, in simulation, on paired seeds.
+
+Writes the tables of docs/scheduler.md.
 
     python tools/ablate_scheduler.py [--seeds 12] [--only NAME ...]     minutes on one core;
     writes docs/bench/scheduler_ablation.jsonl
 
 800 prompts, 160 rounds of 192 rollouts (24 groups of 8; 4.8 groups a prompt), spend_down on. A
 prompt has a logit; its success rate is the logistic of it. Worlds:
-    static       logits N(-1, 2) that never move drift        the same at the start, then a
-    stationary walk (pull .01, noise .28 a step: half of what is known is stale after 70 steps)
-    alike        logits N(-1, 1.5); every prompt teaches unfiltered   60 % solved, 15 %
-    impossible, 10 % luck (rate .15, no skill behind it), 15 % learnable, as in an unfiltered
-    pool
+    static       logits N(-1, 2) that never move
+    drift        the same at the start, then a stationary walk (pull .01, noise .28 a step: half of
+                 what is known is stale after 70 steps)
+    alike        logits N(-1, 1.5); every prompt teaches
+    unfiltered   60 % solved, 15 % impossible, 10 % luck (rate .15, no skill behind it), 15 %
+                 learnable, as in an unfiltered pool
 A group of n rollouts with k right carries the signal k (n - k)/(n - 1). In the last two worlds
 it raises its prompt's logit by .12 a unit of signal, and all logits of its family (8 of them;
 luck and impossible prompts are families of their own) by .12 times the family's signal per
@@ -36,11 +38,13 @@ import numpy as np
 
 from cero_rl.scheduler import (
     CeroScheduler,
-    UniformScheduler,
+    Evidence,
+    make_scheduler,
     prior_from_pass_rate,
     utility_value,
     water_filling,
 )
+from cero_rl.scheduler.budgeted import BudgetedScheduler
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS, ROUNDS, GROUP, GROUPS = 800, 160, 8, 24
@@ -111,36 +115,31 @@ class World:
 Play = Callable[[World], dict[str, float]]
 
 
-def play(world: World, scheduler: Any, partial: bool = False) -> dict[str, float]:
-    """Run to the end, 24 groups to an optimizer step; the numbers of the run. partial answers
-    every step by update_partial()."""
+def play(world: World, scheduler: BudgetedScheduler) -> dict[str, float]:
+    """Run to the end, 24 groups to an optimizer step and to an observe(); the numbers of the
+    run."""
     rng = np.random.default_rng([world.seed, 77])
     exposure, value, signal, spent = np.zeros(PROMPTS), 0.0, 0.0, 0
     share, start = BUDGET / GROUP / PROMPTS, world.rates
-    while (allocation := scheduler.next_round()) is not None:
+    while (allocation := scheduler.open_round()) is not None:
         ids, sizes = allocation.prompt_ids, allocation.rollouts.astype(np.int64)
-        wins = np.zeros_like(sizes)
         for first in range(0, ids.shape[0], GROUPS):
             part = slice(first, first + GROUPS)
             prompts, rollouts, rates = ids[part], sizes[part], world.rates
             # every option meets the same luck at a prompt in a step
             luck = rng.random((PROMPTS, 16))
-            wins[part] = (
-                (luck[prompts] < rates[prompts, None]) & (np.arange(16) < rollouts[:, None])
-            ).sum(axis=1)
+            right = (luck[prompts] < rates[prompts, None]) & (np.arange(16) < rollouts[:, None])
+            wins = right.sum(axis=1)
             c = 4.0 / share * (rates * (1.0 - rates))[prompts]
             value -= float(utility_value(c, exposure[prompts]).sum())
             exposure[prompts] += rollouts / GROUP
             value += float(utility_value(c, exposure[prompts]).sum())
-            if partial:
-                scheduler.update_partial(prompts, wins[part], rollouts)
-            signal += float(world.step(prompts, rollouts, wins[part]).sum())
-        if partial:
-            scheduler.update(np.zeros(PROMPTS), np.zeros(PROMPTS, dtype=np.int64))
-        else:
-            scheduler.update_groups(ids, wins, sizes)
-        if isinstance(scheduler, CeroScheduler) and scheduler.tokens is not None:
-            scheduler.spend_tokens(int((world.tokens[ids] * sizes).sum()))
+            tokens = int((world.tokens[prompts] * rollouts).sum())
+            scheduler.observe(
+                Evidence(prompts, wins.astype(np.float64), rollouts, response_tokens=tokens)
+            )
+            signal += float(world.step(prompts, rollouts, wins).sum())
+        scheduler.close_round()
         spent += int(sizes.sum())
     numbers = {"signal": 4.0 * signal / spent, "surrogate": value / PROMPTS}
     if world.kind == "static":
@@ -170,13 +169,25 @@ def cero(unit: int = GROUP, most: int = 1, rounds: int = ROUNDS, **options: Any)
     )
 
 
+def _uniform() -> BudgetedScheduler:
+    return make_scheduler(
+        "uniform",
+        num_prompts=PROMPTS,
+        rounds=ROUNDS,
+        budget_rollouts=BUDGET,
+        rollouts_per_unit=GROUP,
+        max_units_per_prompt=1,
+        capacity_rollouts=BUDGET // ROUNDS,
+    )
+
+
 def _warm(world: World) -> CeroScheduler:
     """A second run of the same length on the pool as it was at the start of the first, from the
     first one's posterior."""
     first = cero()
     play(World(world.kind, world.seed), first)
     second = cero()
-    second.warm_start(*first.posterior.evidence())
+    second.warm_start(*first.evidence())
     return second
 
 
@@ -200,10 +211,7 @@ GOOD: dict[str, Any] = {"step_scale": 5, "cap_shares": 4, "refit_prior_every": 5
 
 PLAYS: dict[str, tuple[str | None, Play]] = {  # name: (what it is compared with, how it is played)
     "published": (None, _options()),
-    "uniform": (
-        "published",
-        lambda w: play(w, UniformScheduler(PROMPTS, ROUNDS, BUDGET, GROUP, 1, BUDGET // ROUNDS)),
-    ),
+    "uniform": ("published", lambda w: play(w, _uniform())),
     **{f"step_scale {s}": ("published", _options(step_scale=s)) for s in (3, 5, 10)},
     "cap_shares 4": ("published", _options(cap_shares=4)),
     **{
@@ -256,10 +264,7 @@ PLAYS: dict[str, tuple[str | None, Play]] = {  # name: (what it is compared with
         for x in (1, 2)
     },
     "5 epoch rounds": ("published", _options(rounds=5)),
-    "5 epoch rounds, update_partial": (
-        "5 epoch rounds",
-        lambda w: play(w, cero(rounds=5), partial=True),
-    ),
+    "5 epoch rounds, streaming": ("5 epoch rounds", _options(rounds=5, streaming=True)),
     "resolve, refit 5": ("plan resolve", _options(plan="resolve", refit_prior_every=5)),
     "resolve, forgetting 0.99": ("plan resolve", _options(plan="resolve", forgetting=0.99)),
     "resolve, saturation 0.3": ("plan resolve", _options(plan="resolve", saturation=0.3)),

@@ -1,9 +1,9 @@
-"""Timings of the scheduler, the start-up and a training step: one JSON line a row, appended to
-docs/bench/.
+"""Timings of the scheduler, the start-up and a training step: JSON lines in docs/bench/.
 
-    scheduler   next_round + update at 1e4, 1e5, 1e6 prompts, bytes a prompt; against scipy and a
-    Python loop startup     seconds from the start of the 2-rank job to its first line, and the
-    shares of a training step
+    scheduler   next_round and update at 1e4, 1e5, 1e6 prompts, bytes a prompt; against scipy and a
+                Python loop
+    startup     seconds from the start of the 2-rank job to its first line, and the shares of a
+                training step
 
 The advantage operator has a benchmark of its own: bench_advantage.py.
 """
@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def bench_startup() -> Iterator[dict[str, Any]]:
-    sys.path.insert(0, str(ROOT / "tests" / "training"))
+    sys.path.insert(0, str(ROOT / "tests" / "train"))
+    sys.path.insert(0, str(ROOT / "tests"))
     import tempfile
 
     from launch import command, environment, lines  # pyright: ignore[reportMissingImports]

@@ -1,5 +1,4 @@
-"""The ragged group advantage against every peer of bench_peers.py: a table, and one JSON line a
-row in docs/bench/.
+"""The ragged group advantage against every peer of bench_peers.py: a table, rows in docs/bench/.
 
     make bench-advantage                       CPU, one thread
     python tools/bench_advantage.py --device cuda

@@ -1,8 +1,7 @@
-"""Speed and memory of the conversions beside a plain copy of the same bytes, in one run: `make
-bench-convert`.
+"""Speed and memory of the conversions beside a plain copy of the same bytes: `make bench-convert`.
 
-    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB] [--repeats
-    3] [--commands cast,...]
+    python tools/bench_convert.py [--layers 24] [--hidden 1024] [--shard-size 200MB]
+        [--repeats 3] [--commands cast,...]
 
 A Qwen3-shaped model with random weights (untied, vocabulary 32,768) and a ZeRO-3 checkpoint of 2
 ranks with the layout that DeepSpeed writes. Every conversion runs in a process of its own,

@@ -2,7 +2,7 @@
 bench-overlap`.
 
     python tools/bench_overlap.py [--config FILE] [--set KEY=VALUE ...] [--ranks 1] [--server]
-    [--steps 12] [--repeats 2]
+        [--steps 12] [--repeats 2]
 
 Trains the shipped command for a few steps, without and with overlap in turns; the first steps,
 which pay for the warm-up, and the last, which generates nothing ahead, are left out. `--server`

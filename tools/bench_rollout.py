@@ -1,7 +1,7 @@
 """Tokens per second of both rollout engines on the same requests, in one run: `make bench-rollout`.
 
     python tools/bench_rollout.py [--model DIR] [--dtype bfloat16] [--groups 8] [--rollouts 8]
-    [--response-tokens 64] [--repeats 3]
+        [--response-tokens 64] [--repeats 3]
 
 Each engine samples the same ragged groups; the engines alternate, so a busy machine is busy for
 both. Every response runs to its token limit (no end token), so that both do the same work. One JSON
@@ -66,7 +66,6 @@ def build(options: argparse.Namespace, group: Group) -> dict[str, RolloutEngine]
         kv_cache_memory_bytes=2**29,
         tensor_parallel=1,
         sleep=False,
-        generate_timeout_seconds=600,
         seed=0,
     )
     vllm = VllmEngine(
@@ -74,8 +73,7 @@ def build(options: argparse.Namespace, group: Group) -> dict[str, RolloutEngine]
         settings,
         eos_token_ids=[],
         decode=decode,
-        rank=group.rank,
-        gather=group.gather_json,
+        group=group,
     )
     model = load_model(options.model, options.dtype, "sdpa").to(group.device)
     plain = TransformersEngine(

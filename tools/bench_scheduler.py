@@ -1,9 +1,10 @@
 """Timings of the scheduler: one JSON line a row, to docs/bench/scheduler.jsonl. Ratios compare two
 ways within this one run. Milliseconds are processor time of one thread.
 
-    round     next_round + update at 1e4, 1e5, 1e6 prompts, published defaults and options; bytes a
-    prompt problem   the round's linear program: ranked_plan against scipy's HiGHS, both to the
-    optimum loop      a whole round against straightforward Python, one prompt after the other
+    round    open_round, then observe and close_round (observe_ms) or update, at 1e4, 1e5 and 1e6
+             prompts, published defaults and options; bytes a prompt
+    problem  the round's linear program: ranked_plan against scipy's HiGHS, both to the optimum
+    loop     a whole round against straightforward Python, one prompt after the other
 
     OMP_NUM_THREADS=1 python tools/bench_scheduler.py [--only round problem loop]
 """
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cero_rl.scheduler import CeroScheduler, ranked_plan
+from cero_rl.scheduler import CeroScheduler, Evidence, ranked_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (10_000, 100_000, 1_000_000)
@@ -77,8 +78,8 @@ def make(prompts: int, **options: Any) -> CeroScheduler:
 def played(
     scheduler: CeroScheduler, rounds: int, sparse: bool, rates: np.ndarray
 ) -> tuple[list[float], list[float]]:
-    """Processor seconds of every next_round and of every update of a round that allocates
-    something.
+    """Processor seconds of every next_round, and of every observe and close_round (update unless
+    sparse), of a round that allocates something.
 
     Processor time of the one thread, so that what else the machine does costs cache misses but not
     waiting.
@@ -91,13 +92,15 @@ def played(
         planned = time.process_time() - started
         if allocation is None:
             break
-        ids, sizes = allocation.prompt_ids, allocation.rollouts
+        ids, sizes = allocation.prompt_ids, allocation.rollouts.astype(np.int64)
         wins = rng.binomial(sizes, rates[ids])
+        evidence = Evidence(ids, wins.astype(np.float64), sizes)
         successes, trials = np.zeros(prompts), np.zeros(prompts, dtype=np.int64)
         successes[ids], trials[ids] = wins, sizes
         started = time.process_time()
         if sparse:
-            scheduler.update_groups(ids, wins, sizes)
+            scheduler.observe(evidence)
+            scheduler.close_round()
         else:
             scheduler.update(successes, trials)
         learnt = time.process_time() - started
@@ -123,9 +126,11 @@ def bench_round() -> Iterator[dict[str, Any]]:
             scheduler = make(prompts, **options)
             allocation = scheduler.next_round()
             assert allocation is not None
-            scheduler.update_groups(
-                allocation.prompt_ids, np.zeros(allocation.prompt_ids.shape[0]), allocation.rollouts
+            ids = allocation.prompt_ids
+            scheduler.observe(
+                Evidence(ids, np.zeros(ids.size), allocation.rollouts.astype(np.int64))
             )
+            scheduler.close_round()
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             total = [plan + learn for plan, learn in zip(plans, groups)]
@@ -135,7 +140,7 @@ def bench_round() -> Iterator[dict[str, Any]]:
                 "options": name,
                 "groups": int(allocation.prompt_ids.shape[0]),
                 "next_round_ms": median(plans),
-                "update_groups_ms": median(groups),
+                "observe_ms": median(groups),
                 "update_ms": median(dense),
                 "total_ms": median(total),
                 "total_min_ms": round(1e3 * min(total), 3),

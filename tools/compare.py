@@ -1,9 +1,9 @@
-"""CERO against uniform at the same number of generated rollouts: paired seeds, held-out accuracy
-along the whole run, 95 % intervals.
+"""CERO against uniform at the same number of generated rollouts, on paired seeds.
 
-Each arm of each seed is one real training run (one rank, ZeRO-3) of a recipe. A finished run is one
-line of the results file, so a sweep that was stopped goes on where it was. Both arms of a seed
-share the model, the split and the evaluation's draws.
+Held-out accuracy along the whole run, with 95 % intervals. Each arm of each seed is one real
+training run (one rank, ZeRO-3) of a recipe. A finished run is one line of the results file, so a
+sweep that was stopped goes on where it was. Both arms of a seed share the model, the split and the
+evaluation's draws.
 
     python tools/compare.py run  --pool unfiltered --seeds 8 --jobs 2
     python tools/compare.py report

@@ -1,10 +1,14 @@
 """Digit-string tasks: six families that a one-million-parameter character model can learn, and
 two that it cannot.
 
-    M48213=8     the largest digit            C3:48233=2   how often a digit occurs      S4821=5
-    the digit sum modulo 10 R4821=1284   reversed                     I2:4813=1    the digit at
-    an index (0-based)  O4813=1348 sorted L4821=7      a lottery: the answer is a random digit,
-    so a sample is right about one time in ten, whatever is learnt
+    M48213=8     the largest digit
+    C3:48233=2   how often a digit occurs
+    S4821=5      the digit sum modulo 10
+    R4821=1284   reversed
+    I2:4813=1    the digit at an index (0-based)
+    O4813=1348   sorted
+    L4821=7      a lottery: the answer is a random digit, so a sample is right about one time in
+                 ten, whatever is learnt
 
 Strings have 2 to 8 digits. Everything is a function of a seed. Train and held-out strings are
 told apart by a hash, so no held-out question can turn up in any other set.

@@ -1,9 +1,10 @@
-"""Everything that needs a GPU, in one command of less than 8 minutes: build, tests, sanitizers,
-benchmark, ZeRO-3 smoke.
+"""Everything that needs a GPU, in one command of less than 8 minutes.
 
-    make gpu-check                  in the project's virtual environment make gpu-check
-    PY=python3       with a python that has torch (no network is needed; what it lacks is skipped
-    and said)
+Build, tests, sanitizers, benchmark, ZeRO-3 smoke:
+
+    make gpu-check                  in the project's virtual environment
+    make gpu-check PY=python3       with a python that has torch (no network is needed; what it
+                                    lacks is skipped and said)
 
 One JSON line a check goes to docs/bench/gpu_check.jsonl, the benchmark's rows to
 docs/bench/advantage_cuda.jsonl; logs are in build/gpu_check/. Ends with 1 if a check failed, and

@@ -1,9 +1,9 @@
 """Kill a real training run at every fault point, start it again, and compare what comes out with a
 run that nothing happened to.
 
-    make kill-sweep                      every point; the table goes to the screen, a JSON row a
-    point to docs/bench/kill_sweep.jsonl python tools/kill_sweep.py --points learner.backward
-    checkpoint.renamed
+    make kill-sweep     every point; the table goes to the screen, a JSON row a point to
+                        docs/bench/kill_sweep.jsonl
+    python tools/kill_sweep.py --points learner.backward checkpoint.renamed
 
 DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command. Compared are sha256 over the exported
 weights, the evidence log and the state of the last checkpoint (posterior, duals, ledger, cursor).
@@ -75,6 +75,18 @@ class Ended:
         return "".join(self.texts)
 
 
+def start_rank(line: list[str], environment: dict[str, str], log: Path) -> Any:
+    """One rank as a process; its output goes to `log`. The tests start warmer ones."""
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, *line],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
 class Ranks:
     """The training command on `ranks` processes of this machine, started without a launcher, so
     that a rank's end is its own."""
@@ -89,13 +101,7 @@ class Ranks:
         fault: str = "",
         port: int | None = None,
     ) -> None:
-        line = [
-            sys.executable,
-            "recipes/train_cero.py",
-            "--config",
-            "recipes/quickstart_cpu.yaml",
-            *flags,
-        ]
+        line = ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
         for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
             line += ["--set", setting]
         shared = {
@@ -112,13 +118,7 @@ class Ranks:
         self.started = time.monotonic()
         self.logs = [out / f"{name}.{self.started:.3f}.rank{rank}.log" for rank in range(ranks)]
         self.processes = [
-            subprocess.Popen(
-                line,
-                cwd=ROOT,
-                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=log.open("w"),
-                stderr=subprocess.STDOUT,
-            )
+            start_rank(line, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log)
             for rank, log in enumerate(self.logs)
         ]
 

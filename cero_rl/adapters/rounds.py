@@ -23,8 +23,9 @@ from cero_rl.data.prompts import Messages, fingerprint, make_prompt
 from cero_rl.errors import CheckpointError
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
-from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler import CeroOptions, Evidence, Scheduler
 from cero_rl.scheduler.ledger import Ledger
+from cero_rl.scheduler.registry import allocator
 from cero_rl.types import Allocation
 
 STATE_FILE = "cero_scheduler.npz"
@@ -124,6 +125,14 @@ def score_round(
     )
 
 
+def published_cero(name: str, rounds: int, step_scale: float) -> CeroOptions | None:
+    """CERO's options for a trainer's script: the dual step in units of the published 1/sqrt(K),
+    the budget spent exactly. None for an allocator that has none of them. Raises ValueError."""
+    if not allocator(name).is_cero:
+        return None
+    return CeroOptions(step_size=step_scale / math.sqrt(rounds), spend_down=True)
+
+
 def open_round(scheduler: Scheduler) -> Allocation | None:
     """The next round that has something to generate, or the one a resumed run was about to
     generate; None when the run is over.
@@ -132,10 +141,17 @@ def open_round(scheduler: Scheduler) -> Allocation | None:
     """
     if scheduler.pending is not None:
         return scheduler.pending
-    while (allocation := scheduler.next_round()) is not None and allocation.total_rollouts == 0:
-        nothing = np.zeros(scheduler.value.shape[0], dtype=np.int64)
-        scheduler.update(nothing, nothing)
+    while (allocation := scheduler.open_round()) is not None and allocation.total_rollouts == 0:
+        scheduler.close_round()
     return allocation
+
+
+def close_round(scheduler: Scheduler, result: RoundResult) -> None:
+    """Tell the scheduler what came of the open round, and end it."""
+    ids = result.allocation.prompt_ids
+    successes = result.successes[ids].astype(np.float64)
+    scheduler.observe(Evidence(ids, successes, result.trials[ids]))
+    scheduler.close_round()
 
 
 def pool_fingerprint(prompts: Iterable[str | Messages]) -> str:

@@ -1,5 +1,5 @@
-"""Checkpoints: what is in one (manifest), how it comes about (commit), how it is read back
-(restore) and how long it stays (retention).
+"""Checkpoints: what is in one (manifest, progress), how it comes about (saver, commit), how it is
+read back (restore), how long it stays (retention); and the model at the end (export).
 
 Names that need torch or DeepSpeed are imported from their modules, so that `cero-rl checkpoints`
 starts at once.

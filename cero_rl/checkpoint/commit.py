@@ -61,7 +61,7 @@ class _Writing:
     ) -> None:
         self.step, self.directory, self.score = step, directory, score
         self.files: dict[str, Any] = {}
-        self.failure: str | None = None
+        self.failure: OSError | RuntimeError | ValueError | None = None
         self._write = write
         self._thread: threading.Thread | None = None
 
@@ -69,7 +69,7 @@ class _Writing:
         try:
             self.files = self._write()
         except (OSError, RuntimeError, ValueError) as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = error
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self.run, name="checkpoint-writer", daemon=True)
@@ -166,7 +166,7 @@ class Checkpoints:
 
         def written() -> None:
             if writing.failure is not None:
-                raise OSError(writing.failure)
+                raise writing.failure
 
         self._attempt(writing.step, "write", written)
         everyone: dict[str, Any] = {}
@@ -217,16 +217,4 @@ class Checkpoints:
         )
 
     def _attempt(self, step: int, what: str, action: Callable[[], Any]) -> None:
-        attempt(self._group, f"checkpoint of step {step}, {what}", action)
-
-
-def attempt(group: Group, what: str, action: Callable[[], Any]) -> None:
-    """Run `action` here and raise CheckpointError on every rank if it failed on any."""
-    failed = None
-    try:
-        action()
-    except (OSError, RuntimeError, ValueError) as error:
-        failed = f"rank {group.rank}: {type(error).__name__}: {error}"
-    messages = [m for m in group.gather_json(failed) if m]
-    if messages:
-        raise CheckpointError(f"{what}: {messages[0]}")
+        self._group.together(f"checkpoint of step {step}, {what}", action, CheckpointError)

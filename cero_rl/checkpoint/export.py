@@ -39,9 +39,8 @@ def export_model(
     if (adapter := policy.adapter) is not None:
         note = (
             f"\nA LoRA adapter of rank {config.lora.rank} is merged in. Rounding the sum to "
-            f"{config.model.dtype} cost "
-            f"{adapter.merge_loss():.1%} of what the adapter adds (2-norms); the adapter "
-            "itself was written beside this directory.\n"
+            f"{config.model.dtype} cost {adapter.merge_loss():.1%} of what the adapter adds "
+            "(2-norms); the adapter itself was written beside this directory.\n"
         )
         matrices = {
             stored_name(name): t
@@ -68,18 +67,18 @@ def export_model(
 def _replace(directory: Path, write: Callable[[Path], None], group: Group) -> None:
     """Have rank 0 write a directory that takes the other's place once it is complete. Raises
     EngineError on all ranks."""
-    failed = None
-    if group.is_main:
-        try:
-            fresh = directory.with_name(directory.name + ".tmp")
-            shutil.rmtree(fresh, ignore_errors=True)
-            write(fresh)
-            if directory.exists():
-                shutil.rmtree(directory)
-            fresh.rename(directory)
-        except OSError as error:
-            failed = str(error)
-    group.agree(failed, f"export to {directory}")
+
+    def replace() -> None:
+        if not group.is_main:
+            return
+        fresh = directory.with_name(directory.name + ".tmp")
+        shutil.rmtree(fresh, ignore_errors=True)
+        write(fresh)
+        if directory.exists():
+            shutil.rmtree(directory)
+        fresh.rename(directory)
+
+    group.together(f"export to {directory}", replace)
 
 
 def _card(config: Config, library: str) -> str:

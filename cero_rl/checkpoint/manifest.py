@@ -2,7 +2,7 @@
 last and checked first.
 
     checkpoints/step_000010/   zero/ (DeepSpeed shards)  state.json  arrays.safetensors
-    rank0.safetensors ...  MANIFEST.json
+                               rank0.safetensors ...  MANIFEST.json
 
 A directory without a manifest is no checkpoint. Neither DeepSpeed nor safetensors notices a flipped
 bit, so hashes are checked before either opens a file. Standard library only.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cero_rl.checkpoint.commit import RunState
 from cero_rl.config import Config
@@ -22,8 +21,7 @@ from cero_rl.scheduler import Scheduler
 from cero_rl.scheduler.ledger import Ledger
 
 _SCHEDULER = "scheduler."
-_COUNTERS = ("step", "updates", "bad_updates", "groups_done")
-_ARRAYS = ("successes", "squares", "trials")
+_COUNTERS = ("step", "updates", "bad_updates")
 
 
 @dataclass
@@ -33,11 +31,6 @@ class Progress:
 
     ledger: Ledger
     lengths: LengthTracker
-    # [P] evidence of the round under way, not yet in the posterior
-    successes: npt.NDArray[np.float64]
-    squares: npt.NDArray[np.float64]  # [P]
-    trials: npt.NDArray[np.int64]  # [P]
-    groups_done: int = 0  # of the pending allocation
     step: int = 0
     updates: int = 0
     bad_updates: int = 0  # optimizer steps in a row that were skipped for a bad gradient
@@ -48,26 +41,16 @@ class Progress:
         lengths = LengthTracker(
             num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
         )
-        zeros = np.zeros(num_prompts)
-        return cls(
-            Ledger(config.budget.total_rollouts),
-            lengths,
-            zeros,
-            zeros.copy(),
-            np.zeros(num_prompts, dtype=np.int64),
-        )
-
-    def close_round(self) -> None:
-        self.successes[:] = self.squares[:] = 0
-        self.trials[:] = 0
-        self.groups_done = 0
+        return cls(Ledger(config.budget.total_rollouts), lengths)
 
     def state(self, scheduler: Scheduler, own: dict[str, Any]) -> RunState:
         """What a checkpoint keeps; `own` are this rank's arrays."""
         scalars: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
         scalars |= {"ledger": self.ledger.state(), "eval_before": self.eval_before}
-        arrays = {f"round.{name}": getattr(self, name) for name in _ARRAYS}
-        arrays |= {"lengths.tokens": self.lengths.tokens, "lengths.samples": self.lengths.samples}
+        arrays: dict[str, Any] = {
+            "lengths.tokens": self.lengths.tokens,
+            "lengths.samples": self.lengths.samples,
+        }
         for name, value in scheduler.state_dict().items():
             (arrays if isinstance(value, np.ndarray) else scalars)[_SCHEDULER + name] = value
         return RunState(scalars, arrays, own)
@@ -86,12 +69,8 @@ class Progress:
             raise CheckpointError(str(error)) from None
         for name in _COUNTERS:
             setattr(self, name, scalars[name])
-        for name in _ARRAYS:
-            setattr(self, name, arrays[f"round.{name}"])
-        self.lengths.tokens, self.lengths.samples = (
-            arrays["lengths.tokens"],
-            arrays["lengths.samples"],
-        )
+        self.lengths.tokens = arrays["lengths.tokens"]
+        self.lengths.samples = arrays["lengths.samples"]
         self.eval_before = scalars["eval_before"]
         self.ledger = Ledger(**scalars["ledger"])
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.numpy import load_file
 
-from cero_rl.checkpoint.commit import ZERO_TAG, RunState, attempt
+from cero_rl.checkpoint.commit import ZERO_TAG, RunState
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
@@ -58,9 +58,8 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
     if manifest["world_size"] != group.world_size and not universal:
         raise CheckpointError(
             f"{directory}: written by {manifest['world_size']} ranks, this job has "
-            f"{group.world_size}; start it with the same number, "
-            f"or run tools/convert.py reshard {directory} --ranks {group.world_size} --out "
-            f"{directory} --force"
+            f"{group.world_size}; start it with the same number, or run tools/convert.py "
+            f"reshard {directory} --ranks {group.world_size} --out {directory} --force"
         )
     for key, wanted in identity.items():
         if manifest.get(key) != wanted:
@@ -82,7 +81,7 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
         if torch.cuda.is_available() and "rng.cuda" in own:
             torch.cuda.set_rng_state(torch.from_numpy(own["rng.cuda"]))
 
-    attempt(group, f"loading {directory}", restore)
+    group.together(f"loading {directory}", restore, CheckpointError)
     scalars = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     own = {name: value for name, value in own.items() if not name.startswith("rng.")}
     return RunState(scalars, load_file(directory / "arrays.safetensors"), own)

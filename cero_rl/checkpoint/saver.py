@@ -46,7 +46,7 @@ class Saver:
         self, step: int, state: Callable[[], RunState], score: float | None, *, last: bool
     ) -> None:
         """Save if it is time to, if the save before failed, or if this is the `last` chance to."""
-        self._try(self._checkpoints.poll)
+        self._try(lambda: self._checkpoints.poll(wait=last))
         every = self._settings.every_steps
         if not (last or self.failed_saves or (every and step % every == 0)):
             return
@@ -59,7 +59,7 @@ class Saver:
 
     def _try(self, action: Callable[[], bool]) -> bool:
         try:
-            committed = action()
+            action()
         except CheckpointError as error:
             self.failed_saves += 1
             if self.failed_saves >= self._settings.max_failures:
@@ -69,6 +69,8 @@ class Saver:
                 f"{self._settings.max_failures}): {error}"
             )
             return False
-        if committed:
-            self.failed_saves, self._saved_step = 0, self._checkpoints.committed_step
+        committed = self._checkpoints.committed_step
+        if committed != self._saved_step:  # also one that a later save waited for
+            self.failed_saves = 0
+            self._saved_step = committed
         return True

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     refuse_unfit()
     from cero_rl.data.pool import load_data
+    from cero_rl.job.watchdog import Watchdog
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rewards.pool import RewardPool, check_reward
     from cero_rl.rollout.engines.build import build_rollout_engine
@@ -49,20 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
                 "data.heldout_fraction"
             )
         engine = build_rollout_engine(config, tokenizer, group, path)
-        count = min(len(heldout), config.evaluation.limit or len(heldout))
-        samples = config.evaluation.final_samples_per_prompt or config.evaluation.samples_per_prompt
-        with RewardPool(config.reward) as rewards:
-            result = evaluate(
-                engine,
-                heldout.prompts[:count],
-                heldout.tokens[:count],
-                rewards,
-                group,
-                samples_per_prompt=samples,
-                pass_k=config.evaluation.pass_k,
-                temperature=config.evaluation.temperature,
-                success_threshold=config.reward.success_threshold,
-            )
+        watchdog = Watchdog(config.watchdog.stall_seconds)
+        with watchdog, RewardPool(config.reward) as rewards:
+            result = evaluate(engine, heldout, rewards, group, watchdog, config, final=True)
         if group.is_main:
             print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
         return 0

@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="cero-rl", description=what, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+    by_name = {command.__name__.rpartition(".")[2]: command for command in COMMANDS}
+    for name, command in by_name.items():
         own = commands.add_parser(name, allow_abbrev=False, help=command.HELP)
         command.add_arguments(own)
-        own.set_defaults(run=command.run)
     arguments = parser.parse_args(argv)
-    return guard(lambda: arguments.run(arguments), debug=arguments.debug)
+    chosen = by_name[arguments.command]
+    return guard(lambda: chosen.run(arguments), debug=arguments.debug)

@@ -159,10 +159,9 @@ def _place(config: Config, arguments: argparse.Namespace) -> _Place:
         host = first.hostname or ""
         if not is_loopback(host):
             raise ConfigError(
-                f"rollout.server.urls: {config.rollout.server.urls[0]} is not this "
-                "machine's loopback; say with --host which of its "
-                "addresses to listen on. The key crosses the network in clear: a private "
-                "network, or https in front of it"
+                f"rollout.server.urls: {config.rollout.server.urls[0]} is not this machine's "
+                "loopback; say with --host which of its addresses to listen on. The key "
+                "crosses the network in clear: a private network, or https in front of it"
             )
     if not 1 <= port <= 65535:
         raise ConfigError(f"--port {port}: wanted 1 to 65535")
@@ -177,9 +176,8 @@ def _check_port(place: _Place) -> None:
             probe.bind(address)
     except OSError as error:
         raise EngineError(
-            f"--host {place.host} --port {place.port}: cannot listen there "
-            f"({error.strerror}); is another server running? Choose another "
-            "--port, and name it in rollout.server.urls"
+            f"--host {place.host} --port {place.port}: cannot listen there ({error.strerror}); is "
+            "another server running? Choose another --port, and name it in rollout.server.urls"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`python -m cero_rl simulate`: every allocator on one budget, on simulated pools or on the pass
+"""`cero-rl simulate`: every allocator on one budget, on simulated pools or on the pass
 rates of a recorded run.
 
 No torch and no configuration file. Arguments are checked before anything runs; matplotlib is
@@ -36,8 +36,8 @@ _EPILOG = """examples:
   cero-rl simulate --suite drift --out runs/simulate  with a picture, and the rows as JSON lines
   cero-rl simulate --replay runs/NAME                 what each would have chosen in a run of yours
 
-Simulated ability rests on a model of learning (docs/scheduler-rivals.md); it orders ideas and is no
-substitute for training."""
+Simulated ability rests on a model of learning (docs/scheduler-rivals.md); it orders ideas and is
+no substitute for training."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -23,8 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="train_cero.py",
         description="Train with verifiable rewards under one rollout budget. Start it with the "
-        "deepspeed launcher: "
-        "deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
+        "deepspeed launcher: deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
         allow_abbrev=False,
     )
     add_config(parser)
@@ -87,7 +86,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero import launch
 
-    group = launch.start(config.watchdog.stall_seconds)
+    group = launch.start(config.collective_timeout_seconds)
+    launch.seed_rank(config.seed, group.rank)
     tokenizer = load_tokenizer(config.model.path)
     check_model(config, config.model.path, tokenizer)
     data = load_data(config, tokenizer)
@@ -108,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)
         trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_dir, watchdog)
-        status = trainer.run()
+        status = trainer.train()
     if group.is_main:
         close_attempt(run_dir, status)
     launch.stop()  # not on the way out of an error: the other ranks may be stuck

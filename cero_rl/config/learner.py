@@ -55,9 +55,8 @@ class LearnerConfig(Section):
     )
     aggregation: Literal["token_mean", "seq_mean", "prompt_mean", "constant"] = Field(
         default="seq_mean",
-        description="token losses are averaged over all tokens, rollouts "
-        "or prompts, or divided by a "
-        "constant length",
+        description="token losses are averaged over all tokens, rollouts or prompts, or "
+        "divided by a constant length",
     )
     advantage_eps: PositiveFloat = Field(
         default=1e-6, description="added to the standard deviation"
@@ -80,11 +79,9 @@ class LearnerConfig(Section):
     )
     importance_sampling: Literal["auto", "none", "truncate", "mask"] = Field(
         default="auto",
-        description="weight pi_learner / pi_sampler of each token, cut off "
-        "at importance_cap, or set "
-        "to 0 outside "
-        "[importance_floor, importance_cap]; auto: truncate where the sampler is another "
-        "implementation (vllm), else none",
+        description="weight pi_learner / pi_sampler of each token, cut off at importance_cap, "
+        "or set to 0 outside [importance_floor, importance_cap]; auto: truncate where the "
+        "sampler is another implementation (vllm), else none",
     )
     importance_level: Literal["token", "sequence"] = Field(
         default="token",

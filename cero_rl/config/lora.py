@@ -23,18 +23,16 @@ class LoraConfig(Section):
     )
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         default="all-linear",
-        description="linear layers by the end of their names, e.g. "
-        "[q_proj, v_proj]; all-linear: all "
-        "but the head",
+        description="linear layers by the end of their names, e.g. [q_proj, v_proj]; "
+        "all-linear: all but the head",
     )
     rank_stabilized: bool = Field(
         default=False, description="scaling is alpha / sqrt(rank) (arXiv 2312.03732)"
     )
     sync: Literal["adapter", "merged"] = Field(
         default="adapter",
-        description="adapter: the sampler gets the matrices alone and adds their product itself; "
-        "merged: it gets W + scaling B A, rounded "
-        "to model.dtype",
+        description="adapter: the sampler gets the matrices alone and adds their product "
+        "itself; merged: it gets W + scaling B A, rounded to model.dtype",
     )
 
     @field_validator("targets")

@@ -13,6 +13,7 @@ from cero_rl.config.base import Fraction, NonNegativeInt, PositiveFloat, Positiv
 
 
 def is_loopback(host: str) -> bool:
+    """Is this the name or number of this machine alone?"""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -36,9 +37,8 @@ class ServerConfig(Section):
     weights_dir: str = Field(
         default="runs/.server/weights",
         min_length=1,
-        description="where weights are handed over, the same place for run "
-        "and servers; room for two "
-        "copies of the model",
+        description="where weights are handed over, the same place for run and servers; room "
+        "for two copies of the model",
     )
     connect_timeout_seconds: PositiveFloat = Field(default=10.0, description="for a connection")
     read_timeout_seconds: PositiveFloat = Field(
@@ -123,25 +123,22 @@ class RolloutConfig(Section):
     )
     kv_cache_memory_bytes: Annotated[int, Field(ge=2**20)] | None = Field(
         default=None,
-        description="vllm: key-value cache of a rank; None: what "
-        "gpu_memory_fraction leaves, 512 MiB "
-        "on a CPU",
+        description="vllm: key-value cache of a rank; None: what gpu_memory_fraction leaves, "
+        "512 MiB on a CPU",
     )
     tensor_parallel: PositiveInt = Field(
         default=1, description="vllm: ranks that share one engine; must divide the number of ranks"
     )
     sleep: bool = Field(
         default=True,
-        description="vllm on a GPU: leave its memory to the learner "
-        "between rollouts; no effect on a "
-        "CPU",
+        description="vllm on a GPU: leave its memory to the learner between rollouts; no "
+        "effect on a CPU",
     )
     overlap: bool = Field(
         default=False,
-        description="generate the next step's rollouts while the learner works on this one's: they "
-        "come from weights one step old, which "
-        "learner.importance_sampling corrects. Gains where sampler and learner have "
-        "hardware of their own",
+        description="generate the next step's rollouts while the learner works on this one's: "
+        "they come from weights one step old, which learner.importance_sampling corrects. "
+        "Gains where sampler and learner have hardware of their own",
     )
     parity_bound: PositiveFloat | None = Field(
         default=None,
@@ -153,7 +150,7 @@ class RolloutConfig(Section):
     )
     generate_timeout_seconds: PositiveFloat = Field(
         default=3600.0,
-        description="vllm: one wave of rollouts that takes longer ends the run (exit 6)",
+        description="one wave of rollouts that takes longer ends the run (exit 6)",
     )
 
     server: ServerConfig = ServerConfig()
@@ -163,21 +160,18 @@ class RolloutConfig(Section):
         if self.top_p != 1.0 or self.top_k != 0:
             raise ValueError(
                 f"top_p={self.top_p}, top_k={self.top_k} change the behaviour distribution "
-                "that the loss divides by; "
-                "train with top_p=1.0 and top_k=0"
+                "that the loss divides by; train with top_p=1.0 and top_k=0"
             )
         if self.tensor_parallel > 1 and self.engine != "vllm":
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: "
-                f"{self.engine}; set rollout.engine: vllm "
-                "or rollout.tensor_parallel: 1"
+                f"{self.engine}; set rollout.engine: vllm or rollout.tensor_parallel: 1"
             )
         if self.overlap and self.tensor_parallel > 1:
             raise ValueError(
-                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) "
-                "talk to each other while they generate, which "
-                "cannot go on beside the learner's own messages; set rollout.overlap: "
-                "false or rollout.tensor_parallel: 1"
+                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) talk "
+                "to each other while they generate, which cannot go on beside the learner's own "
+                "messages; set rollout.overlap: false or rollout.tensor_parallel: 1"
             )
         if self.mode == "server" and self.engine != "vllm":
             raise ValueError(

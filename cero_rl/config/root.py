@@ -1,8 +1,8 @@
-"""The run configuration: one frozen pydantic tree, the algorithm presets, and the sizes that follow
-from it.
+"""The run configuration: one frozen pydantic tree, what its sections ask of each other, and the
+sizes that follow from it.
 
 No torch here: `python -m cero_rl validate` answers in under two seconds. Reading YAML and overrides
-is `config_io`'s work.
+is the work of `config/io.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
+
+_COLLECTIVE_MARGIN_SECONDS = 60.0
 
 
 class Config(Section):
@@ -56,19 +58,17 @@ class Config(Section):
         if total < scheduler.rounds * unit:
             raise ValueError(
                 f"budget B >= rounds K * rollouts_per_unit fails: {total} < "
-                f"{scheduler.rounds} * {unit} = {scheduler.rounds * unit}, so "
-                "some rounds could not give one prompt its group; lower scheduler.rounds "
-                "or scheduler.rollouts_per_unit (at least 2), or "
-                "raise budget.total_rollouts"
+                f"{scheduler.rounds} * {unit} = {scheduler.rounds * unit}, so some rounds "
+                "could not give one prompt its group; lower scheduler.rounds or "
+                "scheduler.rollouts_per_unit (at least 2), or raise budget.total_rollouts"
             )
         if scheduler.streaming and (
             scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None
         ):
             raise ValueError(
                 f"scheduler.streaming: got it with scheduler {scheduler.name!r} and "
-                "learner.rollouts_per_step = "
-                f"{self.learner.rollouts_per_step}; wanted one of {', '.join(CERO_FAMILY)} "
-                "and rounds that rollouts_per_step cuts"
+                f"learner.rollouts_per_step = {self.learner.rollouts_per_step}; wanted one of "
+                f"{', '.join(CERO_FAMILY)} and rounds that rollouts_per_step cuts"
             )
         if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
             wanted = ", ".join(CERO_FAMILY)
@@ -94,9 +94,8 @@ class Config(Section):
         if total > scheduler.rounds * capacity:
             raise ValueError(
                 f"budget B <= rounds K * capacity C fails: {total} > {scheduler.rounds} * "
-                f"{capacity} = {scheduler.rounds * capacity}; "
-                "raise scheduler.rounds or scheduler.capacity_rollouts, or lower "
-                "budget.total_rollouts"
+                f"{capacity} = {scheduler.rounds * capacity}; raise scheduler.rounds or "
+                "scheduler.capacity_rollouts, or lower budget.total_rollouts"
             )
         too_large = [
             k
@@ -124,6 +123,18 @@ class Config(Section):
     def parity_bound(self) -> float:
         """Largest |log-prob difference| of sampler and learner after a sync, in nats."""
         return self.rollout.parity_bound or {"float32": 1e-4, "bfloat16": 0.2}[self.model.dtype]
+
+    @property
+    def collective_timeout_seconds(self) -> float:
+        """Of the process group: longer than any phase may take, so that the watchdog, which knows
+        who waited for what and which key allows more, is the one that speaks."""
+        rollout = self.rollout
+        phases = (
+            self.watchdog.stall_seconds,
+            rollout.generate_timeout_seconds,
+            rollout.sync_timeout_seconds,
+        )
+        return max(phases) + _COLLECTIVE_MARGIN_SECONDS
 
     @property
     def dual_step_size(self) -> float:

@@ -45,9 +45,8 @@ class CheckpointConfig(Section):
     )
     asynchronous: bool = Field(
         default=False,
-        description="write from a copy in host memory while training goes "
-        "on; an error surfaces at a "
-        "later step",
+        description="write from a copy in host memory while training goes on; an error "
+        "surfaces at a later step",
     )
     max_failures: PositiveInt = Field(
         default=3, description="saves in a row that may fail before the run ends (exit 4)"
@@ -68,9 +67,8 @@ class CheckpointConfig(Section):
 class WatchdogConfig(Section):
     stall_seconds: PositiveFloat = Field(
         default=1800.0,
-        description="no collective and no phase of a step may take longer; then stacks are "
-        "written and the run ends. Generation and weight sync have "
-        "limits of their own (rollout.*_timeout_seconds)",
+        description="no phase of a step may take longer; then stacks are written and the run "
+        "ends. Generation and weight sync have limits of their own (rollout.*_timeout_seconds)",
     )
 
 

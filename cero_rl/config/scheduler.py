@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import difflib
+from dataclasses import MISSING, fields
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from cero_rl.config.base import (
     Fraction,
@@ -14,30 +16,36 @@ from cero_rl.config.base import (
     PositiveInt,
     Section,
 )
+from cero_rl.scheduler.options import CeroOptions, PlanName
+from cero_rl.scheduler.registry import ALLOCATORS
+from cero_rl.scheduler.rivals.keep import KeepName
+from cero_rl.scheduler.utility import UtilityName
+from cero_rl.scheduler.value import ValueName
 
-SchedulerName = Literal[
-    "cero",
-    "uniform",
-    "random_matched",
-    "fixed_price",
-    "greedy",
-    "thompson",
-    "preset",
-    "knapsack",
-    "vip",
-    "gvm_p",
-    "hit_utility",
-    "greso",
-    "dapo",
-    "hora",
-    "speed_rl",
-    "pilot_commit",
-    "vigor",
-    "reinforce_ada",
-    "aero",
+NAMES = tuple(name for name, each in ALLOCATORS.items() if not each.kind.simulation_only)
+CERO_FAMILY = tuple(name for name in NAMES if ALLOCATORS[name].is_cero)
+WAVE_SCHEDULERS = tuple(name for name in NAMES if ALLOCATORS[name].kind.waves)
+_CERO_DEFAULTS = {field.name: field.default for field in fields(CeroOptions)}
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"got {name[:80]!r}; {hint}wanted one of {', '.join(NAMES)}")
+    return name
+
+
+SchedulerName = Annotated[
+    str, AfterValidator(_known), WithJsonSchema({"enum": list(NAMES), "type": "string"})
 ]
-CERO_FAMILY = ("cero", "random_matched", "fixed_price")
-WAVE_SCHEDULERS = ("dapo", "hora", "speed_rl", "pilot_commit", "vigor", "reinforce_ada", "aero")
+
+
+def _cero_option(name: str, about: str) -> Any:
+    """A key that is an option of CERO: the record knows its default."""
+    default = _CERO_DEFAULTS[name]
+    assert default is not MISSING
+    return Field(default=default, description=about)
 
 
 class SchedulerConfig(Section):
@@ -51,9 +59,8 @@ class SchedulerConfig(Section):
 
     name: SchedulerName = Field(default="cero", description="uniform is GRPO's allocation")
     rounds: PositiveInt = Field(
-        description="scheduling decisions of the run; a round is worked "
-        "off in one or more optimizer "
-        "steps"
+        description="scheduling decisions of the run; a round is worked off in one or more "
+        "optimizer steps"
     )
     rollouts_per_unit: Annotated[int, Field(ge=2)] = Field(default=8, description="allocation unit")
     max_units_per_prompt: PositiveInt = Field(
@@ -80,41 +87,35 @@ class SchedulerConfig(Section):
     step_scale: PositiveFloat = Field(
         default=1.0, description="dual step in units of the published 1/sqrt(rounds)"
     )
-    price_init: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5, description="first price of a unit of budget"
+    price_init: Annotated[float, Field(ge=0, le=1)] = _cero_option(
+        "price_init", "first price of a unit of budget"
     )
     spend_down: bool = Field(
         default=True,
         description="spend the budget exactly: late rounds are filled by rank, whatever the price",
     )
-    utility: Literal["exponential", "logarithmic", "hyperbolic"] = Field(
-        default="exponential", description="family of U"
-    )
-    value: Literal["variance", "hit", "live", "graded", "progress"] = Field(
-        default="variance", description="worth of a rollout"
-    )
+    utility: UtilityName = _cero_option("utility", "family of U")
+    value: ValueName = _cero_option("value", "worth of a rollout")
     labels_column: str | None = Field(
         default=None, description="column that groups prompts into families, for value: progress"
     )
-    plan: Literal["duals", "resolve", "thompson"] = Field(
-        default="duals", description="how a round is chosen"
+    plan: PlanName = _cero_option("plan", "how a round is chosen")
+    cap_shares: PositiveFloat | None = _cero_option(
+        "cap_shares", "cap of a prompt's supporting exposure, in fair shares"
     )
-    cap_shares: PositiveFloat | None = Field(
-        default=None, description="cap of a prompt's supporting exposure, in fair shares"
+    proximal: NonNegativeFloat = _cero_option(
+        "proximal", "curvature of the round problem: group sizes of their own; 0: off"
     )
-    proximal: NonNegativeFloat = Field(
-        default=0.0, description="curvature of the round problem: group sizes of their own; 0: off"
+    explore_units: NonNegativeInt = _cero_option(
+        "explore_units", "most units of a prompt never seen; 0: off"
     )
-    explore_units: NonNegativeInt = Field(
-        default=0, description="most units of a prompt never seen; 0: off"
+    token_costs: bool = _cero_option("token_costs", "margins per expected response token")
+    refit_prior_every: NonNegativeInt = _cero_option(
+        "refit_prior_every", "rounds between empirical-Bayes fits of the prior; 0: off"
     )
-    token_costs: bool = Field(default=False, description="margins per expected response token")
-    refit_prior_every: NonNegativeInt = Field(
-        default=0, description="rounds between empirical-Bayes fits of the prior; 0: off"
-    )
-    streaming: bool = Field(
-        default=False,
-        description="posterior and duals learn after every optimizer step of a round that "
+    streaming: bool = _cero_option(
+        "streaming",
+        "posterior and duals learn after every optimizer step of a round that "
         "learner.rollouts_per_step cuts",
     )
     warm_start: str | None = Field(
@@ -123,9 +124,7 @@ class SchedulerConfig(Section):
     options: dict[str, bool | int | float | str | None] = Field(
         default={}, description="of the allocators outside CERO's family"
     )
-    keep_rule: Literal["pods", "gfpo", "gfpo_efficiency"] | None = Field(
-        default=None, description="which rollouts of a group train"
-    )
+    keep_rule: KeepName | None = Field(default=None, description="which rollouts of a group train")
     keep_share: Fraction = Field(
         default=0.5, description="share of a group that keep_rule lets through"
     )
@@ -140,3 +139,8 @@ class SchedulerConfig(Section):
         if (self.value == "progress") != (self.labels_column is not None):
             raise ValueError("value: progress and labels_column go together; give both or neither")
         return self
+
+    def cero_options(self, **given: Any) -> CeroOptions:
+        """The record from the keys of this section and what other sections and the data say."""
+        own = self.model_dump(include=set(_CERO_DEFAULTS))
+        return CeroOptions(**own, **given)

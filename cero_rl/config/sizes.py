@@ -14,9 +14,8 @@ def check_pool(config: Config, num_prompts: int) -> None:
     if config.capacity_rollouts > most:
         raise ConfigError(
             f"capacity C <= prompts M * largest group fails: {config.capacity_rollouts} > "
-            f"{num_prompts} * "
-            f"{scheduler.max_units_per_prompt * scheduler.rollouts_per_unit} = {most}; "
-            "lower scheduler.capacity_rollouts, add prompts, or raise "
+            f"{num_prompts} * {scheduler.max_units_per_prompt * scheduler.rollouts_per_unit} "
+            f"= {most}; lower scheduler.capacity_rollouts, add prompts, or raise "
             "scheduler.max_units_per_prompt"
         )
 

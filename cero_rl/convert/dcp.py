@@ -1,7 +1,8 @@
 """torch.distributed.checkpoint directories, a tensor at a time and without running pickled code.
 
     .metadata         pickle of plain dataclasses: which chunk of which tensor lies where; read
-    through an allow-list __0_N.distcp      torch.save'd chunks, one after the other
+                      through an allow-list
+    __0_N.distcp      torch.save'd chunks, one after the other
 
 Megatron-core's `torch_dist` format is this, plus metadata.json and common.pt. DCP's own reader
 would unpickle .metadata freely and wants all tensors in memory.

@@ -13,7 +13,7 @@ import torch
 
 from cero_rl.convert.safetensors_io import read_json, write_sharded
 from cero_rl.convert.weights import Weights
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
 
 BESIDE = (
     "generation_config.json",
@@ -60,7 +60,7 @@ def expected_shapes(directory: Path) -> tuple[dict[str, tuple[int, ...]], dict[s
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(
             f"{directory}: not a causal language model that transformers knows ({reason})"
         ) from None

@@ -93,9 +93,8 @@ def adapter_of(zero: ZeroCheckpoint, located: Located) -> Adapter:
     config = (located.manifest or {}).get("adapter")
     if config is None:
         raise CheckpointError(
-            f"{zero.directory}: holds a LoRA adapter, but no manifest that tells how it is "
-            "scaled and on which base it lies; "
-            "give runs/NAME/checkpoints/step_N as the run wrote it"
+            f"{zero.directory}: holds a LoRA adapter, but no manifest that tells how it is scaled "
+            "and on which base it lies; give runs/NAME/checkpoints/step_N as the run wrote it"
         )
     _require_plain_sum(config, f"the manifest of {located.root}")
     weights = zero.weights()

@@ -2,8 +2,8 @@
 exactly N ranks (stage 3).
 
     universal   zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt, zero/optimizer_state.pt: any
-    number of ranks, stages 1 to 3, loaded
-                with "checkpoint": {"load_universal": true} in DeepSpeed's configuration
+                number of ranks, stages 1 to 3, loaded with
+                "checkpoint": {"load_universal": true} in DeepSpeed's configuration
     resharded   a plain ZeRO-3 checkpoint of N ranks: loaded as if N ranks had written it
 
 Both keep scheduler, ledger and cursor as they are: these are free of the world size. A rank that

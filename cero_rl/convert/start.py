@@ -14,7 +14,7 @@ from torch import Tensor
 from cero_rl.convert.safetensors_io import open_safetensors, read_json, shard_files
 from cero_rl.convert.weights import Spec, Weights
 from cero_rl.convert.zero import Fragment, fragment_of, load_restricted
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
 
 _BIN_INDEX = "pytorch_model.bin.index.json"
 
@@ -98,7 +98,7 @@ def write_tokenizer(
             source, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"{source}: no tokenizer could be loaded ({reason})") from None
     if tokenizer.eos_token_id is None:
         raise CheckpointError(

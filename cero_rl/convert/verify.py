@@ -11,7 +11,7 @@ import torch
 
 from cero_rl.convert.hf import expected_shapes, fit
 from cero_rl.convert.safetensors_io import open_safetensors, shard_files
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
 
 Say = Callable[[str], None]
 
@@ -35,7 +35,7 @@ def load(directory: Path) -> Any:
         model, info = loaded
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{directory}: transformers cannot load it ({(str(error).splitlines() or ['?'])[0]})"
+            f"{directory}: transformers cannot load it ({first_line(error)})"
         ) from None
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(what):

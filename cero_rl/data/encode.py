@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cero_rl.config.data import DataConfig
 from cero_rl.data.prompts import Prompt
-from cero_rl.errors import DataError
+from cero_rl.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,9 +73,8 @@ def _template_ids(
             else "the prompts are chat messages"
         )
         raise DataError(
-            f"the tokenizer has no chat template, but {why}; use an instruction-tuned "
-            "model's tokenizer, "
-            "or set data.chat_template: never to join the messages as plain text"
+            f"the tokenizer has no chat template, but {why}; use an instruction-tuned model's "
+            "tokenizer, or set data.chat_template: never to join the messages as plain text"
         )
     options: dict[str, Any] = (
         {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
@@ -87,11 +86,10 @@ def _template_ids(
         )
     # templates are Jinja programs and raise whatever their authors chose
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise DataError(
-            f"prompt {prompt.key}: the chat template refuses roles "
-            f"{[m['role'] for m in messages]} ({reason}); "
-            "change the messages, or data.system_prompt, to what the template allows"
+            f"prompt {prompt.key}: the chat template refuses roles {[m['role'] for m in messages]} "
+            f"({reason}); change the messages, or data.system_prompt, to what the template allows"
         ) from None
     return list(ids)  # type: ignore[arg-type]
 
@@ -123,9 +121,8 @@ def encode_prompts(
             if data.overlong_prompt == "error":
                 raise DataError(
                     f"prompt {prompt.key} (number {index}) from {prompt.source} has "
-                    f"{len(ids)} tokens, more than "
-                    f"data.max_prompt_tokens = {data.max_prompt_tokens}; raise it or set "
-                    "data.overlong_prompt: drop"
+                    f"{len(ids)} tokens, more than data.max_prompt_tokens = "
+                    f"{data.max_prompt_tokens}; raise it or set data.overlong_prompt: drop"
                 )
             continue
         tokens.append(np.asarray(ids, dtype=np.int64))

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from cero_rl.errors import DataError
+from cero_rl.errors import DataError, first_line
 
 Row = tuple[str, dict[str, Any]]
 Kind = Literal["jsonl", "parquet", "reasoning_gym", "hub"]
@@ -108,8 +108,7 @@ def read_parquet(path: str, limit: int | None) -> Iterator[Row]:
                     yield f"{path} row {number}", row
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{path}: cannot be read as parquet ({str(error).splitlines()[0]}); write the "
-            "file again"
+            f"{path}: cannot be read as parquet ({first_line(error)}); write the file again"
         ) from None
 
 
@@ -122,13 +121,11 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
         table = datasets.load_dataset(source, config_name, split=split)
     # the library raises a dozen unrelated types here; all of them mean "not available"
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise DataError(
             f"data.source: cannot load {source!r} split {split!r} from the Hugging Face hub "
-            f"({type(error).__name__}: {reason}); "
-            "check id, data.config_name and split, log in if it is gated, or without a "
-            "network give "
-            "a local .jsonl or .parquet file"
+            f"({type(error).__name__}: {reason}); check id, data.config_name and split, log "
+            "in if it is gated, or without a network give a local .jsonl or .parquet file"
         ) from None
     for number, row in enumerate(islice(iter(table), limit), start=1):
         yield f"{source} row {number}", dict(row)
@@ -170,7 +167,7 @@ def read_procedural(source: str, size: int, seed: int) -> Iterator[Row]:
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)[:200]
         raise DataError(
             f"data.source: {source} failed to generate {size} items ({reason}); lower "
             "data.procedural_size or pick another"

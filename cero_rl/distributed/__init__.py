@@ -1,0 +1,1 @@
+"""Ranks: the group they form, and where they meet."""

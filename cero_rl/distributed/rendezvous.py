@@ -8,25 +8,16 @@ is bound to it, and gloo and NCCL are told to use the loopback interface.
 from __future__ import annotations
 
 import datetime
-import ipaddress
 import os
 import socket
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
+from cero_rl.config.rollout import is_loopback
+
 _BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 _LOOPBACK_INTERFACE = "lo"
-
-
-def is_loopback(address: str) -> bool:
-    """Is this the name or number of this machine alone?"""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def join(backend: str, timeout: datetime.timedelta) -> None:

@@ -2,8 +2,8 @@
 again and again and gets nowhere.
 
     {"attempt": 2, "start_step": 40, "time": "2026-01-31T12:00:00+00:00", "job_id": "118",
-    "restart_count": 1, "host": "n1"} {"attempt": 2, "exit_code": 75, "time":
-    "2026-01-31T13:58:10+00:00"}
+     "restart_count": 1, "host": "n1"}
+    {"attempt": 2, "exit_code": 75, "time": "2026-01-31T13:58:10+00:00"}
 
 An attempt that was killed has no second line. Rank 0 alone writes the file.
 """

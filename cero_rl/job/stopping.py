@@ -69,6 +69,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
+        self._ctrl_c = False  # was it asked for once?
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
@@ -81,8 +82,9 @@ class Interrupt:
             signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.exit_code == EXIT_INTERRUPT:
+        if number == signal.SIGINT and self._ctrl_c:
             raise KeyboardInterrupt
+        self._ctrl_c |= number == signal.SIGINT
         if self.exit_code is None:
             self.exit_code = EXIT_INTERRUPT if number == signal.SIGINT else EXIT_REQUEUE
 
@@ -95,7 +97,7 @@ class Stopping:
         self._interrupt, self._walltime = interrupt, walltime
         self._longest_step_seconds = self._longest_save_seconds = 0.0
 
-    def took(self, step_seconds: float, save_seconds: float) -> None:
+    def took(self, *, step_seconds: float = 0.0, save_seconds: float = 0.0) -> None:
         self._longest_step_seconds = max(self._longest_step_seconds, step_seconds)
         self._longest_save_seconds = max(self._longest_save_seconds, save_seconds)
 

@@ -1,2 +1,2 @@
-"""From scored rollouts to a loss: packing, packed attention, log-probabilities, policy losses.
-Knows nothing of DeepSpeed."""
+"""From scored rollouts to an optimizer step: batch, packing, policy losses, the steps themselves.
+DeepSpeed is behind the policy."""

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from cero_rl.scheduler import Samples
-from cero_rl.scheduler.protocol import Keep
-from cero_rl.types import RolloutGroup
+from cero_rl.config import Config
+from cero_rl.learner.packing import pack_rollouts
+from cero_rl.ops import group_advantage
+from cero_rl.rollout.collector import Rollouts
+from cero_rl.scheduler.sizes import Samples
+from cero_rl.types import RolloutBatch, RolloutGroup
+
+Keep = Callable[[Samples], npt.NDArray[np.bool_]]
+Rewards = npt.NDArray[np.float32]
 
 
-def _kept(
-    groups: list[RolloutGroup], rewards: list[npt.NDArray[np.float32]], keep: Keep
-) -> list[npt.NDArray[np.float32]]:
+@dataclass(frozen=True)
+class TrainingBatch:
+    """This rank's part of what one optimizer step learns from."""
+
+    packed: RolloutBatch  # rollouts with a reward that the scheduler keeps
+    advantages: Tensor  # f32[R]
+    live: Tensor  # bool[G] groups whose rewards differ
+
+
+def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
+    """Pack what trains; group advantages by the native op. No collective."""
+    packed = pack_rollouts(rollouts.groups, kept_rewards(rollouts.groups, rollouts.rewards, keep))
+    stats = group_advantage(
+        packed.rewards,
+        packed.group_offsets,
+        norm=config.learner.advantage,
+        eps=config.learner.advantage_eps,
+        success_threshold=config.reward.success_threshold,
+    )
+    return TrainingBatch(packed, stats.adv, stats.live)
+
+
+def kept_rewards(
+    groups: Sequence[RolloutGroup], rewards: Sequence[Rewards], keep: Keep
+) -> list[Rewards]:
     """The rewards with nan where the scheduler keeps a rollout out of training."""
     known = [~np.isnan(r) for r in rewards]
     lengths = [
@@ -24,13 +55,12 @@ def _kept(
         if there
     ]
     offsets = np.cumsum([0, *(int(k.sum()) for k in known)])
-    flat = (
-        np.concatenate([r[k] for r, k in zip(rewards, known)]).astype(np.float64)
-        if rewards
-        else np.zeros(0)
-    )
+    flat = np.zeros(0)
+    if rewards:
+        flat = np.concatenate([r[k] for r, k in zip(rewards, known)]).astype(np.float64)
     ids = np.array([g.prompt_id for g in groups], dtype=np.int64)
-    mask = keep(Samples(ids, flat, offsets.astype(np.int64), np.array(lengths, dtype=np.int64)))
+    samples = Samples(ids, flat, offsets.astype(np.int64), np.array(lengths, dtype=np.int64))
+    mask = keep(samples)
     kept = []
     for values, there, (first, last) in zip(rewards, known, pairwise(offsets)):
         trained = values.copy()

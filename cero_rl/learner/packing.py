@@ -7,7 +7,7 @@ how tokens fall into micro-batches and ranks does not change the loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cero_rl.config.learner import LearnerConfig
+from cero_rl.distributed.group import Group
 from cero_rl.ops import token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
@@ -170,9 +171,7 @@ def build_step_plan(
     config: LearnerConfig,
     max_response_tokens: int,
     head_chunk_tokens: int,
-    device: torch.device,
-    all_sum: Callable[[Sequence[float]], list[float]],
-    all_max: Callable[[int], int],
+    group: Group,
 ) -> StepPlan:
     """Micro-batches of one optimizer step from advantages adv f32[R] and live bool[G]. A
     collective.
@@ -203,11 +202,11 @@ def build_step_plan(
         forwarded[run] for run in split_by_tokens(lengths[forwarded], config.max_micro_batch_tokens)
     ]
     most = max((int(response[chosen].sum()) for chosen in chunks_of), default=0)
-    head_chunks = max(1, all_max(-(-most // head_chunk_tokens)))
-    count = all_max(len(chunks_of))
-    denominator = all_sum([share])[0]
+    head_chunks = max(1, group.all_max(-(-most // head_chunk_tokens)))
+    count = group.all_max(len(chunks_of))
+    denominator = group.all_sum([share])[0]
     micro_batches = [
-        _micro_batch(batch, chosen, adv, weight, head_chunks, device) for chosen in chunks_of
+        _micro_batch(batch, chosen, adv, weight, head_chunks, group.device) for chosen in chunks_of
     ]
-    micro_batches += [_dummy(head_chunks, device)] * (count - len(micro_batches))
+    micro_batches += [_dummy(head_chunks, group.device)] * (count - len(micro_batches))
     return StepPlan(tuple(micro_batches), denominator)

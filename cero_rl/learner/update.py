@@ -1,5 +1,5 @@
-"""Optimizer steps on one collected batch: plan, forward, backward, step, with all ranks in
-lockstep.
+"""Optimizer steps on one batch: plan, forward, backward, step, with all ranks in lockstep; and when
+a run has diverged.
 
 DeepSpeed averages gradients over ranks, so the local loss is sum(local) * world_size / global
 denominator and is not scaled again. A gradient that is not finite on any rank makes ZeRO skip the
@@ -15,120 +15,158 @@ import torch
 
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
+from cero_rl.errors import DivergedError, EngineError
 from cero_rl.job import faults
+from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
 from cero_rl.learner.schedule import learning_rate_at
 from cero_rl.models.logprob import head_chunk_tokens
-from cero_rl.rollout.collector import Collected
-from cero_rl.types import MicroBatch
+from cero_rl.types import MicroBatch, StepPlan
 from cero_rl.zero.policy import Policy, forward_micro
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """applied: at least one optimizer step changed the weights. nonfinite_updates: steps that all
-    ranks skipped for a bad gradient."""
+    """What one batch did to the weights."""
 
-    applied: bool
-    nonfinite_updates: int
+    applied: bool  # at least one optimizer step changed them
+    nonfinite_updates: int  # steps that all ranks skipped for a bad gradient
+    mean_logp_gap: float  # mean |log-prob difference| of sampler and learner, in nats
     metrics: dict[str, float]
 
 
-@torch.no_grad()
-def _with_fixed_logps(
-    micro: MicroBatch, policy: Policy, reference: Any, *, old: bool
-) -> MicroBatch:
-    if old:
-        micro = replace(micro, logp_old=policy.logps(micro, with_entropy=False)[0])
-    if reference is not None:
-        micro = replace(
-            micro, logp_reference=forward_micro(reference, micro, with_entropy=False)[0]
-        )
-    return micro
+class _Sums:
+    """Of the passes over a batch, on this rank."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.terms = torch.zeros(len(METRIC_NAMES), dtype=torch.float64)
+        self.ratios = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
+        self.largest_gap = 0.0
+        self.applied = False
+        self.bad = 0
+        self.grad_norm = 0.0
+        self.learning_rate = 0.0
 
 
-def optimize(
-    policy: Policy,
-    reference: Any,
-    collected: Collected,
-    config: Config,
-    group: Group,
-    updates_before: int,
-) -> UpdateResult:
-    """learner.updates_per_batch steps over one batch. A collective; the metrics are means over all
-    ranks' tokens."""
-    plan = build_step_plan(
-        collected.batch,
-        collected.advantages,
-        collected.live,
-        config=config.learner,
-        max_response_tokens=config.rollout.max_response_tokens,
-        all_sum=group.all_sum,
-        all_max=group.all_max,
-        head_chunk_tokens=head_chunk_tokens(policy.causal_lm.config.vocab_size),
-        device=group.device,
-    )
-    passes = config.learner.updates_per_batch
-    if not plan.micro_batches:
-        empty = reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0) | ratio_quantiles([0.0])
-        return UpdateResult(
-            False,
-            0,
-            {
-                **empty,
-                "loss": 0.0,
-                "grad_norm": 0.0,
-                "learning_rate": 0.0,
-                "skipped_updates": passes,
-            },
+class Learner:
+    """The policy under ZeRO, its frozen reference if there is one, and its optimizer steps."""
+
+    def __init__(self, policy: Policy, reference: Any, config: Config, group: Group) -> None:
+        self._policy = policy
+        self._reference = reference
+        self._config = config
+        self._group = group
+        self._head_chunk = head_chunk_tokens(policy.causal_lm.config.vocab_size)
+
+    def update(self, batch: TrainingBatch, updates_before: int) -> UpdateResult:
+        """learner.updates_per_batch steps over one batch. A collective; the metrics are means over
+        all ranks' tokens."""
+        plan = build_step_plan(
+            batch.packed,
+            batch.advantages,
+            batch.live,
+            config=self._config.learner,
+            max_response_tokens=self._config.rollout.max_response_tokens,
+            head_chunk_tokens=self._head_chunk,
+            group=self._group,
         )
-    policy.train(False)
-    micro_batches = [
-        _with_fixed_logps(m, policy, reference, old=passes > 1) for m in plan.micro_batches
-    ]
-    policy.train(True)
-    totals, ratio_counts = (
-        torch.zeros(len(METRIC_NAMES), dtype=torch.float64),
-        torch.zeros(HISTOGRAM_BINS, dtype=torch.float64),
-    )
-    loss_sum, largest_gap, applied, bad, norm, rate = 0.0, 0.0, False, 0, 0.0, 0.0
-    for index in range(passes):
-        for micro in micro_batches:
-            logp, entropy = policy.logps(micro, with_entropy=True)
-            terms = policy_loss(logp, entropy, micro, config.learner)
-            loss = faults.poison_gradient(
-                "learner.gradient", faults.poison("learner.loss", terms.loss_sum)
-            )
-            faults.point("learner.backward")
-            policy.backward(loss * (group.world_size / plan.denominator))
-            loss_sum += float(terms.loss_sum.detach())
-            if index == 0:  # later passes are no longer on the sampler's weights
-                totals += terms.metric_sums.double().cpu()
-                ratio_counts += terms.ratio_counts
-                largest_gap = max(largest_gap, float(terms.largest_logp_gap))
-        rate = learning_rate_at(updates_before + index, config.optimizer, config.planned_steps)
+        passes = self._config.learner.updates_per_batch
+        if not plan.micro_batches:
+            return _nothing_to_learn(passes)
+        self._policy.train(False)
+        micro_batches = [self._with_fixed_logps(m, old=passes > 1) for m in plan.micro_batches]
+        self._policy.train(True)
+        sums = _Sums()
+        for index in range(passes):
+            for micro in micro_batches:
+                self._backward(micro, plan.denominator, sums, first_pass=index == 0)
+            self._step(updates_before + index, sums)
+        return self._result(plan, passes, sums)
+
+    @torch.no_grad()
+    def _with_fixed_logps(self, micro: MicroBatch, *, old: bool) -> MicroBatch:
+        if old:
+            micro = replace(micro, logp_old=self._policy.logps(micro, with_entropy=False)[0])
+        if self._reference is not None:
+            reference = forward_micro(self._reference, micro, with_entropy=False)[0]
+            micro = replace(micro, logp_reference=reference)
+        return micro
+
+    def _backward(
+        self, micro: MicroBatch, denominator: float, sums: _Sums, *, first_pass: bool
+    ) -> None:
+        logp, entropy = self._policy.logps(micro, with_entropy=True)
+        terms = policy_loss(logp, entropy, micro, self._config.learner)
+        loss = faults.poison("learner.loss", terms.loss_sum)
+        loss = faults.poison_gradient("learner.gradient", loss)
+        faults.point("learner.backward")
+        self._policy.backward(loss * (self._group.world_size / denominator))
+        sums.loss += float(terms.loss_sum.detach())
+        if first_pass:  # later passes are no longer on the sampler's weights
+            sums.terms += terms.metric_sums.double().cpu()
+            sums.ratios += terms.ratio_counts
+            sums.largest_gap = max(sums.largest_gap, float(terms.largest_logp_gap))
+
+    def _step(self, update: int, sums: _Sums) -> None:
+        planned = self._config.planned_steps
+        sums.learning_rate = learning_rate_at(update, self._config.optimizer, planned)
         faults.point("learner.before_step")
-        outcome = policy.step(rate)
+        outcome = self._policy.step(sums.learning_rate)
         faults.point("learner.after_step")
-        applied |= outcome.applied
-        bad += not outcome.applied
-        norm = outcome.grad_norm
-    summed = group.all_sum([loss_sum, *totals.tolist(), *ratio_counts.tolist()])
-    loss, sums, counts = (
-        summed[0],
-        summed[1 : 1 + len(METRIC_NAMES)],
-        summed[1 + len(METRIC_NAMES) :],
-    )
-    metrics = reduce_metrics(sums, maximum=group.all_max_float(largest_gap)) | ratio_quantiles(
-        counts
-    )
-    metrics |= {
-        "loss": loss / plan.denominator / passes,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        "skipped_updates": bad,
-        "micro_batches": len(plan.micro_batches),
-    }
-    return UpdateResult(applied, bad, metrics)
+        sums.applied |= outcome.applied
+        sums.bad += not outcome.applied
+        sums.grad_norm = outcome.grad_norm
+
+    def _result(self, plan: StepPlan, passes: int, sums: _Sums) -> UpdateResult:
+        """The sums of all ranks as means. A collective."""
+        mine = [sums.loss, *sums.terms.tolist(), *sums.ratios.tolist()]
+        loss, *rest = self._group.all_sum(mine)
+        largest_gap = self._group.all_max_float(sums.largest_gap)
+        terms = rest[: len(METRIC_NAMES)]
+        metrics = reduce_metrics(terms, maximum=largest_gap)
+        metrics |= ratio_quantiles(rest[len(METRIC_NAMES) :])
+        total = dict(zip(METRIC_NAMES, terms))
+        gap = total["gap_abs"] / max(total["tokens"], 1.0)
+        metrics |= {
+            "loss": loss / plan.denominator / passes,
+            "grad_norm": sums.grad_norm,
+            "learning_rate": sums.learning_rate,
+            "skipped_updates": sums.bad,
+            "micro_batches": len(plan.micro_batches),
+        }
+        return UpdateResult(sums.applied, sums.bad, gap, metrics)
+
+
+def _nothing_to_learn(passes: int) -> UpdateResult:
+    """No live group on any rank: all skip together."""
+    metrics = reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0) | ratio_quantiles([0.0])
+    metrics |= {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "skipped_updates": passes}
+    return UpdateResult(False, 0, 0.0, metrics)
+
+
+def refuse_divergence(update: UpdateResult, bad_before: int, config: Config) -> int:
+    """How many optimizer steps in a row had a bad gradient, `bad_before` of them earlier.
+
+    Raises DivergedError for too many of them, EngineError if the sampler does not hold the
+    learner's weights. The same on every rank.
+    """
+    bad = 0 if update.applied else bad_before + update.nonfinite_updates
+    limit = config.learner.max_nonfinite_steps
+    if bad >= limit:
+        raise DivergedError(
+            f"{bad} optimizer steps in a row had a non-finite loss or gradient "
+            f"(learner.max_nonfinite_steps = {limit}); lower optimizer.learning_rate, and resume "
+            "from the last checkpoint"
+        )
+    bound = config.parity_bound
+    # rollouts from older weights differ, as they should
+    if update.mean_logp_gap > bound and not config.rollout.overlap:
+        raise EngineError(
+            f"sampler and learner disagree: mean |log-prob difference| {update.mean_logp_gap:.3g} "
+            f"on fresh samples, bound {bound} for {config.model.dtype}; the sampler's weights are "
+            "not the learner's"
+        )
+    return bad

@@ -1,0 +1,1 @@
+"""What a run says of itself: numbers, samples, words to a person."""

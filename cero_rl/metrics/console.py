@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -15,7 +14,7 @@ class Console:
 
     _PLAIN_EVERY_SECONDS = 15.0
 
-    def __init__(self, *, active: bool, total_rollouts: int) -> None:
+    def __init__(self, active: bool, total_rollouts: int) -> None:
         self._active = active
         self._total = total_rollouts
         self._started = time.monotonic()
@@ -41,22 +40,28 @@ class Console:
         else:
             print(text, flush=True)
 
-    def progress(self, numbers: Mapping[str, float | int], step: int) -> None:
-        """One line: step, reward, live groups, budget used, tokens a second, time left at the
-        present pace."""
+    def progress(
+        self,
+        step: int,
+        spent_rollouts: int,
+        *,
+        reward: float,
+        live_groups: float,
+        tokens_per_second: float,
+    ) -> None:
+        """One line: step, reward, share of live groups, budget used, tokens a second, time left at
+        the present pace."""
         if not self._active:
             return
-        spent, now = int(numbers["budget/spent_rollouts"]), time.monotonic()
+        spent, now = spent_rollouts, time.monotonic()
         if self._start_spent is None:  # the first step is left out of the pace: it pays for warm-up
             self._start_spent, self._started = spent, now
         done = spent - self._start_spent
         left = (self._total - spent) * (now - self._started) / done if done else math.nan
         status = (
-            f"step {step}  reward {numbers['reward']:.3f}  live groups "
-            f"{numbers['cero/effective_group_rate']:.0%}  "
+            f"step {step}  reward {reward:.3f}  live groups {live_groups:.0%}  "
             f"budget {spent}/{self._total} ({spent / self._total:.0%})  "
-            f"{numbers['perf/tokens_per_second']:.0f} tokens/s  "
-            f"ETA {_clock(left)}"
+            f"{tokens_per_second:.0f} tokens/s  ETA {_clock(left)}"
         )
         if self._progress is not None:
             if not self._progress.live.is_started:

@@ -1,5 +1,4 @@
-"""Where numbers go: metrics.jsonl, TensorBoard, wandb where asked for, and one progress line.
-Rank 0 only.
+"""Where numbers go: metrics.jsonl, TensorBoard, and wandb where asked for. Rank 0 only.
 
 One JSON object per optimizer step, with the names that users of other trainers know; non-finite
 numbers are written as null.
@@ -14,6 +13,7 @@ from typing import Any
 
 from cero_rl import redact
 from cero_rl.config import Config
+from cero_rl.errors import first_line
 from cero_rl.files.jsonl import append_jsonl
 
 
@@ -38,7 +38,7 @@ class Recorder:
         # whatever a tracker or its network raises: the run is worth more
         except Exception as error:
             self._trackers.pop(name, None)
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
             print(
                 f"{name} failed and is left out from here on ({type(error).__name__}: "
                 f"{first}); metrics.jsonl goes on",

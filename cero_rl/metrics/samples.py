@@ -10,19 +10,19 @@ import numpy as np
 
 from cero_rl.data.prompts import Prompt
 from cero_rl.files.jsonl import append_jsonl
-from cero_rl.rollout.collector import Collected
+from cero_rl.rollout.collector import Rollouts
 
 
 def dump_samples(
-    run_dir: Path, step: int, collected: Collected, prompts: Sequence[Prompt], count: int
+    run_dir: Path, step: int, rollouts: Rollouts, prompts: Sequence[Prompt], count: int
 ) -> None:
     """Append the first completion of up to `count` groups, spread evenly over this rank's groups,
     to samples.jsonl."""
-    total = len(collected.groups)
+    total = len(rollouts.groups)
     for index in (
         np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)) if total else ()
     ):
-        group, rewards = collected.groups[index], collected.rewards[index]
+        group, rewards = rollouts.groups[index], rollouts.rewards[index]
         if not group.completions:
             continue
         prompt, first = prompts[group.prompt_id], group.completions[0]

@@ -1,101 +1,280 @@
-"""The numbers of one step, under the names that users of other trainers know. All are over all
-ranks.
+"""One step's line of metrics.jsonl: every name that is written, in one table, and the clocks.
 
-Denominators: rewards over rollouts with a reward; lengths and truncation over rollouts generated;
-group rates over groups.
+All numbers are over all ranks. Denominators: rewards over rollouts with a reward; lengths and
+truncation over rollouts generated; group rates over groups.
 """
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cero_rl.checkpoint.progress import Progress
+from cero_rl.config import Config
 from cero_rl.data.pool import Pool
 from cero_rl.distributed.group import Group
+from cero_rl.files.jsonl import append_jsonl
+from cero_rl.job import faults
 from cero_rl.learner.update import UpdateResult
-from cero_rl.rollout.collector import Collected
-from cero_rl.scheduler import Scheduler
-from cero_rl.scheduler.ledger import Ledger
-from cero_rl.scheduler.sizes import Evidence
-from cero_rl.train.scheduler import cero_of
+from cero_rl.metrics.console import Console
+from cero_rl.metrics.recorder import Recorder
+from cero_rl.metrics.samples import dump_samples
+from cero_rl.rollout.collector import Rollouts
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.premise import premise_correlation
+from cero_rl.types import Step
+
+# name, or its beginning up to a *, and what it says
+NAMES = {
+    "step": "optimizer steps so far; 0 is the evaluation before training",
+    "round": "of the scheduler, from 0",
+    "reward": "mean of the rewards",
+    "reward_std": "their standard deviation over all rollouts",
+    "frac_reward_zero_std": "share of groups whose rewards are all equal",
+    "reward/timeout_rate": "rewards missing because the verifier ran out of time",
+    "reward/error_rate": "rewards missing because the verifier failed",
+    "completions/mean_length": "response tokens of a rollout",
+    "completions/clipped_ratio": "rollouts cut at the length limit",
+    "num_tokens": "prompt and response tokens generated",
+    "trained_tokens": "response tokens in the loss",
+    "loss": "policy loss, KL term included",
+    "grad_norm": "before clipping",
+    "learning_rate": "of the last update",
+    "skipped_updates": "optimizer steps skipped for a bad gradient, or for want of a live group",
+    "micro_batches": "forward and backward passes of a rank",
+    "kl": "KL(policy || start model) a token",
+    "entropy": "of the policy, a token",
+    "clip_ratio/*": "tokens whose probability ratio was clipped: low, high, either",
+    "mismatch/*": "sampler against learner on the tokens that train",
+    "parity/*": "sampler against learner on the probe after the weight sync",
+    "rollout/staleness": "updates between the oldest completion's weights and the learner's",
+    "cero/posterior_mean": "expected success rate, mean over the pool",
+    "cero/value_mean": "worth of a rollout, mean over the pool",
+    "cero/price": "of a unit of budget (CERO)",
+    "cero/slope_mean": "worth of one more unit, mean over the pool (CERO)",
+    "cero/rollouts_mean": "rollouts of a group",
+    "cero/rollouts_max": "rollouts of the largest group",
+    "cero/effective_group_rate": "share of groups whose rewards differ",
+    "cero/waves": "of this step",
+    "cero/proxy_rank_corr": "rank correlation of predicted worth and observed variance",
+    "budget/*": "the ledger: total, spent, remaining, refunded rollouts; remaining tokens",
+    "eval/*": "held-out: avg@k, pass@k, standard error, rollouts",
+    "checkpoint/failed_saves": "in a row",
+    "step_time": "seconds from sampling to synced weights",
+    "timing_s/*": "seconds by phase on rank 0",
+    "perf/tokens_per_second": "tokens generated over step_time",
+    "perf/peak_memory_gb": "resident memory of the largest rank",
+    "skew/*": "slowest rank over the mean, by phase; which rank it was",
+}
+_SKEW = ("rollout", "reward", "learner")
+_ALWAYS_TIMED = ("rollout", "reward", "advantage", "reduce_counts", "learner", "sync", "scheduler")
+_CHECKPOINT_SECONDS = 1e-3  # below it nothing was saved
+
+Numbers = dict[str, float | int]
 
 
-def scheduler_numbers(scheduler: Scheduler) -> dict[str, float | int]:
-    """What the scheduler believes and asks, before it learns of this step's round."""
-    numbers: dict[str, float | int] = {
-        "cero/posterior_mean": float(scheduler.posterior_mean.mean()),
-        "cero/value_mean": float(scheduler.value.mean()),
+class Clocks:
+    """Seconds by phase since they were last taken."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def clock(self, phase: str) -> Iterator[None]:
+        """Time the block as part of `phase`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self.seconds(phase) + time.perf_counter() - started
+
+    def seconds(self, phase: str) -> float:
+        return self._seconds.get(phase, 0.0)
+
+    def take(self) -> dict[str, float]:
+        """All of them; they begin anew."""
+        taken = self._seconds
+        self._seconds = {}
+        return taken
+
+
+class StepMetrics:
+    """Where steps are written: metrics.jsonl and trackers, ledger.jsonl, evidence.jsonl,
+    samples.jsonl, and the progress line."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        group: Group,
+        pool: Pool,
+        progress: Progress,
+        console: Console,
+        recorder: Recorder,
+    ) -> None:
+        self.run_dir = run_dir
+        self.config = config
+        self.group = group
+        self.pool = pool
+        self.progress = progress
+        self.console = console
+        self.recorder = recorder
+        self.clocks = Clocks()
+        self.reward_error_said = False
+
+    def open(self, step: Step, value: Floats) -> StepLine:
+        """The line of a step that begins now. value f64[P] is what its prompts were thought to be
+        worth."""
+        return StepLine(self, step, value)
+
+
+class StepLine:
+    """Grows while the step is made, and is written at its end."""
+
+    def __init__(self, to: StepMetrics, step: Step, value: Floats) -> None:
+        self._to = to
+        self._step = step
+        self._value = value
+        self._started = time.perf_counter()
+        self._numbers: Numbers = {}
+        self.step_seconds = 0.0
+        self.clock = to.clocks.clock
+        self.seconds = to.clocks.seconds
+
+    def believes(self, metrics: Mapping[str, float | int]) -> None:
+        """What the scheduler said before it learned from this step's round."""
+        self._numbers |= metrics
+
+    def log(
+        self, rollouts: Rollouts, update: UpdateResult, parity: Mapping[str, float], version: int
+    ) -> None:
+        """The step is made: its books, and its numbers. `version` is that of the weights it was
+        sampled for. A collective."""
+        self.step_seconds = time.perf_counter() - self._started
+        self._write_books(rollouts)
+        group = self._to.group
+        numbers = rollout_numbers(rollouts, self._to.pool, group)
+        numbers["cero/proxy_rank_corr"] = premise_correlation(
+            self._value[rollouts.prompt_ids],
+            rollouts.evidence.successes,
+            rollouts.evidence.trials,
+        )
+        self._numbers |= numbers
+        self._numbers |= self._to.progress.ledger.metrics()
+        self._numbers |= update.metrics
+        self._numbers |= parity
+        stale = version - rollouts.oldest_version(version)
+        self._numbers |= {
+            "round": self._step.round,
+            "rollout/staleness": group.all_max(stale),
+            "step_time": self.step_seconds,
+            "perf/tokens_per_second": numbers["num_tokens"] / self.step_seconds,
+            "perf/peak_memory_gb": group.all_max_float(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            ),
+        }
+        self._numbers |= skew_numbers({name: self.seconds(name) for name in _SKEW}, group)
+
+    def _write_books(self, rollouts: Rollouts) -> None:
+        to = self._to
+        if to.group.is_main:
+            step = to.progress.step
+            entry = {"step": step, "round": self._step.round, "groups": len(rollouts.prompt_ids)}
+            append_jsonl(to.run_dir / "ledger.jsonl", {**entry, **to.progress.ledger.state()})
+            faults.point("log.ledger")
+            evidence = evidence_entry(step, rollouts)
+            append_jsonl(to.run_dir / "evidence.jsonl", evidence)
+            faults.point("log.evidence")
+            if to.config.logging.sample_dumps:
+                count = to.config.logging.samples_per_dump
+                dump_samples(to.run_dir, step, rollouts, to.pool.prompts, count)
+        if rollouts.reward_error is not None and not to.reward_error_said:
+            to.reward_error_said = True
+            to.console.say(
+                f"rewards: some are missing (counted, never 0); the first: {rollouts.reward_error}"
+            )
+
+    def evaluated(self, metrics: Mapping[str, float | int]) -> None:
+        self._numbers |= metrics
+
+    def write(self, failed_saves: int) -> None:
+        """metrics.jsonl, trackers, console."""
+        numbers = self._numbers
+        seconds = self._to.clocks.take()
+        numbers |= {f"timing_s/{name}": seconds.get(name, 0.0) for name in _ALWAYS_TIMED}
+        if "evaluate" in seconds:
+            numbers["timing_s/evaluate"] = seconds["evaluate"]
+        if seconds.get("checkpoint", 0.0) > _CHECKPOINT_SECONDS:
+            numbers["timing_s/checkpoint"] = seconds["checkpoint"]
+        numbers["checkpoint/failed_saves"] = failed_saves
+        step, spent = self._to.progress.step, self._to.progress.ledger.spent_rollouts
+        self._to.recorder.write(step, numbers)
+        faults.point("log.metrics")
+        self._to.console.progress(
+            step,
+            spent,
+            reward=numbers["reward"],
+            live_groups=numbers["cero/effective_group_rate"],
+            tokens_per_second=numbers["perf/tokens_per_second"],
+        )
+
+
+def evidence_entry(step: int, rollouts: Rollouts) -> dict[str, Any]:
+    """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the
+    scheduler."""
+    evidence = rollouts.evidence
+    return {
+        "step": step,
+        "round": rollouts.step.round,
+        "prompt_ids": evidence.prompt_ids.tolist(),
+        "generated": rollouts.counts.generated.tolist(),
+        "trials": evidence.trials.tolist(),
+        "successes": evidence.successes.tolist(),
     }
-    if (cero := cero_of(scheduler)) is not None:
-        numbers |= {"cero/price": float(cero.price), "cero/slope_mean": float(cero.slope.mean())}
-        if cero.tokens is not None and cero.tokens.budget_tokens is not None:
-            numbers["budget/remaining_tokens"] = int(cero.tokens.left_tokens)
-    return numbers
 
 
-def skew_numbers(seconds: Mapping[str, float], group: Group) -> dict[str, float | int]:
-    """How unequal the ranks' work was: the slowest rank's seconds over the mean, for each stage,
+def skew_numbers(seconds: Mapping[str, float], group: Group) -> Numbers:
+    """How unequal the ranks' work was: the slowest rank's seconds over the mean, for each phase,
     and which rank it was. A collective."""
     rows = group.gather_floats(list(seconds.values()))
-    worst = {
-        f"skew/{name}": float(row.max() / row.mean()) if row.mean() else 1.0
-        for name, row in zip(seconds, rows.T)
-    }
+    worst: Numbers = {}
+    for name, row in zip(seconds, rows.T):
+        worst[f"skew/{name}"] = float(row.max() / row.mean()) if row.mean() else 1.0
     return {**worst, "skew/slowest_rank": int(rows.sum(axis=1).argmax())}
 
 
-def step_numbers(
-    collected: Collected,
-    result: UpdateResult,
-    pool: Pool,
-    ledger: Ledger,
-    group: Group,
-    premise: float,
-) -> dict[str, float | int]:
-    """A collective: every rank calls it. Timings are added by the loop."""
-    evidence = collected.evidence
-    trials, generated = int(evidence.trials.sum()), int(evidence.generated.sum())
+def rollout_numbers(rollouts: Rollouts, pool: Pool, group: Group) -> Numbers:
+    """What was sampled and what it was worth. A collective."""
+    counts = rollouts.counts
+    evidence = rollouts.evidence
+    trials = int(counts.trials.sum())
+    generated = int(counts.generated.sum())
     mean = float(evidence.successes.sum() / max(trials, 1))
-    live = float(evidence.live.mean())
+    live = float(counts.live.astype(bool).mean())
     prompt_tokens = sum(
-        len(pool.tokens[i]) * int(n) for i, n in zip(evidence.prompt_ids, evidence.generated)
+        len(pool.tokens[i]) * int(n) for i, n in zip(rollouts.prompt_ids, counts.generated)
     )
-    counts = collected.reward_counts
-    known = np.concatenate(collected.rewards) if collected.rewards else np.zeros(0)
+    missing = rollouts.reward_counts
+    known = np.concatenate(rollouts.rewards) if rollouts.rewards else np.zeros(0)
     squares = float(np.nansum((known - mean) ** 2))
-    timeouts, errors, squares = group.all_sum([counts.timeouts, counts.errors, squares])
-    memory_gb = group.all_max_float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    timeouts, errors, squares = group.all_sum([missing.timeouts, missing.errors, squares])
     return {
         "reward": mean,
         "reward_std": float(np.sqrt(squares / max(trials, 1))),
         "frac_reward_zero_std": 1.0 - live,
-        "completions/mean_length": float(evidence.response_tokens.sum() / max(generated, 1)),
-        "completions/clipped_ratio": float(evidence.truncated.sum() / max(generated, 1)),
-        "num_tokens": prompt_tokens + int(evidence.response_tokens.sum()),
+        "completions/mean_length": float(counts.response_tokens.sum() / max(generated, 1)),
+        "completions/clipped_ratio": float(counts.truncated.sum() / max(generated, 1)),
+        "num_tokens": prompt_tokens + int(counts.response_tokens.sum()),
         "reward/timeout_rate": timeouts / max(generated, 1),
         "reward/error_rate": errors / max(generated, 1),
-        "cero/rollouts_mean": generated / max(len(evidence.prompt_ids), 1),
-        "cero/rollouts_max": int(evidence.generated.max()),
+        "cero/rollouts_mean": generated / max(len(rollouts.prompt_ids), 1),
+        "cero/rollouts_max": int(counts.generated.max()),
         "cero/effective_group_rate": live,
-        "cero/waves": collected.waves,
-        "cero/proxy_rank_corr": premise,
-        **ledger.metrics(),
-        **result.metrics,
-        "perf/peak_memory_gb": memory_gb,
-    }
-
-
-def evidence_entry(step: int, round_index: int, evidence: Evidence) -> dict[str, Any]:
-    """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the
-    scheduler."""
-    return {
-        "step": step,
-        "round": round_index,
-        "prompt_ids": evidence.prompt_ids.tolist(),
-        "generated": evidence.generated.tolist(),
-        "trials": evidence.trials.tolist(),
-        "successes": evidence.successes.tolist(),
+        "cero/waves": rollouts.waves,
     }

@@ -1,0 +1,1 @@
+"""Models without DeepSpeed: loading, packed attention, log-probabilities, LoRA."""

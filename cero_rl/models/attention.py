@@ -45,9 +45,8 @@ def packed_attention(
     if sliding_window is not None and longest > sliding_window:
         raise ValueError(
             f"model.attention: sequences of {longest} tokens exceed the model's sliding "
-            f"window of {sliding_window}; "
-            "set model.attention: flash_attention_2 or shorten data.max_prompt_tokens / "
-            "rollout.max_response_tokens"
+            f"window of {sliding_window}; set model.attention: flash_attention_2 or shorten "
+            "data.max_prompt_tokens / rollout.max_response_tokens"
         )
 
     # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain gather

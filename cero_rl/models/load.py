@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cero_rl.config import Config
-from cero_rl.errors import ConfigError, EngineError
+from cero_rl.errors import ConfigError, EngineError, first_line
 from cero_rl.models.lora import Adapter, add_adapter
 
 
@@ -24,7 +24,7 @@ def load_tokenizer(path: str) -> Any:
     # transformers and its libraries raise a dozen unrelated types for a bad file
     except Exception as error:
         raise EngineError(
-            f"model.path: no tokenizer could be loaded from {path!r} ({_first_line(error)})"
+            f"model.path: no tokenizer could be loaded from {path!r} ({first_line(error)})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise EngineError(
@@ -41,7 +41,7 @@ def load_model_config(path: str) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise EngineError(
-            f"model.path: no config.json could be read from {path!r} ({_first_line(error)})"
+            f"model.path: no config.json could be read from {path!r} ({first_line(error)})"
         ) from error
 
 
@@ -93,7 +93,7 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
             else "; it is no local directory, and a hub id needs network access"
         )
         raise EngineError(
-            f"model.path: {path!r} could not be loaded ({_first_line(error)}){hint}"
+            f"model.path: {path!r} could not be loaded ({first_line(error)}){hint}"
         ) from error
     for problem, names in (
         ("lacks {} weights that its config.json asks for", info["missing_keys"]),
@@ -120,8 +120,3 @@ def adapter_without_weights(config: Config) -> Adapter:
             load_model_config(config.model.path), trust_remote_code=False
         )
         return add_adapter(causal_lm, config)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])

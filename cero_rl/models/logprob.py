@@ -41,8 +41,7 @@ class PolicyModule(nn.Module):
             if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
                 raise ValueError(
                     f"model.path: {type(causal_lm).__name__} changes its logits after the "
-                    f"head ({name}), which this trainer "
-                    "does not apply; use a model without it"
+                    f"head ({name}), which this trainer does not apply; use a model without it"
                 )
         self.causal_lm = causal_lm
         self._temperature = temperature

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cero_rl.config import Config
 from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
-from cero_rl.errors import ConfigError
+from cero_rl.errors import ConfigError, first_line
 from cero_rl.files.lora_adapter import (
     ADAPTER_NAME,
     adapter_config,
@@ -173,7 +173,7 @@ def add_adapter(causal_lm: Any, config: Config) -> Adapter:
         try:
             peft.inject_adapter_in_model(settings, causal_lm, ADAPTER_NAME)
         except ValueError as error:
-            raise ConfigError(f"lora.targets: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"lora.targets: {first_line(error)}") from None
     layers = {}
     for name, module in causal_lm.named_modules():
         if not hasattr(module, "lora_A"):

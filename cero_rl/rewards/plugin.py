@@ -1,9 +1,12 @@
 """User reward functions, `path/to/file.py:function`, in the two signatures people already have.
 
-TRL's   f(prompts, completions, **columns) -> list[float | None]        scores a batch verl's
-compute_score(data_source, solution_str, ground_truth, extra_info) -> float | dict with "score"
-scores one item Either may be async. This module runs in the worker process; in the trainer it
-only looks at the path. Raises RewardError (exit 5).
+TRL's, which scores a batch, and verl's, which scores one item:
+
+    f(prompts, completions, **columns) -> list[float | None]
+    compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": ...}
+
+Either may be async. This module runs in the worker process; in the trainer it only looks at the
+path. Raises RewardError (exit 5).
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.data.prompts import Prompt
+from cero_rl.distributed.group import Group
+from cero_rl.errors import RewardError
+from cero_rl.job import faults
 from cero_rl.rewards.base import RewardCounts, RewardItem
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.types import RolloutGroup
@@ -23,6 +26,19 @@ class Scores:
     values: list[npt.NDArray[np.float32]]
     counts: RewardCounts
     first_error: str | None
+
+
+def score_together(
+    groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool, group: Group
+) -> Scores:
+    """This rank's scores. A reward function that breaks its contract on one rank is a RewardError
+    on all. A collective."""
+
+    def action() -> Scores:
+        faults.point("reward.before")
+        return score_groups(groups, prompts, rewards)
+
+    return group.together("reward", action, RewardError)
 
 
 def score_groups(

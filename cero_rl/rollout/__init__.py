@@ -1,1 +1,1 @@
-"""Sampling completions: the engine protocol, dealing groups to ranks, and the engines."""
+"""Sampling completions: the collector, the engines and their protocol, dealing groups to ranks."""

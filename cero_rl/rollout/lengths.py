@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.sizes import Evidence
+from cero_rl.rollout.counts import GroupCounts
 
 
 class LengthTracker:
@@ -23,6 +23,11 @@ class LengthTracker:
         tokens, samples = self.tokens[prompt_ids], self.samples[prompt_ids]
         return np.where(samples > 0, tokens / np.maximum(samples, 1), typical)
 
-    def update(self, evidence: Evidence) -> None:
-        np.add.at(self.tokens, evidence.prompt_ids, evidence.response_tokens)
-        np.add.at(self.samples, evidence.prompt_ids, evidence.generated)
+    def update(self, prompt_ids: npt.NDArray[np.int64], counts: GroupCounts) -> None:
+        """Learn from the counts [G] of a step's groups, of all ranks."""
+        np.add.at(self.tokens, prompt_ids, counts.response_tokens)
+        np.add.at(self.samples, prompt_ids, counts.generated)
+
+    def expected_of_all(self) -> npt.NDArray[np.float64]:
+        """f64[P]"""
+        return self.expected(np.arange(self.tokens.shape[0]))

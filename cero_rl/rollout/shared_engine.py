@@ -1,8 +1,7 @@
-"""Rollout engines in step: what fails on one rank fails on all, and generation may go on while the
-learner works.
+"""An engine whose failures are everyone's, and generation that goes on while the learner works.
 
-Without it a rank that raised alone would leave the others waiting in a collective. Generation ahead
-runs in a thread that enters no collective; the ranks agree on its outcome when it is collected.
+Generation ahead runs in a thread that enters no collective; the ranks agree on its outcome when it
+is collected.
 """
 
 from __future__ import annotations
@@ -13,12 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from cero_rl.data.prompts import Prompt
 from cero_rl.distributed.group import Group
-from cero_rl.errors import EngineError, RewardError
-from cero_rl.job import faults
-from cero_rl.rewards.pool import RewardPool
-from cero_rl.rewards.scoring import Scores, score_groups
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
 from cero_rl.types import RolloutGroup
 
@@ -59,7 +53,7 @@ class Ahead:
         return self._groups
 
 
-class InStep:
+class SharedEngine:
     """A RolloutEngine whose failures are everyone's. Every rank calls `generate` together, also
     with nothing to sample.
 
@@ -67,7 +61,8 @@ class InStep:
     """
 
     def __init__(self, engine: RolloutEngine, group: Group) -> None:
-        self.engine, self._group = engine, group
+        self.engine = engine
+        self._group = group
 
     def generate(
         self,
@@ -77,15 +72,12 @@ class InStep:
         temperature: float,
         max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
-        groups, failure = [], None
-        try:
-            groups = self.engine.generate(
+        def action() -> list[RolloutGroup]:
+            return self.engine.generate(
                 requests, stream=stream, temperature=temperature, max_tokens=max_tokens
             )
-        except (EngineError, RuntimeError) as error:  # RuntimeError: out of memory and its kin
-            failure = f"rank {self._group.rank}: {error}"
-        self._group.agree(failure, "rollout")
-        return groups
+
+        return self._group.together("rollout", action)
 
     def begin(
         self, requests: Sequence[RolloutRequest], *, stream: int, temperature: float
@@ -95,38 +87,11 @@ class InStep:
         return Ahead(self.engine, requests, stream=stream, temperature=temperature)
 
     def finish(self, ahead: Ahead) -> list[RolloutGroup]:
-        groups, failure = [], None
-        try:
-            groups = ahead.groups()
-        except (EngineError, RuntimeError) as error:
-            failure = f"rank {self._group.rank}: {error}"
-        self._group.agree(failure, "rollout")
-        return groups
+        return self._group.together("rollout", ahead.groups)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        failure = None
-        try:
-            self.engine.load_weights(weights, version)
-        except EngineError as error:
-            failure = f"rank {self._group.rank}: {error}"
-        self._group.agree(failure, f"weight sync of version {version}")
+        what = f"weight sync of version {version}"
+        self._group.together(what, lambda: self.engine.load_weights(weights, version))
 
     def sleep(self) -> None:
         self.engine.sleep()
-
-
-def score_in_step(
-    groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool, group: Group
-) -> Scores:
-    """This rank's scores. A reward function that breaks its contract on one rank is a RewardError
-    on all. A collective."""
-    scores, failure = None, None
-    try:
-        faults.point("reward.before")
-        scores = score_groups(groups, prompts, rewards)
-    except (RewardError, RuntimeError) as error:
-        failure = f"rank {group.rank}: {error}"
-    messages = [m for m in group.gather_json(failure) if m]
-    if scores is None or messages:
-        raise RewardError(messages[0])
-    return scores

@@ -4,8 +4,7 @@ Every rank runs the same scheduler on the same all-reduced counts and so compute
 Source: arXiv 2606.05606, 2610.09679.
 """
 
-from cero_rl.scheduler.budgeted import BudgetSpec, Observed, Samples, StateDict
-from cero_rl.scheduler.cero import CeroScheduler
+from cero_rl.scheduler.door import CeroScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
 from cero_rl.scheduler.offline import greedy_integer, water_filling
 from cero_rl.scheduler.options import CeroOptions, PlanName
@@ -14,8 +13,8 @@ from cero_rl.scheduler.pool import indices_of
 from cero_rl.scheduler.posterior import BetaPosterior, Prior
 from cero_rl.scheduler.prior import fit_beta_prior, prior_from_pass_rate
 from cero_rl.scheduler.protocol import Scheduler
-from cero_rl.scheduler.registry import SchedulerName, make_scheduler
-from cero_rl.scheduler.uniform import UniformScheduler
+from cero_rl.scheduler.registry import ALLOCATORS, SCHEDULER_NAMES, make_scheduler
+from cero_rl.scheduler.sizes import BudgetSpec, Evidence, Samples, Shared, StateDict
 from cero_rl.scheduler.utility import (
     EXPONENTIAL,
     HYPERBOLIC,
@@ -38,22 +37,23 @@ from cero_rl.scheduler.value import (
 )
 
 __all__ = [
+    "ALLOCATORS",
     "EXPONENTIAL",
     "HYPERBOLIC",
     "LOGARITHMIC",
+    "SCHEDULER_NAMES",
     "UTILITIES",
     "BetaPosterior",
     "BudgetSpec",
     "CeroOptions",
     "CeroScheduler",
-    "Observed",
+    "Evidence",
     "PlanName",
     "Prior",
     "Samples",
     "Scheduler",
-    "SchedulerName",
+    "Shared",
     "StateDict",
-    "UniformScheduler",
     "Utility",
     "UtilityName",
     "ValueFunction",

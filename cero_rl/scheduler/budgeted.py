@@ -1,14 +1,11 @@
-"""What every scheduler shares: the round protocol, the budget's books, the posterior and the
-saved state.
+"""What every allocator shares: the protocol, the budget's books, the posterior and the saved state.
 
-One round:  next_round() -> Allocation | None;  refund(n) for generations that failed;  more
-waves by next_round(observed); keep(samples) -> mask;  update(successes, trials), or
-update_groups(...) with the round's groups only, before either of them update_partial(...) after
-each optimizer step of a long round. A subclass says which prompts to plan (`_choose`), whether
-the round goes on (`_choose_more`), what trains (`keep`) and what to learn from a round
-(`_learn`, or `_learn_part` step by step); nothing here draws random numbers or talks to other
-ranks, so equal counts give equal plans everywhere. Source of the budget rules: arXiv 2606.05606
-and 2610.09679.
+One round:  open_round() -> Allocation | None;  more waves by next_wave(so far);  keep(samples) ->
+mask;  observe(evidence), in one piece or group after group;  close_round(). A subclass says which
+prompts to plan (`_choose`), whether the round goes on (`_choose_more`), what trains (`_keep`) and
+what to learn from a round (`_learn`, or `_learn_part` piece by piece); nothing here draws random
+numbers or talks to other ranks, so equal counts give equal plans everywhere. Source of the budget
+rules: arXiv 2606.05606 and 2610.09679.
 """
 
 from __future__ import annotations
@@ -19,47 +16,28 @@ from dataclasses import asdict, replace
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.open_round import OpenRound
 from cero_rl.scheduler.posterior import (
     BetaPosterior,
-    Prior,
+    Floats,
     as_counts,
     as_squares,
     check_counts,
-    check_groups,
 )
+from cero_rl.scheduler.protocol import ExpectedTokens, Mask
+from cero_rl.scheduler.rivals.keep import KeepRule
 from cero_rl.scheduler.sizes import (
     BudgetSpec,
-    Floats,
+    Evidence,
     Ids,
-    Observed,
     Samples,
     Scalar,
-    ScalarT,
+    Shared,
     StateDict,
-    merged,
-    positions,
+    require,
 )
-from cero_rl.scheduler.state import STATE_VERSION, read_array, read_scalar
+from cero_rl.scheduler.state import STATE_VERSION, read_array, read_scalar, refuse_other_version
 from cero_rl.types import Allocation
-
-__all__ = [
-    "STATE_VERSION",
-    "BudgetSpec",
-    "BudgetedScheduler",
-    "Floats",
-    "Ids",
-    "Observed",
-    "Samples",
-    "Scalar",
-    "ScalarT",
-    "StateDict",
-    "read_array",
-    "read_scalar",
-]
-
-
-def _no_ids() -> Ids:
-    return np.empty(0, dtype=np.int64)
 
 
 class BudgetedScheduler:
@@ -67,19 +45,21 @@ class BudgetedScheduler:
     BudgetSpec, BetaPosterior)."""
 
     name = "abstract"
+    waves = False  # may a round have more than one wave?
+    simulation_only = False  # does it need what only a simulation knows?
+    streaming = False  # does the posterior learn at every observe(), or when the round closes?
+    keep_rule: KeepRule | None = None  # on top of the allocator's own
 
-    def __init__(self, spec: BudgetSpec, prior: Prior, forgetting: float, seed: int) -> None:
+    def __init__(self, spec: BudgetSpec, shared: Shared) -> None:
         self.spec = spec
-        self.seed = operator.index(seed)
-        self.posterior = BetaPosterior(spec.num_prompts, prior, forgetting)
+        self.seed = operator.index(shared.seed)
+        self.posterior = BetaPosterior(spec.num_prompts, shared.prior, shared.forgetting)
         # set_budget changes the spec, not what the configuration says
         self._configured_rollouts = spec.budget_rollouts
         self._round = 0
         self._remaining = spec.budget_rollouts
         self._refundable = 0
-        self._pending: Allocation | None = None
-        self._answered = 0  # groups of the pending Allocation, in its order, whose evidence is in
-        self._plan_ids, self._plan_units = _no_ids(), _no_ids()
+        self._current: OpenRound | None = None
         self._value: Floats = self.posterior.value()
         self._prior_identity = self.posterior.prior_identity()
 
@@ -90,27 +70,37 @@ class BudgetedScheduler:
         budget clips them."""
         raise NotImplementedError
 
-    def _choose_more(self, observed: Observed, units_left: int) -> tuple[Ids, Ids] | None:
-        """A further wave of the open round (a prompt may come again), or None to close it;
-        clipped by the budget like a plan."""
+    def _choose_more(self, so_far: Evidence, units_left: int) -> tuple[Ids, Ids] | None:
+        """A further wave of the open round (a prompt may come again), or None to close it; clipped
+        by the budget like a plan."""
         return None
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
-        """bool[R]: which rollouts train. Group by group, so ranks may call it on their own
-        groups. All of them, unless a rule says no."""
+    def _keep(self, samples: Samples) -> Mask:
+        """bool[R]: which rollouts train, before a keep rule. All of them, unless a subclass says
+        no."""
         return np.ones(samples.rewards.shape[0], dtype=bool)
 
-    def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
-        """Called once a round, after the posterior has taken all of it in; gets the plan as
-        `_choose` returned it."""
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
+        """Called once a round, after the posterior has taken all of it in, with what the round
+        executed and its counts [G]."""
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
-        """Called after each part of a round is in the posterior, with that part of the plan and
-        its share (all parts sum to 1)."""
+        """Called after each part of a round is in the posterior, with that part of the plan as
+        `_choose` returned it and its share (all parts sum to 1)."""
 
-    def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
-        """Called with checked evidence before the posterior takes it in; may refuse it by a
-        ValueError."""
+    def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
+        """Called with evidence that is about to be taken in; may refuse it by a ValueError."""
+
+    def _before_posterior(
+        self, ids: Ids, wins: Floats, tries: Ids, squares: Floats, *, first: bool
+    ) -> None:
+        """Called with checked evidence before the posterior takes it in; `first`: of its round."""
+
+    def _expect_tokens(self, expected_tokens: ExpectedTokens) -> None:
+        """Called before a round is opened, for who prices tokens."""
+
+    def _spend_tokens(self, tokens: int) -> None:
+        """Called with the response tokens that were generated."""
 
     def _revalue(self, ids: Ids | None) -> None:
         """Recompute the worth of the prompts `ids` (None: of all) after their posterior changed."""
@@ -125,6 +115,8 @@ class BudgetedScheduler:
     def _identity(self) -> dict[str, Scalar]:
         sizes: dict[str, Scalar] = {key: int(value) for key, value in asdict(self.spec).items()}
         sizes["budget_rollouts"] = self._configured_rollouts
+        rule = self.keep_rule
+        keep = KeepRule.no_identity() if rule is None else rule.identity()
         return {
             "scheduler": self.name,
             "state_version": STATE_VERSION,
@@ -132,6 +124,7 @@ class BudgetedScheduler:
             **self._prior_identity,
             "forgetting": self.posterior.forgetting,
             "seed": self.seed,
+            **keep,
         }
 
     def _extra_state(self) -> StateDict:
@@ -142,44 +135,58 @@ class BudgetedScheduler:
 
     # --- one round
 
-    def next_round(self, observed: Observed | None = None) -> Allocation | None:
-        """Without `observed`: open the next round. With it: the open round's next wave.
+    def open_round(self, expected_tokens: ExpectedTokens | None = None) -> Allocation | None:
+        """The next round's Allocation, or None once the rounds or the budget are used up.
 
-        Opening gives the round's Allocation, or None once the rounds or the budget are used up.
         Its rollouts leave `remaining_rollouts` at once. An Allocation without entries is a round
-        that executes nothing; it needs its update() (with zeros) like any other. A further wave
-        depends on what the waves before it brought; None says that the round's sampling is
-        complete, which for most schedulers is at once. Raises RuntimeError for opening a round
-        before the last one had its update(), and for a wave without an open round or after
-        update_partial().
+        that executes nothing; it is closed like any other. Raises RuntimeError before the last
+        round was closed.
         """
-        if observed is not None:
-            return self._next_wave(observed)
-        if self._pending is not None:
+        if self._current is not None:
             raise RuntimeError(
-                f"next_round() before update(): the counts of round {self._round} are still missing"
+                f"open_round() before close_round(): the counts of round {self._round} are still "
+                "missing"
             )
+        if expected_tokens is not None:
+            self._expect_tokens(expected_tokens)
         units_left = self._remaining // self.spec.rollouts_per_unit
         if self._round >= self.spec.rounds or units_left == 0 or self._exhausted():
             return None
         ids, units = self._choose(units_left, self.spec.rounds - self._round)
-        self._plan_ids, self._plan_units, self._refundable, self._answered = ids, units, 0, 0
-        self._pending = self._execute(ids, units, units_left)
-        return self._pending
+        self._refundable = 0
+        allocation = self._execute(ids, units, units_left)
+        self._current = OpenRound(allocation, ids, units)
+        return allocation
 
-    def _next_wave(self, observed: Observed) -> Allocation | None:
-        if self._pending is None or self._answered:
-            raise RuntimeError(
-                "next_round(observed) without an open round, or after update_partial(): "
-                "call next_round() first"
-            )
+    def next_wave(self, so_far: Evidence) -> Allocation | None:
+        """A further wave of the open round, or None: its sampling is complete, which for most
+        allocators is at once.
+
+        `so_far` holds all groups of the round, in the order of `pending`. Raises RuntimeError
+        without an open round or after observe(), ValueError for other groups.
+        """
+        if self._current is None or self._current.answered:
+            raise RuntimeError("next_wave() without an open round, or after observe()")
+        if not np.array_equal(so_far.prompt_ids, self._current.allocation.prompt_ids):
+            raise ValueError("prompt_ids: wanted all groups of the open round, in its order")
         units_left = self._remaining // self.spec.rollouts_per_unit
-        wave = self._choose_more(observed, units_left) if units_left else None
+        wave = self._choose_more(so_far, units_left) if units_left else None
         if wave is None or not wave[0].size:
             return None
         allocation = self._execute(*wave, units_left)
-        self._pending = merged(self._pending, allocation)
+        self._current.grow(allocation)
         return allocation
+
+    def keep(self, samples: Samples) -> Mask:
+        """bool[R]: which rollouts train. Group by group, so ranks may call it on their own
+        groups."""
+        mask = self._keep(samples)
+        return mask if self.keep_rule is None else self.keep_rule.narrow(samples, mask)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Does every rollout train, whatever comes?"""
+        return self.keep_rule is None and type(self)._keep is BudgetedScheduler._keep
 
     def _execute(self, ids: Ids, units: Ids, units_left: int) -> Allocation:
         """Clip a plan to what the budget still holds, in its order, and book it."""
@@ -198,19 +205,23 @@ class BudgetedScheduler:
         generated.
 
         For rollouts that never existed (an engine died), not for rollouts whose reward is
-        missing: those were generated and stay spent. May be called before or after the round's
-        update(), several times; the sum must be the same on every rank. What comes back is
+        missing: those were generated and stay spent. May be called before or after the
+        round is closed, several times; the sum must be the same on every rank. What comes back is
         offered to later rounds, if they have room. Raises ValueError if it is negative or more
         than the round spent.
         """
-        count = operator.index(rollouts)
-        if not 0 <= count <= self._refundable:
-            raise ValueError(
-                f"refund({count}): wanted 0 <= rollouts <= {self._refundable}, the latest "
-                "round's spending"
-            )
+        count = self._check_refund(rollouts)
         self._refundable -= count
         self._remaining += count
+
+    def _check_refund(self, rollouts: int) -> int:
+        count = operator.index(rollouts)
+        require(
+            0 <= count <= self._refundable,
+            f"refund({count}): wanted 0 <= rollouts <= {self._refundable}, the latest round's "
+            "spending",
+        )
+        return count
 
     def set_budget(self, total_rollouts: int) -> None:
         """Change the run's whole budget (rollouts, what is spent included) now, also in the
@@ -222,7 +233,7 @@ class BudgetedScheduler:
         total = operator.index(total_rollouts)
         spec = replace(self.spec, budget_rollouts=total)
         spent = self.spec.budget_rollouts - self._remaining
-        rounds_left = spec.rounds - self._round - (self._pending is not None)
+        rounds_left = spec.rounds - self._round - (self._current is not None)
         most = spent + rounds_left * spec.capacity_rollouts
         if not spent <= total <= max(most, self.spec.budget_rollouts):
             raise ValueError(
@@ -233,138 +244,117 @@ class BudgetedScheduler:
 
     # --- evidence
 
-    def update(
-        self, successes: npt.ArrayLike, trials: npt.ArrayLike, squares: npt.ArrayLike | None = None
-    ) -> None:
-        """Take in the round's counts and close it: successes i64/f64[P], trials i64/f64[P],
-        summed over ALL ranks, by pool index.
+    def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
+        """Start from evidence f64[P] of an earlier run (see export.import_posterior). Raises
+        RuntimeError after the first round began, ValueError for bad counts."""
+        if self._round or self._current is not None:
+            raise RuntimeError("warm_start() belongs before the first round")
+        wins = np.asarray(successes, dtype=np.float64)
+        losses = np.asarray(failures, dtype=np.float64)
+        tries = np.ceil(wins + losses)
+        check_counts(wins, tries, self.spec.num_prompts)
+        check_counts(losses, tries, self.spec.num_prompts)
+        self.posterior.a += wins
+        self.posterior.b += losses
+        self._revalue(None)
 
-        Required after every Allocation, also an empty one; what update_partial() has taken in
-        must not come again. Rollouts without a reward count in neither vector. squares f64[P]
-        (sums of squared rewards) is for schedulers that value graded rewards. Raises
-        RuntimeError without an Allocation to answer, ValueError on bad counts or more trials
-        than the Allocation gave (evidence counted twice).
+    def observe(self, evidence: Evidence) -> None:
+        """What came of the round's next groups: of all of them, or piece by piece, e.g. after each
+        optimizer step.
+
+        Groups come in the Allocation's order (one number in the saved state says how far it went).
+        Failed rollouts go back to the budget. A streaming allocator has learned from them on
+        return, the others do when the round closes. Raises RuntimeError without an open round,
+        ValueError for other groups or bad counts; then nothing has changed.
         """
-        allocation = self._opened("update()")
-        wins, tries = as_counts(successes, trials, self.spec.num_prompts)
-        rest = allocation.prompt_ids[self._answered :]
+        opened = self._opened("observe()")
+        wins, tries, squares = opened.checked(evidence)
+        self._check(evidence.prompt_ids, wins, squares)
+        self._check_refund(evidence.failed_rollouts)
+        tokens = operator.index(evidence.response_tokens)
+        require(tokens >= 0, f"response_tokens = {tokens}, wanted >= 0")
+
+        # Everything is checked: from here on the scheduler changes.
+        self.refund(evidence.failed_rollouts)
+        self._spend_tokens(tokens)
+        opened.take(wins, tries, squares)
+        if self.streaming and wins.shape[0]:
+            part = slice(opened.absorbed, opened.answered)
+            self._absorb(opened)
+            share = opened.share_of(part)
+            self._learn_part(opened.plan_ids[part], opened.plan_units[part], share)
+
+    def close_round(self) -> None:
+        """Learn from what is still to be learned, and end the round. Groups that were not observed
+        have no reward.
+
+        Required after every Allocation, also an empty one. Raises RuntimeError without one.
+        """
+        opened = self._opened("close_round()")
+        opened.silence_the_rest()
+        rest, share = slice(opened.absorbed, None), opened.share_left()
+        self._absorb(opened)
+        self._learn_part(opened.plan_ids[rest], opened.plan_units[rest], share)
+        self._learn(opened.allocation, opened.wins, opened.tries)
+        self._current = None
+        self._round += 1
+
+    def _opened(self, call: str) -> OpenRound:
+        if self._current is None:
+            raise RuntimeError(f"{call} without an Allocation: call open_round() first")
+        return self._current
+
+    def _absorb(self, opened: OpenRound) -> None:
+        """Put what was observed and not yet absorbed into the posterior."""
+        part = slice(opened.absorbed, opened.answered)
+        ids = opened.allocation.prompt_ids[part]
+        wins, tries = opened.wins[part], opened.tries[part]
+        first = opened.absorbed == 0
+        self._before_posterior(ids, wins, tries, opened.squares[part], first=first)
+        forgets = first and self.posterior.forgetting < 1.0
+        if forgets:
+            self.posterior.forget()
+        self.posterior.add(ids, wins, tries)
+        self._revalue(None if forgets else ids)
+        opened.absorbed = opened.answered
+
+    # --- the door for a loop of one's own: vectors over the pool, one wave a round
+
+    def next_round(self) -> Allocation | None:
+        """open_round(), for loops that know no tokens."""
+        return self.open_round()
+
+    def update(
+        self,
+        successes: npt.ArrayLike,
+        trials: npt.ArrayLike,
+        squares: npt.ArrayLike | None = None,
+    ) -> None:
+        """observe() and close_round() with vectors over the whole pool.
+
+        successes i64/f64[P], trials i64/f64[P], summed over ALL ranks, by pool index; groups that
+        were observed before must not come again. squares f64[P] are for schedulers that value
+        graded rewards. Raises RuntimeError without an Allocation to answer, ValueError on bad
+        counts or more trials than the Allocation gave (evidence counted twice).
+        """
+        allocation = self._opened("update()").allocation
+        pool, answered = self.spec.num_prompts, self.answered_groups
+        wins, tries = as_counts(successes, trials, pool)
+        rest = allocation.prompt_ids[answered:]
         for counts in (wins, tries):
-            # something outside the round, or an error to name
             if np.count_nonzero(counts) != np.count_nonzero(counts[rest]):
-                check_counts(wins, tries, self.spec.num_prompts)
-                if np.any(tries[allocation.prompt_ids[: self._answered]]):
+                # something outside the round, or an error to name
+                check_counts(wins, tries, pool)
+                if np.any(tries[allocation.prompt_ids[:answered]]):
                     raise ValueError(
-                        "trials counts rollouts that update_partial() of round "
-                        f"{self._round} has taken in already"
+                        f"trials counts rollouts that observe() of round {self._round} has taken "
+                        "in already"
                     )
                 raise ValueError(
                     f"trials counts rollouts of prompts that round {self._round} did not allocate"
                 )
-        graded = as_squares(squares, self.spec.num_prompts, rest)
-        self._absorb(rest, allocation.rollouts[self._answered :], wins[rest], tries[rest], graded)
-        self._close()
-
-    def update_groups(
-        self,
-        prompt_ids: npt.ArrayLike,
-        successes: npt.ArrayLike,
-        trials: npt.ArrayLike,
-        squares: npt.ArrayLike | None = None,
-    ) -> None:
-        """update() from the round's groups alone: prompt_ids i64[G] distinct, in any order,
-        counts [G]; absent groups have no reward.
-
-        The same result without a pass over P entries. Raises as update() does.
-        """
-        allocation = self._opened("update_groups()")
-        ids, rest = np.asarray(prompt_ids, dtype=np.int64), allocation.prompt_ids[self._answered :]
-        wins, tries = as_counts(successes, trials, ids.shape[0])
-        graded = as_squares(squares, ids.shape[0])
-        sizes = allocation.rollouts[self._answered :]
-        if not np.array_equal(ids, rest):
-            at = positions(ids, rest)
-            if at is None:
-                raise ValueError(
-                    f"prompt_ids: wanted distinct prompts that round {self._round} "
-                    "allocated and that were not answered yet"
-                )
-            sizes = sizes[at]
-        self._absorb(ids, sizes, wins, tries, graded)
-        self._close()
-
-    def update_partial(
-        self,
-        prompt_ids: npt.ArrayLike,
-        successes: npt.ArrayLike,
-        trials: npt.ArrayLike,
-        squares: npt.ArrayLike | None = None,
-    ) -> None:
-        """Take in the counts of the next groups of the open round, e.g. after each optimizer
-        step; update() closes it later.
-
-        prompt_ids i64[G] must be the Allocation's next groups, in its order (a group is answered
-        once, and one number in the saved state says how far it went); successes, trials, squares
-        [G]. Posterior and worth of these prompts, and this part's share of the step of the
-        duals, are up to date on return. Raises RuntimeError without an open round, ValueError
-        for other groups or bad counts.
-        """
-        allocation = self._opened("update_partial()")
-        ids = np.asarray(prompt_ids, dtype=np.int64)
-        last = self._answered + ids.shape[0]
-        if ids.ndim != 1 or not np.array_equal(ids, allocation.prompt_ids[self._answered : last]):
-            raise ValueError(
-                f"prompt_ids: wanted groups {self._answered}.. of round {self._round}'s "
-                "Allocation, in its order; "
-                "a group is answered exactly once"
-            )
-        if not ids.shape[0]:
-            return
-        wins, tries = as_counts(successes, trials, ids.shape[0])
-        graded = as_squares(squares, ids.shape[0])
-        self._absorb(ids, allocation.rollouts[self._answered : last], wins, tries, graded)
-        planned = self._plan_units[self._answered : last]
-        self._learn_part(
-            self._plan_ids[self._answered : last],
-            planned,
-            int(planned.sum()) / int(self._plan_units.sum()),
-        )
-        self._answered = last
-
-    def _opened(self, call: str) -> Allocation:
-        if self._pending is None:
-            raise RuntimeError(
-                f"{call} without an Allocation: call next_round() first, then update() exactly once"
-            )
-        return self._pending
-
-    def _absorb(
-        self,
-        ids: Ids,
-        rollouts: npt.NDArray[np.int32],
-        wins: npt.NDArray,
-        tries: npt.NDArray,
-        squares: Floats | None,
-    ) -> None:
-        """Check the counts of distinct prompts and put them into the posterior; nothing changes
-        if they are bad."""
-        wins, counts = check_groups(ids, rollouts, wins, tries, self._round)
-        self._observe(ids, wins, counts, squares)
-        forgot = self.posterior.forgetting < 1.0 and self._answered == 0
-        if forgot:
-            self.posterior.forget()
-        self.posterior.add(ids, wins, counts)
-        self._revalue(None if forgot else ids)
-
-    def _close(self) -> None:
-        planned = self._plan_units[self._answered :]
-        done = int(self._plan_units[: self._answered].sum())
-        share = 1.0 - done / (done + int(planned.sum())) if done else 1.0
-        self._learn_part(self._plan_ids[self._answered :], planned, share)
-        self._learn(self._plan_ids, self._plan_units)
-        self._plan_ids, self._plan_units = _no_ids(), _no_ids()
-        self._pending = None
-        self._answered = 0
-        self._round += 1
+        self.observe(Evidence(rest, wins[rest], tries[rest], as_squares(squares, pool, rest)))
+        self.close_round()
 
     # --- what can be read
 
@@ -378,14 +368,13 @@ class BudgetedScheduler:
 
     @property
     def pending(self) -> Allocation | None:
-        """The Allocation that waits for its update(): what a run resumed in the middle of a
-        round goes on with."""
-        return self._pending
+        """The open round, all waves so far: what a run resumed in the middle of it goes on with."""
+        return None if self._current is None else self._current.allocation
 
     @property
-    # of the pending Allocation, in its order, that update_partial() has taken in
     def answered_groups(self) -> int:
-        return self._answered
+        """Of the pending Allocation, in its order, that observe() has taken in."""
+        return 0 if self._current is None else self._current.answered
 
     @property
     def value(self) -> Floats:
@@ -397,27 +386,29 @@ class BudgetedScheduler:
     def posterior_mean(self) -> Floats:  # f64[P] expected success rate
         return self.posterior.mean()
 
+    def evidence(self) -> tuple[Floats, Floats]:
+        """Successes and failures f64[P] that the posterior holds beyond its prior."""
+        return self.posterior.evidence()
+
+    def metrics(self) -> dict[str, float | int]:
+        """Means over the pool of what is believed, before this round is learned from."""
+        return {
+            "cero/posterior_mean": float(self.posterior_mean.mean()),
+            "cero/value_mean": float(self._value.mean()),
+        }
+
     # --- state
 
     def state_dict(self) -> StateDict:
         """Everything a resumed run needs: a flat dict of 1-d arrays (copies) and plain scalars;
         valid in mid-round too."""
-        pending_ids = self._pending.prompt_ids if self._pending is not None else _no_ids()
-        pending_rollouts = (
-            self._pending.rollouts if self._pending is not None else np.empty(0, dtype=np.int32)
-        )
         return {
             **self._identity(),
             "round": self._round,
             "budget_now_rollouts": self.spec.budget_rollouts,
             "remaining_rollouts": self._remaining,
             "refundable_rollouts": self._refundable,
-            "answered_groups": self._answered,
-            "has_pending": self._pending is not None,
-            "pending_ids": pending_ids.copy(),
-            "pending_rollouts": pending_rollouts.copy(),
-            "plan_ids": self._plan_ids.copy(),
-            "plan_units": self._plan_units.copy(),
+            **OpenRound.state(self._current),
             "posterior_a": self.posterior.a.copy(),
             "posterior_b": self.posterior.b.copy(),
             **self._extra_state(),
@@ -427,51 +418,35 @@ class BudgetedScheduler:
         """Restore `state_dict()`, also after a trip through npz or JSON scalars. All or nothing.
 
         Raises ValueError naming the first field that is missing, misshapen or differs from this
-        scheduler's configuration.
+        scheduler's configuration, and for a state of another version.
         """
+        refuse_other_version(state)
         for key, wanted in self._identity().items():
             got = read_scalar(state, key)
             if got != wanted:
                 raise ValueError(
-                    f"scheduler state field {key!r} is {got!r} but this run has {wanted!r}: "
-                    "use the saved one"
+                    f"scheduler state field {key!r} is {got!r} but this run has {wanted!r}: use "
+                    "the saved one"
                 )
         pool = self.spec.num_prompts
         post_a = read_array(state, "posterior_a", np.float64, pool)
         post_b = read_array(state, "posterior_b", np.float64, pool)
-        ids = read_array(state, "pending_ids", np.int64, None)
-        rollouts = read_array(state, "pending_rollouts", np.int32, None)
-        plan_ids, plan_units = (
-            read_array(state, "plan_ids", np.int64, None),
-            read_array(state, "plan_units", np.int64, None),
+        current = int(read_scalar(state, "round"))
+        remaining = int(read_scalar(state, "remaining_rollouts"))
+        refundable = int(read_scalar(state, "refundable_rollouts"))
+        budget = int(read_scalar(state, "budget_now_rollouts"))
+        spec = replace(self.spec, budget_rollouts=budget)
+        require(
+            0 <= remaining <= budget and 0 <= current <= spec.rounds,
+            f"scheduler state is damaged: round {current}, remaining_rollouts {remaining}",
         )
-        current, remaining = (
-            int(read_scalar(state, "round")),
-            int(read_scalar(state, "remaining_rollouts")),
-        )
-        refundable, answered = (
-            int(read_scalar(state, "refundable_rollouts")),
-            int(read_scalar(state, "answered_groups")),
-        )
-        spec = replace(self.spec, budget_rollouts=int(read_scalar(state, "budget_now_rollouts")))
-        if not (
-            0 <= remaining <= spec.budget_rollouts
-            and 0 <= current <= spec.rounds
-            and 0 <= answered <= ids.shape[0]
-        ):
-            raise ValueError(
-                f"scheduler state is damaged: round {current}, remaining_rollouts "
-                f"{remaining}, answered_groups {answered}"
-            )
-        pending = Allocation(current, ids, rollouts) if read_scalar(state, "has_pending") else None
+        opened = OpenRound.read(state, current)
         self._load_extra(state)
         self.spec = spec
-        self.posterior.a, self.posterior.b = post_a, post_b
-        self._plan_ids, self._plan_units, self._pending = plan_ids, plan_units, pending
-        self._round, self._remaining, self._refundable, self._answered = (
-            current,
-            remaining,
-            refundable,
-            answered,
-        )
+        self.posterior.a = post_a
+        self.posterior.b = post_b
+        self._current = opened
+        self._round = current
+        self._remaining = remaining
+        self._refundable = refundable
         self._revalue(None)

@@ -1,6 +1,6 @@
 """The CERO scheduler: online primal-dual allocation of one rollout budget over prompts and rounds.
 
-In:  per-prompt successes and trials of each round. Out: per-round Allocations that together
+In:  successes and trials of each round's groups. Out: per-round Allocations that together
 never exceed the budget. Source: Zong, Wang, Jiang, arXiv 2606.05606; Zong, Wang, Hu, Jiang,
 Shen, arXiv 2610.09679 (both without published code).
 
@@ -8,49 +8,39 @@ Each prompt keeps a slope v in [0, 1] (what one more unit is worth, falling with
 exposure, over the largest possible slope) and the run keeps one price nu in [0, 1] for a unit of
 budget. A round gives units to the largest positive margins v - nu; then both duals take one
 projected gradient step, against the plan as made (not as clipped by the budget) and the worth
-just re-estimated. With its defaults the class is that algorithm; everything keyword-only after
-`seed` goes beyond it, lives in a module of its own (utility, value, plan, rules, tokens,
-progress, prior) and is only put together here.
+just re-estimated. With its defaults the class is that algorithm; what further options bring goes
+beyond it, lives in a module of its own (utility, value, plan, rules, tokens, progress, prior) and
+is only put together here.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import (
-    BudgetedScheduler,
-    BudgetSpec,
-    Floats,
-    Ids,
-    Scalar,
-    StateDict,
-    read_array,
-    read_scalar,
-)
-from cero_rl.scheduler.options import PlanName
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
-from cero_rl.scheduler.pool import change_pool
-from cero_rl.scheduler.posterior import Prior, blocks, check_counts
+from cero_rl.scheduler.pool import PoolChange
+from cero_rl.scheduler.posterior import Floats, blocks
 from cero_rl.scheduler.prior import FitMethod, fit_to_evidence
 from cero_rl.scheduler.progress import LearningProgress
+from cero_rl.scheduler.protocol import ExpectedTokens
 from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, Scalar, Shared, StateDict, require
+from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.scheduler.tokens import TokenCosts
-from cero_rl.scheduler.utility import UtilityName, utility_of
-from cero_rl.scheduler.value import ValueFunction, ValueName, graded_variance, value_function
+from cero_rl.scheduler.utility import utility_of
+from cero_rl.scheduler.value import ValueFunction, graded_variance, value_function
+from cero_rl.types import Allocation
 
 
-class CeroScheduler(BudgetedScheduler):
-    """CERO over a pool of P = num_prompts prompts.
-
-    rounds, budget_rollouts (whole run), capacity_rollouts (per round), rollouts_per_unit (g) and
-    max_units_per_prompt (Nmax, per round) set the sizes: a selected prompt gets a group of at
-    most g*Nmax rollouts. saturation (lambda) says how fast a prompt is worn out at its fair
-    share of the budget; prior and forgetting belong to the posterior; step_size is the gradient
-    step of both duals (None: 1/sqrt(rounds), the published one); price_init is the first price,
-    in [0, 1].
+class Cero(BudgetedScheduler):
+    """CERO over a pool of P prompts: a selected prompt gets a group of at most g*Nmax rollouts
+    (rollouts_per_unit times max_units_per_prompt) in a round.
 
     spend_down makes the run end with the budget spent exactly. Proof: let L rounds be left, this
     one included, C the capacity and W <= L*C the remaining units (true at the start). The plan
@@ -66,124 +56,58 @@ class CeroScheduler(BudgetedScheduler):
     exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units,
     where a slope at 0 jumps by a whole step); proximal > 0, the curvature of the round problem
     that gives true group sizes; explore_units > 0, the most units of a prompt never seen;
-    token_costs, margins per token (see set_expected_tokens), and budget_tokens;
+    token_costs, margins per token (see open_round), and budget_tokens;
     refit_prior_every > 0, rounds between empirical-Bayes fits; labels i64[P], progress_floor,
     progress_memory_rounds for value "progress".
 
-    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out
-    of range.
+    Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of
+    range (see CeroOptions).
     """
 
     name = "cero"
 
-    def __init__(
-        self,
-        num_prompts: int,
-        rounds: int,
-        budget_rollouts: int,
-        rollouts_per_unit: int,
-        max_units_per_prompt: int,
-        capacity_rollouts: int,
-        saturation: float = 1.0,
-        prior: Prior = (1.0, 1.0),
-        forgetting: float = 1.0,
-        step_size: float | None = None,
-        price_init: float = 0.5,
-        spend_down: bool = False,
-        seed: int = 0,
-        *,
-        utility: UtilityName = "exponential",
-        value: ValueName | ValueFunction = "variance",
-        plan: PlanName = "duals",
-        cap_shares: float | None = None,
-        proximal: float = 0.0,
-        explore_units: int = 0,
-        token_costs: bool = False,
-        budget_tokens: int | None = None,
-        refit_prior_every: int = 0,
-        labels: npt.ArrayLike | None = None,
-        progress_floor: float = 0.1,
-        progress_memory_rounds: float = 10.0,
-    ) -> None:
-        spec = BudgetSpec(
-            num_prompts,
-            rounds,
-            budget_rollouts,
-            rollouts_per_unit,
-            max_units_per_prompt,
-            capacity_rollouts,
+    def __init__(self, spec: BudgetSpec, shared: Shared, options: CeroOptions) -> None:
+        super().__init__(spec, shared)
+        most = spec.max_units_per_prompt
+        require(
+            0 <= options.explore_units <= most,
+            f"explore_units = {options.explore_units}, wanted 0 (off) .. max_units_per_prompt = "
+            f"{most}",
         )
-        super().__init__(spec, prior, forgetting, seed)
-        for option, number in (
-            ("saturation", saturation),
-            ("step_size", 1.0 if step_size is None else step_size),
-        ):
-            if not 0.0 < number < math.inf:
-                raise ValueError(f"{option} = {number:g}, wanted a positive finite number")
-        if not 0.0 <= price_init <= 1.0:
-            raise ValueError(f"price_init = {price_init:g}, wanted a number in [0, 1]")
-        if cap_shares is not None and not 0.0 < cap_shares < math.inf:
-            raise ValueError(
-                f"cap_shares = {cap_shares:g}, wanted a positive finite number of fair "
-                "shares, or None"
-            )
-        if plan not in ("duals", "resolve", "thompson"):
-            raise ValueError(f"plan = {plan!r}, wanted 'duals', 'resolve' or 'thompson'")
-        if plan == "thompson" and value != "variance":
-            raise ValueError(
-                f"plan = 'thompson' draws success rates: it needs value = 'variance', got {value!r}"
-            )
-        if not 0.0 <= proximal < math.inf or (proximal and plan != "duals"):
-            raise ValueError(
-                f"proximal = {proximal:g} with plan = {plan!r}: wanted a finite number >= "
-                "0, more than 0 with 'duals' only"
-            )
-        if not 0 <= explore_units <= max_units_per_prompt:
-            raise ValueError(
-                f"explore_units = {explore_units}, wanted 0 (off) .. max_units_per_prompt = "
-                f"{max_units_per_prompt}"
-            )
-        if refit_prior_every < 0 or (
-            refit_prior_every and not isinstance(self.posterior.prior[0], float)
-        ):
-            raise ValueError(
-                f"refit_prior_every = {refit_prior_every}, wanted 0 (off) or more, and one "
-                "prior for all prompts"
-            )
-        if (value == "progress") != (labels is not None):
-            raise ValueError("labels and value = 'progress' go together: give both or neither")
-        self.saturation = float(saturation)
-        self.step_size = float(step_size) if step_size is not None else 1.0 / math.sqrt(rounds)
-        self.spend_down = bool(spend_down)
-        self.price_init = float(price_init)
-        self.utility = utility_of(utility)
-        self.cap_shares = None if cap_shares is None else float(cap_shares)
-        self.plan, self.proximal, self.explore_units = plan, float(proximal), int(explore_units)
-        self.token_costs, self.refit_prior_every = bool(token_costs), int(refit_prior_every)
-        self.tokens = (
-            TokenCosts(num_prompts, budget_tokens)
-            if token_costs or budget_tokens is not None
-            else None
+        require(
+            not options.refit_prior_every or isinstance(self.posterior.prior[0], float),
+            f"refit_prior_every = {options.refit_prior_every} needs one prior for all prompts; "
+            "wanted 0 (off)",
         )
-        self.progress = (
-            None
-            if labels is None
-            else LearningProgress(labels, num_prompts, progress_floor, progress_memory_rounds)
-        )
-        self.value_name = (
-            f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
-        )
-        group = rollouts_per_unit * max_units_per_prompt
+        self.options = options
+        self.streaming = options.streaming
+        self.saturation = float(shared.saturation)
+        published = 1.0 / math.sqrt(spec.rounds)
+        self.step_size = published if options.step_size is None else float(options.step_size)
+        self.utility = utility_of(options.utility)
+        pool = spec.num_prompts
+        self.tokens: TokenCosts | None = None
+        if options.token_costs or options.budget_tokens is not None:
+            self.tokens = TokenCosts(pool, options.budget_tokens)
+        self.progress: LearningProgress | None = None
+        if options.labels is not None:
+            self.progress = LearningProgress(
+                options.labels, pool, options.progress_floor, options.progress_memory_rounds
+            )
+        value = options.value
+        named = f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
+        self.value_name = named
+        group = spec.rollouts_per_unit * most
         self._worth: ValueFunction = value if callable(value) else value_function(value, group)
         # [P] sum of squared rewards, prior included
         self._squares = self.posterior.a.copy() if value == "graded" else None
-        self._exposure: Ids = np.zeros(num_prompts, dtype=np.int64)  # [P] units executed so far
-        self._price = self.price_init
+        self._exposure: Ids = np.zeros(pool, dtype=np.int64)  # [P] units executed so far
+        self._price = float(options.price_init)
         self._revalue(None)
         self._slope: Floats = np.minimum(4.0 * self._value, 1.0)
         # Equal slopes go by this permutation, drawn once: a stateless rule, so a resumed run and
         # every rank break ties alike.
-        self._tie_rank: Ids = np.random.default_rng(self.seed).permutation(num_prompts)
+        self._tie_rank: Ids = np.random.default_rng(self.seed).permutation(pool)
         self._pool_changed = False
 
     # --- what can be read, and told
@@ -198,6 +122,14 @@ class CeroScheduler(BudgetedScheduler):
     def price(self) -> float:
         """nu, in [0, 1] (multiples of slope_max): today's price of one unit of budget."""
         return self._price
+
+    def metrics(self) -> dict[str, float | int]:
+        """The means of every allocator, the price, the mean slope, and tokens left of a budget."""
+        numbers = super().metrics()
+        numbers |= {"cero/price": float(self.price), "cero/slope_mean": float(self._slope.mean())}
+        if self.tokens is not None and self.tokens.budget_tokens is not None:
+            numbers["budget/remaining_tokens"] = int(self.tokens.left_tokens)
+        return numbers
 
     @property
     def exposure(self) -> Ids:
@@ -216,8 +148,8 @@ class CeroScheduler(BudgetedScheduler):
         most = self.spec.rounds * self.spec.max_units_per_prompt
         return (
             most
-            if self.cap_shares is None
-            else min(most, self.cap_shares * self.spec.budget_units / self.spec.num_prompts)
+            if self.options.cap_shares is None
+            else min(most, self.options.cap_shares * self.spec.budget_units / self.spec.num_prompts)
         )
 
     def utility_rate(self) -> Floats:
@@ -225,35 +157,11 @@ class CeroScheduler(BudgetedScheduler):
         exposure 0."""
         return (4.0 * self.slope_max) * self._value
 
-    def set_expected_tokens(self, tokens: npt.ArrayLike) -> None:
-        """Expected response tokens f64[P] > 0 of a rollout of each prompt, for token_costs and
-        budget_tokens; the same on every rank."""
-        if self.tokens is None:
-            raise ValueError("set_expected_tokens() needs token_costs or budget_tokens")
-        self.tokens.set_expected(tokens)
-
-    def spend_tokens(self, tokens: int) -> None:
-        """Book response tokens generated on ALL ranks against budget_tokens."""
-        if self.tokens is None:
-            raise ValueError("spend_tokens() needs token_costs or budget_tokens")
-        self.tokens.spend(tokens)
-
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
-        """Start from evidence f64[P] of an earlier run (see export.import_posterior).
-        RuntimeError after the first round began."""
-        if self._round or self._pending is not None:
-            raise RuntimeError("warm_start() belongs before the first round")
-        wins, losses = (
-            np.asarray(successes, dtype=np.float64),
-            np.asarray(failures, dtype=np.float64),
-        )
-        check_counts(wins, np.ceil(wins + losses), self.spec.num_prompts)
-        check_counts(losses, np.ceil(wins + losses), self.spec.num_prompts)
-        self.posterior.a += wins
-        self.posterior.b += losses
+        super().warm_start(successes, failures)
         if self._squares is not None:
-            self._squares += wins
-        self._revalue(None)
+            self._squares += np.asarray(successes, dtype=np.float64)
+            self._revalue(None)
         self._slope = np.minimum(4.0 * self._value, 1.0)
 
     def set_pool(
@@ -271,7 +179,40 @@ class CeroScheduler(BudgetedScheduler):
         middle of a round, ValueError for indices that repeat or do not exist or sizes that no
         longer fit.
         """
-        change_pool(self, np.asarray(previous), new_prior, labels)
+        if self._current is not None:
+            raise RuntimeError("set_pool() in the middle of a round: close it first")
+        require(
+            (self.progress is not None) == (labels is not None),
+            "labels belong to value = 'progress', and there they are needed: one per prompt of the "
+            "new pool",
+        )
+        change = PoolChange.of(np.asarray(previous), self.spec.num_prompts)
+        spec = replace(self.spec, num_prompts=change.size)
+        posterior = change.posterior(self.posterior, new_prior)
+        progress = None
+        if self.progress is not None and labels is not None:
+            progress = self.progress.with_labels(labels, change.size)
+
+        # Everything is checked: from here on the scheduler changes.
+        self.spec = spec
+        if self._squares is not None:
+            fresh = np.broadcast_to(posterior.prior[0], (change.size,))
+            self._squares = change.carry(self._squares, fresh)
+        self.posterior = posterior
+        self.progress = progress
+        if not isinstance(posterior.prior[0], float):
+            self._prior_identity = posterior.prior_identity()
+        self._value = np.empty(change.size)
+        self._revalue(None)
+        self._slope = change.carry(self._slope, np.minimum(4.0 * self._value, 1.0))
+        self._exposure = change.carry(self._exposure, np.zeros(change.size, dtype=np.int64))
+        rng = np.random.default_rng([self.seed, self._round, change.size])
+        self._tie_rank = change.ranks(self._tie_rank, rng)
+        self._pool_changed = True
+        if self.tokens is not None:  # expected lengths come again with the next round
+            spent = self.tokens.spent_tokens
+            self.tokens = TokenCosts(change.size, self.tokens.budget_tokens)
+            self.tokens.spent_tokens = spent
 
     def _exhausted(self) -> bool:
         return self.tokens is not None and self.tokens.left_tokens <= 0
@@ -281,7 +222,7 @@ class CeroScheduler(BudgetedScheduler):
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
         spec, capacity = self.spec, self.spec.capacity_units
         caps = self._caps()
-        if self.plan == "resolve":
+        if self.options.plan == "resolve":
             plan = resolve_plan(
                 self.utility_rate(),
                 self._exposure,
@@ -294,8 +235,8 @@ class CeroScheduler(BudgetedScheduler):
             )
         else:
             score, price = self._slope, self._price
-            forced = units_left - (rounds_left - 1) * capacity if self.spend_down else 0
-            if self.plan == "thompson":
+            forced = units_left - (rounds_left - 1) * capacity if self.options.spend_down else 0
+            if self.options.plan == "thompson":
                 rng = np.random.default_rng([self.seed, self._round, 1])
                 score = thompson_score(
                     self.posterior.a,
@@ -306,18 +247,18 @@ class CeroScheduler(BudgetedScheduler):
                     rng,
                 )
                 price, capacity = -1.0, fair_units(units_left, rounds_left, capacity)
-            if self.token_costs and self.tokens is not None:
+            if self.options.token_costs and self.tokens is not None:
                 score = score / self.tokens.relative()
             # Only a refund can leave more than the remaining rounds hold; the excess stays unspent.
             forced = min(max(forced, 0), capacity)
-            if self.proximal:
+            if self.options.proximal:
                 target = self.utility.supporting_exposure(
                     self.slope_max * self._slope, self.utility_rate(), self.exposure_cap
                 )
                 plan = proximal_plan(
                     score - price,
                     target / spec.rounds,
-                    self.proximal,
+                    self.options.proximal,
                     self._tie_rank,
                     caps,
                     capacity,
@@ -331,7 +272,7 @@ class CeroScheduler(BudgetedScheduler):
         """The most units of a prompt in this round: fewer for one that nothing is known of, if
         exploration is on."""
         most = self.spec.max_units_per_prompt
-        if not self.explore_units:
+        if not self.options.explore_units:
             return most
         seen = self._exposure > 0
         seen |= (
@@ -340,33 +281,43 @@ class CeroScheduler(BudgetedScheduler):
             - (self.posterior.prior[0] + self.posterior.prior[1])
             >= 1.0
         )
-        return np.where(seen, most, self.explore_units)
+        return np.where(seen, most, self.options.explore_units)
 
     def _execute(self, ids: Ids, units: Ids, units_left: int):
         allocation = super()._execute(ids, units, units_left)
         self._exposure[allocation.prompt_ids] += allocation.rollouts // self.spec.rollouts_per_unit
         return allocation
 
-    def _observe(self, ids: Ids, wins: Floats, tries: Ids, squares: Floats | None) -> None:
+    def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
+        if self._squares is None:
+            return
+        fits = squares is not None and bool(((squares >= 0) & (squares <= wins + 1e-9)).all())
+        require(
+            fits,
+            "value = 'graded' needs squares, one sum of squared rewards in [0, successes] per "
+            "prompt",
+        )
+
+    def _before_posterior(
+        self, ids: Ids, wins: Floats, tries: Ids, squares: Floats, *, first: bool
+    ) -> None:
         if self._squares is not None:
-            if (
-                squares is None
-                or squares.shape != wins.shape
-                or not bool(((squares >= 0) & (squares <= wins + 1e-9)).all())
-            ):
-                raise ValueError(
-                    "value = 'graded' needs squares, one sum of squared rewards in [0, "
-                    "successes] per prompt"
-                )
-            if self._answered == 0:
+            if first:
                 prior, rho = self.posterior.prior[0], self.posterior.forgetting
                 self._squares *= rho
                 self._squares += (1.0 - rho) * prior
             self._squares[ids] += squares
         if self.progress is not None:
-            self.progress.observe(
-                ids, wins, tries, *(counts[ids] for counts in self.posterior.evidence())
-            )
+            before = [counts[ids] for counts in self.posterior.evidence()]
+            self.progress.observe(ids, wins, tries, *before)
+
+    def _expect_tokens(self, expected_tokens: ExpectedTokens) -> None:
+        if self.tokens is not None:
+            self.tokens.set_expected(expected_tokens())
+
+    def _spend_tokens(self, tokens: int) -> None:
+        if self.tokens is not None:
+            self.tokens.spend(tokens)
 
     def _revalue(self, ids: Ids | None) -> None:
         a, b, squares = self.posterior.a, self.posterior.b, self._squares
@@ -403,18 +354,21 @@ class CeroScheduler(BudgetedScheduler):
         np.clip(self._slope, 0.0, 1.0, out=self._slope)
         costs = (
             self.tokens.relative()[plan_ids]
-            if self.token_costs and self.tokens is not None
+            if self.options.token_costs and self.tokens is not None
             else 1.0
         )
         fair, planned = spec.budget_units / spec.rounds, float(np.sum(plan_units * costs))
         gradient = (fair * share - planned) / max(fair, spec.capacity_units - fair)
         self._price = min(max(self._price - step * gradient, 0.0), 1.0)
 
-    def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
         if self.progress is not None:
             self.progress.close_round()
             self._revalue(None)
-        if self.refit_prior_every and (self._round + 1) % self.refit_prior_every == 0:
+        if (
+            self.options.refit_prior_every
+            and (self._round + 1) % self.options.refit_prior_every == 0
+        ):
             self.refit_prior()
 
     def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float] | None:
@@ -441,16 +395,16 @@ class CeroScheduler(BudgetedScheduler):
             **super()._identity(),
             "saturation": self.saturation,
             "step_size": self.step_size,
-            "price_init": self.price_init,
-            "spend_down": self.spend_down,
+            "price_init": self.options.price_init,
+            "spend_down": self.options.spend_down,
             "utility": self.utility.name,
             "value_name": self.value_name,
-            "plan": self.plan,
-            "cap_shares": self.cap_shares or 0.0,
-            "proximal": self.proximal,
-            "explore_units": self.explore_units,
-            "token_costs": self.token_costs,
-            "refit_prior_every": self.refit_prior_every,
+            "plan": self.options.plan,
+            "cap_shares": self.options.cap_shares or 0.0,
+            "proximal": self.options.proximal,
+            "explore_units": self.options.explore_units,
+            "token_costs": self.options.token_costs,
+            "refit_prior_every": self.options.refit_prior_every,
         }
 
     def _extra_state(self) -> StateDict:
@@ -463,7 +417,7 @@ class CeroScheduler(BudgetedScheduler):
             state["tie_rank"] = self._tie_rank.copy()
         if self._squares is not None:
             state["squares"] = self._squares.copy()
-        if self.refit_prior_every:
+        if self.options.refit_prior_every:
             state["prior_now"] = np.array(self.posterior.prior, dtype=np.float64)
         for part in (self.tokens, self.progress):
             state |= part.state() if part is not None else {}
@@ -487,7 +441,11 @@ class CeroScheduler(BudgetedScheduler):
             )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
         squares = None if self._squares is None else read_array(state, "squares", np.float64, pool)
-        prior = read_array(state, "prior_now", np.float64, 2) if self.refit_prior_every else None
+        prior = (
+            read_array(state, "prior_now", np.float64, 2)
+            if self.options.refit_prior_every
+            else None
+        )
         for part in (self.tokens, self.progress):
             if part is not None:
                 part.load(state)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.posterior import BetaPosterior, Floats
+from cero_rl.scheduler.posterior import Floats
 
 
 def _distinct(keys: Sequence[str], wanted: int | None) -> list[str]:
@@ -25,7 +26,13 @@ def _distinct(keys: Sequence[str], wanted: int | None) -> list[str]:
     return list(keys)
 
 
-def export_posterior(path: str | Path, keys: Sequence[str], posterior: BetaPosterior) -> None:
+class HoldsEvidence(Protocol):
+    """A scheduler or a posterior."""
+
+    def evidence(self) -> tuple[Floats, Floats]: ...
+
+
+def export_posterior(path: str | Path, keys: Sequence[str], posterior: HoldsEvidence) -> None:
     """Write columns key (string), successes, failures (f64) of the P prompts. ValueError unless
     keys are P distinct strings."""
     import pyarrow as pa
@@ -46,7 +53,7 @@ def import_posterior(
     """Successes f64[P], failures f64[P] and whether the file knows the prompt bool[P], for the pool
     that `keys` names.
 
-    For `CeroScheduler.warm_start`. Prompts that the file does not know get 0; keys of prompts that
+    For `warm_start`. Prompts that the file does not know get 0; keys of prompts that
     are gone are left out. Raises ValueError for repeated keys, or a file without these columns or
     with counts that are negative or not finite.
     """

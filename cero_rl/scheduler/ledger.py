@@ -1,8 +1,8 @@
 """The run's one budget: every rollout generated for training is booked here, kept or dropped, and
 nothing else is.
 
-`spent` counts what was generated, `refunded` what an engine failed to deliver (it is available
-again). Evaluation is not booked.
+Spent is what was generated, refunded what an engine failed to deliver (it is available again).
+Evaluation is not booked.
 """
 
 from __future__ import annotations

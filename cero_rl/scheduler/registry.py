@@ -1,83 +1,141 @@
-"""The interface that the training loop knows, and the one place that turns a scheduler's name into
-a scheduler."""
+"""Every allocator by its name: class and record of options. A new one is a file and a line here.
+
+The configuration reads the names and the records from here; nothing else tells allocators apart.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Literal, TypeVar, get_args
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec
-from cero_rl.scheduler.cero import CeroScheduler
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.cero import Cero
 from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.posterior import Prior
-from cero_rl.scheduler.protocol import Scheduler
-from cero_rl.scheduler.rivals import (
-    RIVALS,
-    FixedPriceScheduler,
-    KeepName,
-    KeepRule,
-    KeepScheduler,
-    RandomMatchedScheduler,
-    Shared,
+from cero_rl.scheduler.rivals.batch_rules import (
+    GvmOptions,
+    GvmScheduler,
+    HitUtilityScheduler,
+    KnapsackScheduler,
+    VipOptions,
+    VipScheduler,
 )
+from cero_rl.scheduler.rivals.common import BatchOptions
+from cero_rl.scheduler.rivals.controls import FixedPriceScheduler, RandomMatchedScheduler
+from cero_rl.scheduler.rivals.elimination import (
+    AeroOptions,
+    AeroScheduler,
+    ReinforceAdaOptions,
+    ReinforceAdaScheduler,
+    VigorOptions,
+    VigorScheduler,
+)
+from cero_rl.scheduler.rivals.greso import GresoOptions, GresoScheduler
+from cero_rl.scheduler.rivals.keep import KeepName, KeepRule
+from cero_rl.scheduler.rivals.pilots import (
+    HoraOptions,
+    HoraScheduler,
+    PilotCommitScheduler,
+    ScreenOptions,
+    SpeedScheduler,
+)
+from cero_rl.scheduler.rivals.selection import (
+    GreedyScheduler,
+    OracleScheduler,
+    PresetOptions,
+    PresetScheduler,
+    ThompsonOptions,
+    ThompsonScheduler,
+)
+from cero_rl.scheduler.rivals.waves import DapoOptions, DapoScheduler
+from cero_rl.scheduler.sizes import BudgetSpec, NoOptions, Shared
 from cero_rl.scheduler.uniform import UniformScheduler
 
-SchedulerName = Literal[
-    "cero",
-    "uniform",
-    "random_matched",
-    "fixed_price",
-    "greedy",
-    "thompson",
-    "preset",
-    "oracle",
-    "knapsack",
-    "vip",
-    "gvm_p",
-    "hit_utility",
-    "greso",
-    "dapo",
-    "hora",
-    "speed_rl",
-    "pilot_commit",
-    "vigor",
-    "reinforce_ada",
-    "aero",
-]
-SCHEDULER_NAMES: tuple[str, ...] = get_args(SchedulerName)
 OptionValue = bool | int | float | str | None
-_CERO = {
-    "cero": CeroScheduler,
-    "random_matched": RandomMatchedScheduler,
-    "fixed_price": FixedPriceScheduler,
-}
 OptionsT = TypeVar("OptionsT")
 
 
+@dataclass(frozen=True, slots=True)
+class Allocator:
+    """Built as kind(spec, shared, options), where `options` is of the class `options`."""
+
+    kind: type[BudgetedScheduler]
+    options: type
+
+    @property
+    def is_cero(self) -> bool:
+        """Does it take CERO's options?"""
+        return self.options is CeroOptions
+
+
+ALLOCATORS: dict[str, Allocator] = {
+    "cero": Allocator(Cero, CeroOptions),
+    "uniform": Allocator(UniformScheduler, NoOptions),
+    "random_matched": Allocator(RandomMatchedScheduler, CeroOptions),
+    "fixed_price": Allocator(FixedPriceScheduler, CeroOptions),
+    "greedy": Allocator(GreedyScheduler, NoOptions),
+    "thompson": Allocator(ThompsonScheduler, ThompsonOptions),
+    "preset": Allocator(PresetScheduler, PresetOptions),
+    "oracle": Allocator(OracleScheduler, NoOptions),
+    "knapsack": Allocator(KnapsackScheduler, BatchOptions),
+    "vip": Allocator(VipScheduler, VipOptions),
+    "gvm_p": Allocator(GvmScheduler, GvmOptions),
+    "hit_utility": Allocator(HitUtilityScheduler, BatchOptions),
+    "greso": Allocator(GresoScheduler, GresoOptions),
+    "dapo": Allocator(DapoScheduler, DapoOptions),
+    "hora": Allocator(HoraScheduler, HoraOptions),
+    "speed_rl": Allocator(SpeedScheduler, ScreenOptions),
+    "pilot_commit": Allocator(PilotCommitScheduler, ScreenOptions),
+    "vigor": Allocator(VigorScheduler, VigorOptions),
+    "reinforce_ada": Allocator(ReinforceAdaScheduler, ReinforceAdaOptions),
+    "aero": Allocator(AeroScheduler, AeroOptions),
+}
+SCHEDULER_NAMES = tuple(ALLOCATORS)
+
+
+def allocator(name: str) -> Allocator:
+    """Raises ValueError for a name that does not exist."""
+    if name not in ALLOCATORS:
+        raise ValueError(f"unknown scheduler {name!r}, wanted one of {', '.join(SCHEDULER_NAMES)}")
+    return ALLOCATORS[name]
+
+
 def make_options(kind: type[OptionsT], name: str, given: Mapping[str, OptionValue]) -> OptionsT:
-    """The option record of scheduler `name` from a mapping. Raises ValueError for unknown keys,
+    """The option record of allocator `name` from a mapping. Raises ValueError for unknown keys,
     wrong types and wrong values."""
-    known = {field.name: field for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    known: dict[str, Any] = {field.name: field for field in fields(kind)}  # pyright: ignore
     for key, value in given.items():
         if key not in known:
             wanted = ", ".join(known) if known else "none"
             raise ValueError(f"scheduler {name!r} has no option {key!r}; its options: {wanted}")
-        default = known[key].default
-        integer, text = isinstance(default, int) or default is None, isinstance(default, str)
-        fits = (
-            isinstance(value, str)
-            if text
-            else isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
-        )
-        if not fits and not (value is None and default is None):
-            kind_name = "a string" if text else "an integer" if integer else "a number"
-            raise ValueError(f"scheduler {name!r}: option {key} = {value!r}, wanted {kind_name}")
+        wanted = _wanted(known[key].default)
+        if not _fits(value, known[key].default):
+            raise ValueError(f"scheduler {name!r}: option {key} = {value!r}, wanted {wanted}")
     return kind(**given)
 
 
+def _wanted(default: object) -> str:
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, str):
+        return "a string"
+    return "a number" if isinstance(default, float) else "an integer"
+
+
+def _fits(value: object, default: object) -> bool:
+    """Is `value` of the kind of the option's default? (None stands for an integer left open.)"""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    return isinstance(value, int) or (value is None and default is None)
+
+
 def make_scheduler(
-    name: SchedulerName,
+    name: str,
     *,
     num_prompts: int,
     rounds: int,
@@ -88,34 +146,19 @@ def make_scheduler(
     saturation: float = 1.0,
     prior: Prior = (1.0, 1.0),
     forgetting: float = 1.0,
-    step_size: float | None = None,
-    price_init: float = 0.5,
-    spend_down: bool = False,
     cero: CeroOptions | None = None,
     options: Mapping[str, OptionValue] | None = None,
     keep_rule: KeepName | None = None,
     keep_share: float = 0.5,
     seed: int = 0,
-) -> Scheduler:
-    """The scheduler called `name`, with its own `options` (see rivals/) and, if wanted, a keep rule
-    on top.
+) -> BudgetedScheduler:
+    """The allocator called `name` and, if wanted, a keep rule on top.
 
-    step_size, price_init, spend_down and `cero` belong to "cero", "random_matched" and
-    "fixed_price"; the others spend by their own rule. saturation is that of the surrogate utility,
-    where a rule uses it.
-
+    `cero` is for those that take CERO's options, `options` are an allocator's own (see rivals/).
     Raises ValueError for an unknown name or option, or sizes that contradict each other.
     """
-    if cero is not None and name not in _CERO:
-        raise ValueError(f"scheduler {name!r} has none of CERO's options")
-    if name in _CERO or name == "uniform":
-        if options:
-            raise ValueError(
-                f"scheduler {name!r} has no options of its own, got {', '.join(options)}"
-            )
-    elif name not in RIVALS:
-        raise ValueError(f"unknown scheduler {name!r}, wanted one of {', '.join(SCHEDULER_NAMES)}")
-    sizes = (
+    chosen = allocator(name)
+    sizes = BudgetSpec(
         num_prompts,
         rounds,
         budget_rollouts,
@@ -123,42 +166,17 @@ def make_scheduler(
         max_units_per_prompt,
         capacity_rollouts,
     )
-    scheduler: BudgetedScheduler
-    if name in _CERO:
-        more = cero or CeroOptions()
-        scheduler = _CERO[name](
-            *sizes,
-            saturation=saturation,
-            prior=prior,
-            forgetting=forgetting,
-            step_size=step_size,
-            price_init=price_init,
-            spend_down=spend_down,
-            seed=seed,
-            utility=more.utility,
-            value=more.value,
-            plan=more.plan,
-            cap_shares=more.cap_shares,
-            proximal=more.proximal,
-            explore_units=more.explore_units,
-            token_costs=more.token_costs,
-            budget_tokens=more.budget_tokens,
-            refit_prior_every=more.refit_prior_every,
-            labels=more.labels,
-            progress_floor=more.progress_floor,
-            progress_memory_rounds=more.progress_memory_rounds,
-        )
-    elif name == "uniform":
-        scheduler = UniformScheduler(*sizes, prior=prior, forgetting=forgetting, seed=seed)
+    shared = Shared(prior, forgetting, saturation, seed)
+    if cero is not None and not chosen.is_cero:
+        raise ValueError(f"scheduler {name!r} has none of CERO's options")
+    if chosen.is_cero:
+        if options:
+            raise ValueError(f"scheduler {name!r} takes its options as a record of CeroOptions")
+        own: Any = cero or CeroOptions()
     else:
-        rival, kind = RIVALS[name]
-        scheduler = rival(
-            BudgetSpec(*sizes),
-            Shared(prior, forgetting, saturation, seed),
-            make_options(kind, name, options or {}),
-        )
-    return (
-        scheduler
-        if keep_rule is None
-        else KeepScheduler(scheduler, KeepRule(keep_rule, keep_share))
-    )
+        own = make_options(chosen.options, name, options or {})
+    kind: Any = chosen.kind
+    scheduler: BudgetedScheduler = kind(sizes, shared, own)
+    if keep_rule is not None:
+        scheduler.keep_rule = KeepRule(keep_rule, keep_share)
+    return scheduler

@@ -1,5 +1,4 @@
-"""The sizes of a run, checked once; the records that cross the scheduler's interface; reading a
-saved state.
+"""The sizes of a run, checked once, and the records that cross the scheduler's interface.
 
 In: what a configuration, a trainer or a checkpoint gives. Out: frozen records, or one ValueError
 that names the field. Source of the budget rules: arXiv 2606.05606 and 2610.09679.
@@ -7,27 +6,37 @@ that names the field. Source of the budget rules: arXiv 2606.05606 and 2610.0967
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.posterior import Floats, Prior
 from cero_rl.types import Allocation
 
 Scalar: TypeAlias = int | float | str | bool
 StateDict: TypeAlias = dict[str, npt.NDArray[np.generic] | Scalar]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 Ids: TypeAlias = npt.NDArray[np.int64]
-Floats: TypeAlias = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
-    """The open round so far: what its waves brought, summed over ALL ranks, by pool index."""
+class Evidence:
+    """What came of groups of the open round, summed over ALL ranks: all that an allocator learns
+    from.
 
-    successes: Floats  # f64[P] may be fractional
-    trials: Ids  # i64[P] rollouts with a reward
+    Groups stand in the order of the round's Allocation. A rollout whose reward is missing is in no
+    count.
+    """
+
+    prompt_ids: Ids  # i64[G]
+    successes: Floats  # f64[G] sums of rewards in [0, 1]
+    trials: Ids  # i64[G] rollouts with a reward
+    squares: Floats | None = None  # f64[G] sums of squared rewards, for who values graded rewards
+    failed_rollouts: int = 0  # asked for and never generated: they go back to the budget
+    response_tokens: int = 0  # generated, for who counts tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +82,17 @@ class BudgetSpec:
         run_capacity = self.rounds * self.capacity_rollouts
         if self.budget_rollouts > run_capacity:
             raise ValueError(
-                "budget_rollouts <= rounds * capacity_rollouts fails: "
-                f"{self.budget_rollouts} > {self.rounds} * "
-                f"{self.capacity_rollouts} = {run_capacity}; lower the budget or raise "
-                "rounds or capacity_rollouts"
+                f"budget_rollouts <= rounds * capacity_rollouts fails: {self.budget_rollouts} "
+                f"> {self.rounds} * {self.capacity_rollouts} = {run_capacity}; lower the "
+                "budget or raise rounds or capacity_rollouts"
             )
         pool_capacity = self.num_prompts * self.max_units_per_prompt * unit
         if self.capacity_rollouts > pool_capacity:
             raise ValueError(
-                "capacity_rollouts <= num_prompts * max_units_per_prompt * "
-                "rollouts_per_unit fails: "
-                f"{self.capacity_rollouts} > {self.num_prompts} * "
-                f"{self.max_units_per_prompt} * {unit} = "
-                f"{pool_capacity}; lower capacity_rollouts"
+                "capacity_rollouts <= num_prompts * max_units_per_prompt * rollouts_per_unit "
+                f"fails: {self.capacity_rollouts} > {self.num_prompts} * "
+                f"{self.max_units_per_prompt} * {unit} = {pool_capacity}; lower "
+                "capacity_rollouts"
             )
 
     @property
@@ -95,6 +102,37 @@ class BudgetSpec:
     @property
     def capacity_units(self) -> int:
         return self.capacity_rollouts // self.rollouts_per_unit
+
+
+def require(good: bool, message: str) -> None:
+    """Raises ValueError with `message` unless `good`."""
+    if not good:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What every allocator is told besides the sizes and its own options.
+
+    prior and forgetting belong to the posterior; saturation (lambda) says how fast a prompt is worn
+    out at its fair share of the budget, where a rule uses a utility. Raises ValueError.
+    """
+
+    prior: Prior = (1.0, 1.0)
+    forgetting: float = 1.0
+    saturation: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            0.0 < self.saturation < math.inf,
+            f"saturation = {self.saturation:g}, wanted a positive finite number",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The record of an allocator without options of its own."""
 
 
 def merged(first: Allocation, second: Allocation) -> Allocation:
@@ -109,36 +147,3 @@ def merged(first: Allocation, second: Allocation) -> Allocation:
         (first.prompt_ids, second.prompt_ids[~np.isin(second.prompt_ids, first.prompt_ids)])
     )
     return Allocation(first.round, order, sizes[np.searchsorted(ids, order)])
-
-
-def positions(ids: Ids, among: Ids) -> Ids | None:
-    """i64[len(ids)]: where each of `ids` stands in `among` (distinct); None unless ids are
-    distinct members of it."""
-    order = np.argsort(among)
-    at = np.searchsorted(among, ids, sorter=order)
-    if (
-        ids.shape[0] > among.shape[0]
-        or np.unique(ids).shape != ids.shape
-        or bool((at == among.shape[0]).any())
-    ):
-        return None
-    at = order[at]
-    return at if np.array_equal(among[at], ids) else None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Per group of the slice, summed over ranks. Rollouts whose reward is missing are in
-    `generated` only."""
-
-    prompt_ids: npt.NDArray[np.int64]  # [G]
-    generated: npt.NDArray[np.int64]  # [G] completions delivered
-    trials: npt.NDArray[np.int64]  # [G] completions with a reward
-    wins: npt.NDArray[np.int64]  # [G] rewards above the success threshold
-    successes: npt.NDArray[np.float64]  # [G] sum of rewards in [0, 1]
-    squares: npt.NDArray[np.float64]  # [G] sum of their squares
-    response_tokens: npt.NDArray[np.int64]  # [G]
-    truncated: npt.NDArray[np.int64]  # [G] completions cut at the length limit
-    live: npt.NDArray[np.bool_]  # [G] groups whose rewards differ
-    # rollouts asked for in all waves; what was not generated goes back to the budget
-    requested: int

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from cero_rl.scheduler.sizes import Scalar, ScalarT, StateDict
 
-STATE_VERSION = 2
+STATE_VERSION = 3  # 3: the open round's evidence is the scheduler's own
 
 
 def read_scalar(state: StateDict, key: str) -> Scalar:
@@ -36,3 +36,13 @@ def read_array(
         wanted = "a vector" if length is None else f"({length},)"
         raise ValueError(f"scheduler state field {key!r} has shape {array.shape}, wanted {wanted}")
     return array
+
+
+def refuse_other_version(state: StateDict) -> None:
+    """Raises ValueError for a state of another version, by its number."""
+    written = read_scalar(state, "state_version")
+    if written != STATE_VERSION:
+        raise ValueError(
+            f"scheduler state has version {written}, this cero_rl reads version {STATE_VERSION}: "
+            "finish that run with the cero_rl that began it, or start the run anew"
+        )

@@ -10,15 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from cero_rl.scheduler.budgeted import (
-    BudgetedScheduler,
-    BudgetSpec,
-    Ids,
-    StateDict,
-    read_array,
-    read_scalar,
-)
-from cero_rl.scheduler.posterior import Prior
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, NoOptions, Shared, StateDict
+from cero_rl.scheduler.state import read_array, read_scalar
 
 NOBODY: Ids = np.empty(0, dtype=np.int64)
 
@@ -108,28 +102,9 @@ class UniformScheduler(BudgetedScheduler):
 
     name = "uniform"
 
-    def __init__(
-        self,
-        num_prompts: int,
-        rounds: int,
-        budget_rollouts: int,
-        rollouts_per_unit: int,
-        max_units_per_prompt: int,
-        capacity_rollouts: int,
-        prior: Prior = (1.0, 1.0),
-        forgetting: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        spec = BudgetSpec(
-            num_prompts,
-            rounds,
-            budget_rollouts,
-            rollouts_per_unit,
-            max_units_per_prompt,
-            capacity_rollouts,
-        )
-        super().__init__(spec, prior, forgetting, seed)
-        self._prompts = PromptOrder(num_prompts, self.seed)
+    def __init__(self, spec: BudgetSpec, shared: Shared, options: NoOptions) -> None:
+        super().__init__(spec, shared)
+        self._prompts = PromptOrder(spec.num_prompts, self.seed)
 
     @property
     def epoch(self) -> int:

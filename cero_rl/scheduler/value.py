@@ -3,12 +3,13 @@
 In:  a, b f64[n], the Beta posteriors of some prompts; group, rollouts of one group. Out: worth
 f64[n] in [0, 1/4].
 
-    variance   E[p (1-p)]                        the papers' choice: the expected variance of the
-    next reward hit        E[1 - (1-p)^n] / 4                some rollout of the group is right
-    (HORA, arXiv 2605.07114, on the running posterior) live       E[1 - p^n - (1-p)^n] / 4
-    the group has a gradient at all: it is neither all right nor all wrong (ours) graded
-    E[Var r]                          the variance of rewards anywhere in [0, 1], from their sums
-    of squares (ours)
+    variance   E[p (1-p)]                  the papers' choice: variance of the next reward
+    hit        E[1 - (1-p)^n] / 4          some rollout of the group is right (HORA, arXiv
+                                           2605.07114, on the running posterior)
+    live       E[1 - p^n - (1-p)^n] / 4    the group has a gradient: neither all right nor all
+                                           wrong (ours)
+    graded     E[Var r]                    the variance of rewards anywhere in [0, 1], from their
+                                           sums of squares (ours)
 
 "graded" is the expected variance under a Dirichlet-process posterior of the reward's law, whose
 base is the prior: with n = a + b, E[Var] = (E r^2 - (E r)^2) n / (n + 1). For 0/1 rewards E r^2

@@ -7,17 +7,20 @@ are counted apart from the budget.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.data.prompts import Prompt
+from cero_rl.config import Config
+from cero_rl.data.pool import Pool
 from cero_rl.distributed.group import Group
+from cero_rl.job.watchdog import Watchdog
 from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.scoring import score_together
+from cero_rl.rollout.collector import generation_limit
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
-from cero_rl.rollout.shared_engine import score_in_step
 
 EVALUATION_STREAM = 2**40  # far from every training round's stream
 
@@ -56,32 +59,56 @@ class EvaluationResult:
         numbers.update({f"eval/pass@{k}": value for k, value in self.pass_at.items()})
         return numbers
 
+    def describe(self) -> str:
+        """For a person."""
+        average = f"avg@{self.samples_per_prompt} {self.average:.3f} +- {self.standard_error:.3f}"
+        passes = "".join(f", pass@{k} {v:.3f}" for k, v in self.pass_at.items())
+        return f"{average} on {self.prompts} prompts{passes}"
+
+    def change_from(self, before: Mapping[str, float | int]) -> str:
+        """` 0.500 -> 0.570 (+7.0 points)`, or the arrow alone where the metrics before are not of
+        the same kind."""
+        change = f" -> {self.average:.3f}"
+        earlier = before.get(f"eval/avg@{self.samples_per_prompt}")
+        if earlier is None:
+            return change
+        return f" {earlier:.3f}{change} ({(self.average - earlier) * 100:+.1f} points)"
+
 
 def evaluate(
     engine: RolloutEngine,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[npt.NDArray[np.int64]],
+    heldout: Pool,
     rewards: RewardPool,
     group: Group,
+    watchdog: Watchdog,
+    config: Config,
     *,
-    samples_per_prompt: int,
-    pass_k: Sequence[int],
-    temperature: float,
-    success_threshold: float,
+    final: bool,
 ) -> EvaluationResult:
-    """Prompts go to ranks round-robin; success counts are summed over ranks. A missing reward
-    leaves the average."""
+    """Held-out accuracy as config.evaluation asks for it, `final` before and after training.
+
+    Prompts go to ranks round-robin; success counts are summed over ranks. A missing reward leaves
+    the average. A collective.
+    """
+    settings = config.evaluation
+    final_samples = settings.final_samples_per_prompt if final else None
+    samples_per_prompt = final_samples or settings.samples_per_prompt
+    prompts = heldout.prompts[: settings.limit]
     mine = range(group.rank, len(prompts), group.world_size)
     requests = [
-        RolloutRequest(i, encoded[i], samples_per_prompt, stream_key=int(prompts[i].key, 16))
+        RolloutRequest(i, heldout.tokens[i], samples_per_prompt, stream_key=int(prompts[i].key, 16))
         for i in mine
     ]
-    groups = engine.generate(requests, stream=EVALUATION_STREAM, temperature=temperature)
-    scored = score_in_step(groups, prompts, rewards, group).values
+    with watchdog.phase("evaluation", "the sampler and all ranks", generation_limit(config)):
+        groups = engine.generate(
+            requests, stream=EVALUATION_STREAM, temperature=settings.temperature
+        )
+    with watchdog.phase("reward", "verifiers and all ranks"):
+        scored = score_together(groups, prompts, rewards, group).values
     counts = np.zeros((2, len(prompts)), dtype=np.int64)
     for index, values in zip(mine, scored):
         known = values[~np.isnan(values)]
-        counts[:, index] = (known > success_threshold).sum(), known.size
+        counts[:, index] = (known > config.reward.success_threshold).sum(), known.size
     successes, trials = group.sum_counts(counts)
     known = trials > 0
     rates = successes[known] / trials[known]
@@ -92,6 +119,8 @@ def evaluate(
         standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size))
         if rates.size > 1
         else float("nan"),
-        pass_at={k: pass_at_k(successes, trials, k) for k in pass_k},
+        pass_at={
+            k: pass_at_k(successes, trials, k) for k in settings.pass_k if k <= samples_per_prompt
+        },
         samples_per_prompt=samples_per_prompt,
     )

@@ -31,7 +31,6 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     if wanted > longest:
         raise ConfigError(
             "data.max_prompt_tokens + rollout.max_response_tokens = "
-            f"{config.data.max_prompt_tokens} + "
-            f"{config.rollout.max_response_tokens} = {wanted}, but the model has {longest} "
-            "positions; lower one of them"
+            f"{config.data.max_prompt_tokens} + {config.rollout.max_response_tokens} = "
+            f"{wanted}, but the model has {longest} positions; lower one of them"
         )

@@ -1,42 +1,90 @@
-"""A round cut into optimizer steps: which groups each of them learns from."""
+"""Rounds: an Allocation cut into steps, evidence back to the scheduler, a round closed, in one
+place.
+
+Every decision is a function of the seed and of counts summed over all ranks, so all ranks take the
+same path.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from cero_rl.rollout.collector import Begun
-from cero_rl.types import Allocation
+from cero_rl.checkpoint.progress import Progress
+from cero_rl.job import faults
+from cero_rl.rollout.collector import Clock, Rollouts
+from cero_rl.scheduler.protocol import Scheduler
+from cero_rl.types import Allocation, Step
 
 
-@dataclass(frozen=True)
-class Work:
-    """One step's share of an allocation: its groups first:last."""
-
-    allocation: Allocation
-    first: int
-    last: int
-    begun: Begun
-
-    @property
-    def ends_round(self) -> bool:
-        return self.last == len(self.allocation.prompt_ids)
-
-    @property
-    def is_whole_round(self) -> bool:
-        return self.first == 0 and self.ends_round
-
-
-def slices(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
+def cuts(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
     """Cut an allocation's groups [G] into runs of whole groups of at most `per_step` rollouts (a
     larger group goes alone)."""
     if per_step is None:
         return [(0, len(rollouts))]
-    bounds, first, size = [], 0, 0
+    bounds: list[tuple[int, int]] = []
+    first = size = 0
     for index, count in enumerate(rollouts.tolist()):
         if index > first and size + count > per_step:
             bounds.append((first, index))
-            first, size = index, 0
+            first = index
+            size = 0
         size += count
     return [*bounds, (first, len(rollouts))]
+
+
+class Rounds:
+    """The run's steps, one after the other. `clock` times the scheduler."""
+
+    def __init__(
+        self, scheduler: Scheduler, progress: Progress, rollouts_per_step: int | None, clock: Clock
+    ) -> None:
+        self._scheduler = scheduler
+        self._progress = progress
+        self._per_step = rollouts_per_step
+        self._clock = clock
+        self._peeked: Step | None = None
+
+    def next_step(self) -> Step | None:
+        """A cut of the open Allocation, or of a new round's; None when the budget is spent."""
+        step = self._peeked
+        self._peeked = None
+        return step if step is not None else self._cut()
+
+    def peek(self) -> Step | None:
+        """The step that `next_step` will return; the step before it must have been observed."""
+        if self._peeked is None:
+            self._peeked = self._cut()
+        return self._peeked
+
+    def observe(self, rollouts: Rollouts) -> None:
+        """Book what was generated and tell the scheduler what came of it."""
+        evidence = rollouts.evidence
+        with self._clock("scheduler"):
+            self._scheduler.observe(evidence)
+        self._progress.lengths.update(rollouts.prompt_ids, rollouts.counts)
+        generated = int(rollouts.counts.generated.sum())
+        self._progress.ledger.book(generated, evidence.failed_rollouts)
+        faults.point("evidence.booked")
+
+    def close_if_last(self, step: Step) -> None:
+        """End the round with its last step."""
+        if step.ends_round:
+            self._close()
+
+    def _cut(self) -> Step | None:
+        while (allocation := self._open()) is not None:
+            for first, last in cuts(allocation.rollouts, self._per_step):
+                if last > self._scheduler.answered_groups:
+                    return Step(allocation, first, last)
+            self._close()  # a round that asks for nothing
+        return None
+
+    def _open(self) -> Allocation | None:
+        if self._scheduler.pending is not None:  # in the middle of a round
+            return self._scheduler.pending
+        with self._clock("scheduler"):
+            return self._scheduler.open_round(self._progress.lengths.expected_of_all)
+
+    def _close(self) -> None:
+        with self._clock("scheduler"):
+            self._scheduler.close_round()

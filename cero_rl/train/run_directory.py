@@ -7,17 +7,19 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cero_rl.checkpoint.manifest import LATEST, read_manifest, step_dirs
-from cero_rl.checkpoint.restore import check, find_valid
+from cero_rl.checkpoint.progress import Progress
+from cero_rl.checkpoint.restore import check, find_valid, load
 from cero_rl.config import Config, dump_config
 from cero_rl.config.sizes import derived_sizes
 from cero_rl.distributed.group import Group
-from cero_rl.errors import CeroError, CheckpointError, ConfigError, NoProgressError
+from cero_rl.errors import CheckpointError, ConfigError, NoProgressError
 from cero_rl.files.jsonl import truncate_jsonl
 from cero_rl.job.lock import LOCK, RunLock
 from cero_rl.job.restarts import (
@@ -28,6 +30,7 @@ from cero_rl.job.restarts import (
     write_attempts,
     write_end,
 )
+from cero_rl.scheduler.protocol import Scheduler
 
 LOGS = ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl")
 _RESOLVED = "config.resolved.yaml"
@@ -42,23 +45,19 @@ class Start:
     overwrite: bool
 
 
-_KINDS: dict[str, type[CeroError]] = {
-    kind.__name__: kind for kind in (CheckpointError, ConfigError, NoProgressError)
-}
+def _on_main(group: Group, action: Callable[[], None]) -> None:
+    """Run `action` on rank 0; what it raises, every rank raises. A disk's error is the fault of
+    output_dir."""
 
-
-def _agree(group: Group, action: Callable[[], None]) -> None:
-    """Run `action` on rank 0; what it raises, every rank raises."""
-    failure = None
-    if group.is_main:
+    def said() -> None:
         try:
             action()
-        except CeroError as error:
-            failure = [type(error).__name__, str(error)]
         except OSError as error:
-            failure = ["ConfigError", f"output_dir: {error}; give a directory that can be written"]
-    if (failure := group.gather_json(failure)[0]) is not None:
-        raise _KINDS[failure[0]](failure[1])
+            raise ConfigError(
+                f"output_dir: {error}; give a directory that can be written"
+            ) from error
+
+    group.on_main(said, (CheckpointError, ConfigError, NoProgressError))
 
 
 def _is_filled(run_dir: Path) -> bool:
@@ -79,7 +78,7 @@ def open_run_dir(
             f"{run_dir} already holds a run; go on with --resume auto, replace it with "
             "--overwrite, or set another name"
         )
-    _agree(group, lambda: _lock(run_dir))
+    _on_main(group, lambda: _lock(run_dir))
     if filled and start.resume is not None:
         found = given or find_valid(
             run_dir,
@@ -87,11 +86,11 @@ def open_run_dir(
             lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None,
         )
         if found is None:
-            _agree(group, lambda: _start_over(run_dir))
-        _agree(group, lambda: _begin_attempt(run_dir, found))
+            _on_main(group, lambda: _start_over(run_dir))
+        _on_main(group, lambda: _begin_attempt(run_dir, found))
         return found
-    _agree(group, lambda: _prepare(run_dir, config, num_prompts))
-    _agree(group, lambda: _begin_attempt(run_dir, given))
+    _on_main(group, lambda: _prepare(run_dir, config, num_prompts))
+    _on_main(group, lambda: _begin_attempt(run_dir, given))
     return given
 
 
@@ -159,3 +158,25 @@ def _start_over(run_dir: Path) -> None:
 
 def run_directory(config: Config) -> Path:
     return Path(config.output_dir) / config.name
+
+
+def restore(
+    run_dir: Path,
+    checkpoint: Path,
+    group: Group,
+    ds_engine: Any,
+    identity: Mapping[str, Any],
+    progress: Progress,
+    scheduler: Scheduler,
+) -> dict[str, Any]:
+    """Take over a checkpoint and cut the logs back to its step; returns this rank's own arrays.
+
+    Raises CheckpointError for one that does not fit this run. A collective.
+    """
+    state = load(checkpoint, group, ds_engine, identity=identity)
+    progress.restore(state, scheduler)
+    if group.is_main:
+        for name in LOGS:
+            truncate_jsonl(run_dir / name, progress.step)
+    group.barrier()
+    return state.own

@@ -17,17 +17,9 @@ from cero_rl.config import Config
 from cero_rl.config.scheduler import CERO_FAMILY
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import CheckpointError, ConfigError, DataError
-from cero_rl.scheduler import (
-    CeroOptions,
-    CeroScheduler,
-    Prior,
-    Scheduler,
-    make_scheduler,
-    prior_from_pass_rate,
-)
+from cero_rl.scheduler import Prior, Scheduler, make_scheduler, prior_from_pass_rate
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
-from cero_rl.scheduler.rivals import KeepScheduler
 
 
 def _column(prompts: Sequence[Prompt], key: str, name: str) -> list[object]:
@@ -53,35 +45,25 @@ def pass_rates(prompts: Sequence[Prompt], name: str) -> npt.NDArray[np.float64]:
     return np.array(rates)
 
 
-def _options(config: Config, labels: npt.NDArray[np.int64] | None) -> CeroOptions:
-    wanted = config.scheduler
-    return CeroOptions(
-        utility=wanted.utility,
-        value=wanted.value,
-        plan=wanted.plan,
-        cap_shares=wanted.cap_shares,
-        proximal=wanted.proximal,
-        explore_units=wanted.explore_units,
-        token_costs=wanted.token_costs,
-        budget_tokens=config.budget.total_tokens,
-        refit_prior_every=wanted.refit_prior_every,
-        labels=labels,
-    )
-
-
 def build_scheduler(
     config: Config,
     num_prompts: int,
     prior: Prior | None = None,
     labels: npt.NDArray[np.int64] | None = None,
-) -> Scheduler:
+) -> BudgetedScheduler:
     """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one
     family."""
     wanted = config.scheduler
-    family = wanted.name in CERO_FAMILY
     if wanted.value == "progress" and labels is None:
         labels = np.zeros(num_prompts, dtype=np.int64)
     try:
+        cero = None
+        if wanted.name in CERO_FAMILY:
+            cero = wanted.cero_options(
+                step_size=config.dual_step_size,
+                budget_tokens=config.budget.total_tokens,
+                labels=labels,
+            )
         return make_scheduler(
             wanted.name,
             num_prompts=num_prompts,
@@ -93,10 +75,7 @@ def build_scheduler(
             saturation=wanted.saturation,
             prior=wanted.prior if prior is None else prior,
             forgetting=wanted.forgetting,
-            step_size=config.dual_step_size,
-            price_init=wanted.price_init,
-            spend_down=wanted.spend_down,
-            cero=_options(config, labels) if family else None,
+            cero=cero,
             options=wanted.options or None,
             keep_rule=wanted.keep_rule,
             keep_share=wanted.keep_share,
@@ -106,7 +85,7 @@ def build_scheduler(
         raise ConfigError(f"scheduler: {error}") from None
 
 
-def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> Scheduler:
+def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> BudgetedScheduler:
     """The run's scheduler: priors from measured pass rates, families, and the evidence of an
     earlier run where asked for."""
     wanted = config.scheduler
@@ -123,7 +102,6 @@ def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> Scheduler:
         labels = np.unique(names, return_inverse=True)[1].astype(np.int64)
     scheduler = build_scheduler(config, len(prompts), prior, labels)
     if wanted.warm_start is not None and wanted.name in CERO_FAMILY:
-        inner = cero_of(scheduler)
         try:
             successes, failures, known = import_posterior(
                 wanted.warm_start, [prompt.key for prompt in prompts]
@@ -137,20 +115,11 @@ def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> Scheduler:
                 f"scheduler.warm_start: {wanted.warm_start} knows none of the "
                 f"{len(prompts)} prompts of this pool"
             )
-        assert inner is not None
-        inner.warm_start(successes, failures)
+        scheduler.warm_start(successes, failures)
     return scheduler
-
-
-def cero_of(scheduler: Scheduler) -> CeroScheduler | None:
-    """The CERO scheduler itself, also under a keep rule; None for the other allocators."""
-    inner = scheduler.inner if isinstance(scheduler, KeepScheduler) else scheduler
-    return inner if isinstance(inner, CeroScheduler) else None
 
 
 def save_evidence(path: Path, scheduler: Scheduler, prompts: Sequence[Prompt]) -> None:
     """posterior.parquet: what this run learnt of its prompts, by content hash, for the warm_start
     of another."""
-    inner = scheduler.inner if isinstance(scheduler, KeepScheduler) else scheduler
-    assert isinstance(inner, BudgetedScheduler)
-    export_posterior(path, [prompt.key for prompt in prompts], inner.posterior)
+    export_posterior(path, [prompt.key for prompt in prompts], scheduler)

@@ -22,7 +22,8 @@ from torch import Tensor
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
 from cero_rl.errors import EngineError
-from cero_rl.job.watchdog import deadline
+from cero_rl.job import faults
+from cero_rl.job.watchdog import Limit, Watchdog
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.models.logprob import head_chunk_tokens
 from cero_rl.rollout.protocol import (
@@ -91,8 +92,13 @@ class WeightSync:
         prompts: Sequence[npt.NDArray[np.int64]],
         config: Config,
         group: Group,
+        watchdog: Watchdog,
     ) -> None:
-        self._policy, self._engine, self._config, self._group = policy, engine, config, group
+        self._policy = policy
+        self._engine = engine
+        self._config = config
+        self._group = group
+        self._watchdog = watchdog
         self._requests = probe_requests(
             prompts, int(policy.causal_lm.config.max_position_embeddings)
         )
@@ -109,11 +115,11 @@ class WeightSync:
                 last[0] = f"at {name}"
                 yield name, tensor
 
-        seconds, what = (
-            self._config.rollout.sync_timeout_seconds,
-            f"weight sync of version {version}",
-        )
-        with deadline(seconds, what, key="rollout.sync_timeout_seconds", detail=lambda: last[0]):
+        what = f"weight sync of version {version}"
+        limit = Limit(self._config.rollout.sync_timeout_seconds, "rollout.sync_timeout_seconds")
+        awaits = "the sampler and all ranks' shards"
+        with self._watchdog.phase("sync", awaits, limit, detail=lambda: last[0]):
+            faults.point("sync.before")
             self._engine.load_weights(named(), version)
             groups = self._engine.generate(
                 self._requests,
@@ -121,15 +127,16 @@ class WeightSync:
                 temperature=self._config.rollout.temperature,
                 max_tokens=PROBE_TOKENS,
             )
-            self._group.agree(_unfit(groups, version), f"{what}: parity probe")
+            probe = lambda: _refuse_unfit(groups, version)
+            self._group.together(f"{what}: parity probe", probe)
             mean, largest = self._gap(groups)
+            faults.point("sync.after")
         bound = self._config.parity_bound
         if not mean <= bound:  # nan is no proof
             raise EngineError(
-                f"{what}: sampler and learner disagree, mean |log-prob difference| "
-                f"{mean:.3g} on a probe prompt, bound {bound:g} for "
-                f"{self._config.model.dtype}; the sampler does not hold the learner's "
-                "weights (rollout.parity_bound, docs/rollout.md)"
+                f"{what}: sampler and learner disagree, mean |log-prob difference| {mean:.3g} on a "
+                f"probe prompt, bound {bound:g} for {self._config.model.dtype}; the sampler does "
+                "not hold the learner's weights (rollout.parity_bound, docs/rollout.md)"
             )
         numbers = {"parity/gap": mean, "parity/gap_max": largest, "parity/version": version}
         if self._policy.adapter is not None and not self._config.lora.adapter_only:
@@ -157,14 +164,13 @@ class WeightSync:
         return self._group.all_max_float(mean), self._group.all_max_float(largest)
 
 
-def _unfit(groups: Sequence[RolloutGroup], version: int) -> str | None:
-    """Why these answers prove nothing, or None."""
+def _refuse_unfit(groups: Sequence[RolloutGroup], version: int) -> None:
+    """Raise EngineError for answers that prove nothing."""
     for group in groups:
         if not group.completions or not len(group.completions[0].token_ids):
-            return f"the sampler gave no answer to probe prompt {group.prompt_id}"
-        if group.completions[0].policy_version != version:
-            return (
-                f"the sampler answers with version {group.completions[0].policy_version} of the "
-                f"weights, wanted {version}"
+            raise EngineError(f"the sampler gave no answer to probe prompt {group.prompt_id}")
+        answered = group.completions[0].policy_version
+        if answered != version:
+            raise EngineError(
+                f"the sampler answers with version {answered} of the weights, wanted {version}"
             )
-    return None

@@ -1,2 +1,2 @@
-"""DeepSpeed: process group, policy and reference engines, weight synchronisation. The only package
-that imports deepspeed."""
+"""DeepSpeed: the start of a rank, policy and reference, weights out of shards, shards on the disk.
+The only package that imports deepspeed."""

@@ -1,4 +1,4 @@
-"""Weights out of ZeRO shards: bucket by bucket, into the rollout engine or into an exported model.
+"""Whole weights out of ZeRO shards, bucket by bucket: for the sampler and for an exported model.
 
 A partitioned parameter has numel() == 0, so buckets are sized by ds_numel; the whole model is never
 gathered at once.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from cero_rl.distributed.group import Group
 from cero_rl.distributed.rendezvous import join
-from cero_rl.errors import EngineError
+from cero_rl.errors import EngineError, first_line
 
 
 def prepare_environment() -> None:
@@ -58,16 +59,18 @@ def start(timeout_seconds: float = 1800.0) -> Group:
     except (OSError, RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise EngineError(
-            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} "
-            f"({_first_line(error)}); another job may use the port "
-            "(--master_port, or MASTER_PORT), or a rank is missing"
+            f"{os.environ['WORLD_SIZE']} rank(s) could not meet at {where} ({first_line(error)}); "
+            "another job may use the port (--master_port, or MASTER_PORT), or a rank is missing"
         ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Group(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def seed_rank(seed: int, rank: int) -> None:
+    """Torch's generators of this rank as a function of the run's seed, its own on every rank. The
+    sampler draws by counters of its own; this is for what draws inside a model."""
+    state = np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]) % 2**63)
 
 
 def stop() -> None:

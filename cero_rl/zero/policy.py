@@ -1,8 +1,7 @@
-"""Loading models and tokenizers, and wrapping them in DeepSpeed engines.
+"""The policy under ZeRO, and its frozen reference: models in DeepSpeed engines.
 
-In: a save_pretrained directory or a hub id. Out: `Policy` (learner under ZeRO) and a frozen
-reference. Raises EngineError with the path and the remedy; nothing here runs code that comes
-with a checkpoint.
+In: a Config and the process group. Out: `Policy`, the learner, and what `build_reference` makes of
+the same start model. Models are loaded, and refused, in models/load.py.
 """
 
 from __future__ import annotations

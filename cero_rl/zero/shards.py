@@ -21,7 +21,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
 from torch import Tensor
 from torch.utils import _pytree
 
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
 
 
 def _allowed() -> list[Any]:
@@ -42,7 +42,7 @@ def read_shard(path: str | Path, map_location: Any = "cpu") -> Any:
     except pickle.UnpicklingError as error:
         first = next(
             (line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line),
-            str(error).splitlines()[0],
+            first_line(error),
         )
         what = first.strip().split(". ")[0]  # the sentences after it say how to trust the file
         raise CheckpointError(

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from cero_rl.adapters.rounds import (
     AdvantageRule,
+    close_round,
     deal_slots,
     load_state,
     open_round,
     pool_fingerprint,
+    published_cero,
     save_state,
     score_round,
 )
@@ -85,6 +87,30 @@ def test_state_comes_back_in_the_middle_of_a_round(tmp_path: Path) -> None:
             Ledger(16),
             pool,
         )
+
+
+def test_a_scored_round_is_learned_from_and_closed() -> None:
+    scheduler, other = make(), make()
+    allocation = open_round(scheduler)
+    assert allocation is not None
+    rewards = np.ones(allocation.total_rollouts, dtype=np.float32)
+    rewards[0] = np.nan
+    result = score_round(allocation, rewards, 6, AdvantageRule("rloo"))
+    close_round(scheduler, result)
+    assert scheduler.pending is None
+    other.next_round()
+    other.update(result.successes, result.trials)
+    np.testing.assert_array_equal(scheduler.posterior.a, other.posterior.a)
+    np.testing.assert_array_equal(scheduler.slope, other.slope)
+
+
+def test_only_allocators_of_ceros_kind_get_its_published_options() -> None:
+    options = published_cero("fixed_price", 16, 3.0)
+    assert options is not None
+    assert (options.step_size, options.spend_down) == (0.75, True)
+    assert published_cero("uniform", 16, 3.0) is None
+    with pytest.raises(ValueError, match="unknown scheduler 'grpo'"):
+        published_cero("grpo", 16, 3.0)
 
 
 def test_rounds_that_execute_nothing_are_closed_on_the_way() -> None:

@@ -22,7 +22,7 @@ from trl_driver import PROMPTS, ROOT, RaggedScheduler, config, dataset, exact, t
 from cero_rl.adapters.trl import CeroGRPOTrainer, scheduler_for
 from cero_rl.adapters.trl.plan import RunPlan
 from cero_rl.ops import group_advantage, reference
-from cero_rl.scheduler import CeroScheduler, UniformScheduler
+from cero_rl.scheduler import CeroScheduler, make_scheduler
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +76,9 @@ def test_ragged_rounds_are_executed_scored_and_counted(tmp_path: Path) -> None:
 
 def test_equal_groups_get_the_advantages_of_plain_trl(tmp_path: Path) -> None:
     """Uniform scheduling, full groups: TRL's own formula gives the same numbers."""
-    scheduler = UniformScheduler(
-        PROMPTS,
+    scheduler = make_scheduler(
+        "uniform",
+        num_prompts=PROMPTS,
         rounds=2,
         budget_rollouts=32,
         rollouts_per_unit=4,

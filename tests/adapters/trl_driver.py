@@ -23,7 +23,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from cero_rl.adapters.trl import CeroGRPOTrainer
-from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.sizes import BudgetSpec, Shared
 
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "recipes" / "assets"
@@ -45,9 +46,7 @@ class RaggedScheduler(BudgetedScheduler):
         capacity: int,
         totals: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(
-            BudgetSpec(PROMPTS, rounds, budget, unit, most, capacity), (1.0, 1.0), 1.0, 0
-        )
+        super().__init__(BudgetSpec(PROMPTS, rounds, budget, unit, most, capacity), Shared())
         self.totals = totals  # units of each round; empty: full rounds
 
     def _choose(self, units_left: int, rounds_left: int):

@@ -4,9 +4,6 @@ rollouts kept for later."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,39 +80,6 @@ def test_a_fault_fires_where_and_as_often_as_it_says(
 def test_a_mistyped_fault_is_refused(text: str, said: str):
     with pytest.raises(ConfigError, match=said):
         faults.parse(text)
-
-
-STALL = """
-import sys, time
-from pathlib import Path
-from cero_rl.job.watchdog import Watchdog
-def stuck():
-    time.sleep(60)
-with Watchdog(1.0, Path(sys.argv[1])) as watchdog:
-    with watchdog.phase("learner", "all ranks"):
-        time.sleep(0.6)
-    with watchdog.phase("rollout", "the sampler", limit_seconds=30):
-        time.sleep(1.5)
-        with watchdog.phase(sys.argv[2], "the other ranks"):
-            stuck()
-"""
-
-
-@pytest.mark.parametrize(("phase", "code"), [("counts", 6), ("checkpoint", 4), ("reward", 5)])
-def test_a_phase_that_stands_still_ends_the_process_with_stacks(
-    tmp_path: Path, phase: str, code: int
-):
-    environment = {**os.environ, "RANK": "1", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-c", STALL, str(tmp_path), phase]
-    done = subprocess.run(
-        line, env=environment, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == code, done.stderr
-    assert done.stderr.startswith(
-        f"error (rank 1): {phase} stands still for more than 1 s, waiting for the other "
-        "ranks; resume"
-    )
-    assert "in stuck" in (tmp_path / "stacks_rank1.txt").read_text()
 
 
 def test_an_error_of_a_library_names_its_phase_and_keeps_its_traceback(tmp_path: Path):

@@ -55,11 +55,13 @@ def advantages(batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _Collectives:
-    """all_sum and all_max for one simulated rank: records what it sends, and replays the answers
+    """A Group for one simulated rank: records what it sends, and replays the answers
     once all ranks are known.
 
     Two passes suffice because no argument of a collective depends on the result of an earlier one.
     """
+
+    device = CPU
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, tuple[float, ...]]] = []
@@ -101,9 +103,7 @@ def plan_on_ranks(
                     config=config,
                     max_response_tokens=MAX_RESPONSE_TOKENS,
                     head_chunk_tokens=head_chunk_tokens,
-                    device=CPU,
-                    all_sum=world.all_sum,
-                    all_max=world.all_max,
+                    group=world,
                 )
             )
         return out

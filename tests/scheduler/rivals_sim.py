@@ -6,12 +6,17 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler import Observed, Scheduler, make_scheduler
-from cero_rl.scheduler.registry import SCHEDULER_NAMES, OptionValue
-from cero_rl.scheduler.rivals import RIVALS
+from cero_rl.scheduler import ALLOCATORS, CeroOptions, Evidence, make_scheduler
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.registry import OptionValue, allocator
+from cero_rl.scheduler.rivals.common import RivalScheduler
 
 Wave = tuple[list[int], list[int]]
-SIZED = tuple(name for name in SCHEDULER_NAMES if name in RIVALS and RIVALS[name][0].sizes_vary)
+SIZED = tuple(
+    name
+    for name, each in ALLOCATORS.items()
+    if issubclass(each.kind, RivalScheduler) and each.kind.sizes_vary
+)
 
 
 def build(
@@ -27,9 +32,9 @@ def build(
     forgetting: float = 0.9,
     options: dict[str, OptionValue] | None = None,
     keep: str | None = None,
-) -> Scheduler:
+) -> BudgetedScheduler:
     return make_scheduler(
-        name,  # pyright: ignore[reportArgumentType]
+        name,
         num_prompts=pool,
         rounds=rounds,
         budget_rollouts=budget,
@@ -37,7 +42,7 @@ def build(
         max_units_per_prompt=most,
         capacity_rollouts=capacity,
         forgetting=forgetting,
-        spend_down=True,
+        cero=CeroOptions(spend_down=True) if allocator(name).is_cero else None,
         options=options,
         keep_rule=keep,  # pyright: ignore[reportArgumentType]
         seed=seed,
@@ -58,13 +63,25 @@ class Table:
         return int((self.luck[prompt, first : first + count] < self.rates[prompt]).sum())
 
 
-def play_round(scheduler: Scheduler, table: Table, waves: int | None = None) -> list[Wave] | None:
-    """One round with all its waves (or the first `waves`, then no update); None at the end of the
-    run."""
+def seen(
+    scheduler: BudgetedScheduler, successes: npt.NDArray[np.float64], trials: npt.NDArray[np.int64]
+) -> Evidence:
+    """All groups of the open round, from counts [P]."""
+    assert scheduler.pending is not None
+    ids = scheduler.pending.prompt_ids
+    return Evidence(ids, successes[ids], trials[ids])
+
+
+def play_round(
+    scheduler: BudgetedScheduler, table: Table, waves: int | None = None
+) -> list[Wave] | None:
+    """One round with all its waves (or the first `waves`, then it stays open); None at the end of
+    the run."""
     pool = table.rates.shape[0]
-    wave, played = scheduler.next_round(), []
+    wave = scheduler.open_round()
     if wave is None:
         return None
+    played = []
     successes, trials = np.zeros(pool), np.zeros(pool, dtype=np.int64)
     while wave is not None:
         played.append((wave.prompt_ids.tolist(), wave.rollouts.tolist()))
@@ -73,25 +90,23 @@ def play_round(scheduler: Scheduler, table: Table, waves: int | None = None) -> 
             trials[prompt] += count
         if waves is not None and len(played) == waves:
             return played
-        wave = scheduler.next_round(Observed(successes.copy(), trials.copy()))
-    scheduler.update(successes, trials)
+        wave = scheduler.next_wave(seen(scheduler, successes, trials))
+    scheduler.observe(seen(scheduler, successes, trials))
+    scheduler.close_round()
     return played
 
 
-def play_all(scheduler: Scheduler, table: Table) -> list[list[Wave]]:
+def play_all(scheduler: BudgetedScheduler, table: Table) -> list[list[Wave]]:
     rounds = []
     while (waves := play_round(scheduler, table)) is not None:
         rounds.append(waves)
     return rounds
 
 
-def observe(scheduler: Scheduler, wins: dict[int, int]) -> Observed:
+def answered(scheduler: BudgetedScheduler, wins: dict[int, int]) -> Evidence:
     """The pending allocation answered: `wins` successes for the prompts named, 0 for the others."""
-    pending = scheduler.pending
-    assert pending is not None
-    pool = scheduler.value.shape[0]
-    successes, trials = np.zeros(pool), np.zeros(pool, dtype=np.int64)
-    trials[pending.prompt_ids] = pending.rollouts
-    for prompt, count in wins.items():
-        successes[prompt] = count
-    return Observed(successes, trials)
+    assert scheduler.pending is not None
+    ids, trials = scheduler.pending.prompt_ids, scheduler.pending.rollouts.astype(np.int64)
+    assert set(wins) <= set(ids.tolist())
+    successes = np.array([wins.get(prompt, 0) for prompt in ids.tolist()], dtype=np.float64)
+    return Evidence(ids, successes, trials)

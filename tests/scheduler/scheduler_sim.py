@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler import CeroScheduler, Scheduler
+from cero_rl.scheduler import CeroScheduler, Evidence
+from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.types import Allocation
 
 
@@ -18,7 +19,10 @@ def dense(allocation: Allocation, num_prompts: int) -> npt.NDArray[np.int64]:
 
 
 def play(
-    scheduler: Scheduler, rates: npt.NDArray[np.float64], seed: int, stop_round: int | None = None
+    scheduler: BudgetedScheduler,
+    rates: npt.NDArray[np.float64],
+    seed: int,
+    stop_round: int | None = None,
 ) -> list[npt.NDArray[np.int64]]:
     """Run to the end (or to `stop_round`); returns each round's rollouts i64[P]. Rewards depend on
     (seed, round) only."""
@@ -30,6 +34,17 @@ def play(
             np.random.default_rng([seed, allocation.round]).binomial(rollouts, rates), rollouts
         )
     return history
+
+
+def answer(
+    scheduler: BudgetedScheduler, successes: npt.NDArray, trials: npt.NDArray | None = None
+) -> None:
+    """End the open round with the counts [G] of all its groups; trials None: every rollout has a
+    reward."""
+    assert scheduler.pending is not None
+    tries = scheduler.pending.rollouts if trials is None else trials
+    scheduler.observe(Evidence(scheduler.pending.prompt_ids, successes, tries.astype(np.int64)))
+    scheduler.close_round()
 
 
 def know_rates(

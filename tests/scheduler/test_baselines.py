@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scheduler_sim import play
 
-from cero_rl.scheduler import UniformScheduler, make_scheduler
+from cero_rl.scheduler import BudgetSpec, CeroOptions, Shared, make_scheduler
+from cero_rl.scheduler.sizes import NoOptions
+from cero_rl.scheduler.uniform import UniformScheduler
+
+
+def uniform(*sizes: int, forgetting: float = 1.0, seed: int = 0) -> UniformScheduler:
+    shared = Shared(forgetting=forgetting, seed=seed)
+    return UniformScheduler(BudgetSpec(*sizes), shared, NoOptions())
 
 
 @settings(max_examples=150, deadline=None)
@@ -22,7 +29,7 @@ def test_spends_exactly_and_evenly(
 ) -> None:
     capacity = data.draw(st.integers(1, pool * most))
     budget = data.draw(st.integers(1, rounds * capacity))
-    scheduler = UniformScheduler(
+    scheduler = uniform(
         pool, rounds, budget * unit, unit, most, capacity * unit, seed=data.draw(st.integers(0, 9))
     )
     history = np.array(play(scheduler, np.full(pool, 0.5), 0))
@@ -40,7 +47,7 @@ def test_spends_exactly_and_evenly(
 
 
 def test_epochs_are_reshuffled_and_the_cursor_is_carried() -> None:
-    scheduler = UniformScheduler(10, 10, 10 * 6, 2, 1, 12)
+    scheduler = uniform(10, 10, 10 * 6, 2, 1, 12)
     history = np.array(play(scheduler, np.full(10, 0.5), 0))
     assert (history.sum(axis=1) == 6).all()
     assert (np.sum(history > 0, axis=0) == 3).all()
@@ -50,7 +57,7 @@ def test_epochs_are_reshuffled_and_the_cursor_is_carried() -> None:
 
 def test_a_round_across_an_epoch_never_repeats_a_prompt() -> None:
     for seed in range(20):
-        scheduler = UniformScheduler(5, 20, 20 * 4, 1, 1, 4, seed=seed)
+        scheduler = uniform(5, 20, 20 * 4, 1, 1, 4, seed=seed)
         visits = np.zeros(5)
         for history in play(scheduler, np.full(5, 0.5), 0):
             assert history.max() == 1
@@ -61,7 +68,7 @@ def test_a_round_across_an_epoch_never_repeats_a_prompt() -> None:
 
 def test_resume_in_the_middle() -> None:
     def fresh() -> UniformScheduler:
-        return UniformScheduler(7, 11, 11 * 4 * 2, 2, 2, 12, forgetting=0.9, seed=4)
+        return uniform(7, 11, 11 * 4 * 2, 2, 2, 12, forgetting=0.9, seed=4)
 
     rates = np.random.default_rng(0).random(7)
     wanted = play(fresh(), rates, 1)
@@ -83,14 +90,16 @@ def test_make_scheduler() -> None:
         "max_units_per_prompt": 1,
         "capacity_rollouts": 32,
     }
-    cero, uniform = (
-        make_scheduler("cero", **sizes, spend_down=True),
-        make_scheduler("uniform", **sizes, saturation=2.0),
-    )
-    for scheduler in (cero, uniform):
+    cero = make_scheduler("cero", **sizes, cero=CeroOptions(spend_down=True))
+    plain = make_scheduler("uniform", **sizes, saturation=2.0)
+    for scheduler in (cero, plain):
         assert sum(h.sum() for h in play(scheduler, np.full(8, 0.5), 0)) == 64
         assert scheduler.posterior_mean.shape == scheduler.value.shape == (8,)
     with pytest.raises(ValueError, match="'scheduler' is 'uniform'"):
-        cero.load_state_dict(uniform.state_dict())
+        cero.load_state_dict(plain.state_dict())
     with pytest.raises(ValueError, match="unknown scheduler 'grpo'"):
-        make_scheduler("grpo", **sizes)  # pyright: ignore[reportArgumentType]
+        make_scheduler("grpo", **sizes)
+    with pytest.raises(ValueError, match="'uniform' has none of CERO's options"):
+        make_scheduler("uniform", **sizes, cero=CeroOptions())
+    with pytest.raises(ValueError, match="'cero' takes its options as a record of CeroOptions"):
+        make_scheduler("cero", **sizes, options={"plan": "resolve"})

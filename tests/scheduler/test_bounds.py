@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduler_sim import answer
 
 from cero_rl.scheduler import CeroScheduler, utility_value, water_filling
 
@@ -61,11 +62,7 @@ def test_static_bound_with_learnt_rates(
     worth, exposure, error = rates * (1.0 - rates), np.zeros(pool), 0.0
     while (allocation := scheduler.next_round()) is not None:
         exposure[allocation.prompt_ids] += allocation.rollouts / unit
-        scheduler.update_groups(
-            allocation.prompt_ids,
-            rng.binomial(allocation.rollouts, rates[allocation.prompt_ids]),
-            allocation.rollouts,
-        )
+        answer(scheduler, rng.binomial(allocation.rollouts, rates[allocation.prompt_ids]))
         error += float(np.abs(scheduler.value - worth).mean()) / rounds
     c = 4.0 * scheduler.slope_max * worth
     best = utility_value(c, water_filling(c, budget, rounds * most)).mean()
@@ -159,9 +156,7 @@ def surrogate(seed: int, switch: float, forgetting: float) -> float:
             (utility_value(c, exposure[ids] + 1) - utility_value(c, exposure[ids])).sum()
         )
         exposure[ids] += 1
-        scheduler.update_groups(
-            ids, (luck[ids] < rates[ids, None]).sum(axis=1), allocation.rollouts
-        )
+        answer(scheduler, (luck[ids] < rates[ids, None]).sum(axis=1))
         rates = np.where(rng.random(pool) < switch, rng.beta(0.4, 0.6, pool), rates)
     return value / pool
 

@@ -15,6 +15,7 @@ from cero_rl.scheduler import (
     supporting_exposure,
     utility_value,
 )
+from cero_rl.scheduler.state import STATE_VERSION
 
 
 @st.composite
@@ -229,7 +230,7 @@ def test_protocol_misuse() -> None:
         scheduler.update(zeros, zeros)
     allocation = scheduler.next_round()
     assert allocation is not None
-    with pytest.raises(RuntimeError, match="next_round\\(\\) before update\\(\\)"):
+    with pytest.raises(RuntimeError, match="open_round\\(\\) before close_round\\(\\)"):
         scheduler.next_round()
     counts = dense(allocation, 4)
     with pytest.raises(ValueError, match="round 0 allocated"):
@@ -330,6 +331,20 @@ def test_state_errors_name_the_field() -> None:
         scheduler.load_state_dict({**state, "slope": np.zeros(3)})
     with pytest.raises(ValueError, match="no field 'price'"):
         scheduler.load_state_dict({key: value for key, value in state.items() if key != "price"})
+
+
+def test_a_state_of_another_version_is_refused_by_number() -> None:
+    scheduler = CeroScheduler(4, 2, 16, 2, 2, 8)
+    state = scheduler.state_dict()
+    assert state["state_version"] == STATE_VERSION == 3
+    with pytest.raises(ValueError, match=r"has version 2, this cero_rl reads version 3: finish"):
+        scheduler.load_state_dict({**state, "state_version": 2})
+    # whatever else differs: the version is what the message is about
+    old = {"scheduler": "uniform", "state_version": np.asarray(2)}
+    with pytest.raises(ValueError, match=r"has version 2, this cero_rl reads version 3"):
+        scheduler.load_state_dict(old)
+    with pytest.raises(ValueError, match="no field 'state_version'"):
+        scheduler.load_state_dict({})
 
 
 def test_readings_are_copies() -> None:

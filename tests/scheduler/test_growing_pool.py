@@ -87,7 +87,7 @@ def test_posterior_goes_to_the_next_run_by_key(tmp_path) -> None:
     plan, rates = scheduler(forgetting=0.9), np.random.default_rng(0).random(12)
     play(plan, rates, 0)
     keys, path = [f"key{i}" for i in range(12)], tmp_path / "posterior.parquet"
-    export_posterior(path, keys, plan.posterior)
+    export_posterior(path, keys, plan)
     successes, failures, known = import_posterior(path, ["new", "key7", "key2"])
     assert known.tolist() == [False, True, True]
     np.testing.assert_array_equal(successes, [0.0, *plan.posterior.evidence()[0][[7, 2]]])

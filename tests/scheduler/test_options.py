@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scheduler_sim import dense, know_rates, play
 
-from cero_rl.scheduler import CeroScheduler, StateDict
+from cero_rl.scheduler import CeroOptions, CeroScheduler, Evidence, StateDict
 
 SIZES = {
     "num_prompts": 24,
@@ -42,8 +42,8 @@ OPTIONS = [
 ]
 
 
-def build(options: dict, spend_down: bool = True) -> CeroScheduler:
-    scheduler = CeroScheduler(**SIZES, spend_down=spend_down, **options)
+def build(options: dict, spend_down: bool = True, streaming: bool = False) -> CeroScheduler:
+    scheduler = CeroScheduler(**SIZES, spend_down=spend_down, streaming=streaming, **options)
     if scheduler.tokens is not None:
         scheduler.set_expected_tokens(np.linspace(10.0, 40.0, 24))
     return scheduler
@@ -69,31 +69,38 @@ def test_budget_capacity_and_group_sizes(options: dict, spend_down: bool) -> Non
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("midway", [False, True])
-def test_a_resumed_run_repeats_the_uninterrupted_one(options: dict, midway: bool) -> None:
+@pytest.mark.parametrize("streaming", [False, True], ids=["waiting", "streaming"])
+def test_a_resumed_run_repeats_the_uninterrupted_one(options: dict, streaming: bool) -> None:
     rates = np.random.default_rng(1).random(24)
-    through, first = build(options), build(options)
+    through, first, resumed = (build(options, streaming=streaming) for _ in range(3))
     wanted = play(through, rates, 3)
     got = play(first, rates, 3, stop_round=6)
-    if midway and first.next_round() is not None:
-        assert first.pending is not None
-        ids, sizes = first.pending.prompt_ids, first.pending.rollouts
-        counts = np.random.default_rng([3, 6]).binomial(dense(first.pending, 24), rates)
-        first.update_partial(ids[:2], counts[ids[:2]], sizes[:2])
-        resumed = build(options)
-        resumed.load_state_dict(first.state_dict())
-        for each in (first, resumed):
-            each.update_groups(ids[2:], counts[ids[2:]], sizes[2:])
-        same_state(resumed.state_dict(), first.state_dict())
-        np.testing.assert_array_equal(
-            np.array(play(resumed, rates, 3)), np.array(play(first, rates, 3))
-        )
-        return
-    resumed = build(options)
     resumed.load_state_dict(first.state_dict())
     got += play(resumed, rates, 3)
     np.testing.assert_array_equal(np.array(got), np.array(wanted))
     same_state(resumed.state_dict(), through.state_dict())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("streaming", [False, True], ids=["waiting", "streaming"])
+def test_a_run_resumed_in_the_middle_of_a_round_repeats_it(options: dict, streaming: bool) -> None:
+    rates = np.random.default_rng(1).random(24)
+    first, resumed = (build(options, streaming=streaming) for _ in range(2))
+    play(first, rates, 3, stop_round=6)
+    allocation = first.next_round()
+    assert allocation is not None
+    ids, sizes = allocation.prompt_ids, allocation.rollouts.astype(np.int64)
+    wins = np.random.default_rng([3, 6]).binomial(dense(allocation, 24), rates)[ids]
+    first.observe(Evidence(ids[:2], wins[:2], sizes[:2]))
+    resumed.load_state_dict(first.state_dict())
+    for each in (first, resumed):
+        each.observe(Evidence(ids[2:], wins[2:], sizes[2:]))
+        each.close_round()
+    same_state(resumed.state_dict(), first.state_dict())
+    np.testing.assert_array_equal(
+        np.array(play(resumed, rates, 3)), np.array(play(first, rates, 3))
+    )
+    same_state(resumed.state_dict(), first.state_dict())
 
 
 def same_state(got: StateDict, wanted: StateDict) -> None:
@@ -133,6 +140,19 @@ def same_state(got: StateDict, wanted: StateDict) -> None:
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CeroScheduler(**SIZES, **options)
+
+
+def test_an_option_that_does_not_exist_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="stepsize"):
+        CeroScheduler(**SIZES, stepsize=0.1)
+    with pytest.raises(TypeError, match="positional"):
+        CeroScheduler(*SIZES.values(), 1.0, (1.0, 1.0), 1.0, 0.1)  # pyright: ignore
+
+
+def test_keywords_are_the_fields_of_the_record() -> None:
+    given = {"step_size": 0.3, "plan": "resolve", "cap_shares": 4.0, "streaming": True}
+    assert CeroScheduler(**SIZES, **given).options == CeroOptions(**given)
+    assert CeroScheduler(**SIZES).options == CeroOptions()
 
 
 def test_options_are_part_of_the_saved_identity() -> None:

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from scheduler_sim import know_rates
+from scheduler_sim import answer, know_rates
 
 from cero_rl.scheduler import CeroScheduler, utility_value, water_filling
 
@@ -24,9 +24,7 @@ def regret(
     c = scheduler.utility_rate()
     # what these rollouts say cannot move a posterior that is certain
     while (allocation := scheduler.next_round()) is not None:
-        scheduler.update_groups(
-            allocation.prompt_ids, np.zeros(allocation.prompt_ids.shape), allocation.rollouts
-        )
+        answer(scheduler, np.zeros(allocation.prompt_ids.shape))
     got = utility_value(c, scheduler.exposure).mean()
     best = utility_value(c, water_filling(c, rounds * fair, rounds * most)).mean()
     bound = (

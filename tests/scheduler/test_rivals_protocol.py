@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rivals_sim import SIZED, Table, build, play_all, play_round
 
-from cero_rl.scheduler import Observed
-from cero_rl.scheduler.registry import SCHEDULER_NAMES
+from cero_rl.scheduler import SCHEDULER_NAMES, Evidence
 
 RATES = np.linspace(0.0, 1.0, 12)
 
@@ -89,10 +88,11 @@ def test_state_round_trips_between_rounds_and_waves(name: str, keep: str | None)
     assert opened is not None
     assert pending is not None
     assert other is not None
-    trials, successes = np.zeros(12, dtype=np.int64), np.zeros(12)
-    trials[pending.prompt_ids] = pending.rollouts
-    successes[pending.prompt_ids] = pending.rollouts // 2 * (np.arange(pending.prompt_ids.size) % 2)
-    waves = [scheduler.next_round(Observed(successes, trials)) for scheduler in (first, resumed)]
+    successes = pending.rollouts // 2 * (np.arange(pending.prompt_ids.size) % 2)
+    so_far = Evidence(
+        pending.prompt_ids, successes.astype(np.float64), pending.rollouts.astype(np.int64)
+    )
+    waves = [scheduler.next_wave(so_far) for scheduler in (first, resumed)]
     if waves[0] is None:
         assert waves[1] is None
     else:

@@ -4,22 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rivals_sim import build, observe
+from rivals_sim import answered, build
 
-from cero_rl.scheduler import Observed, Samples, Scheduler
-from cero_rl.scheduler.rivals import KeepRule
+from cero_rl.scheduler import Evidence, Samples
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.rivals.keep import KeepRule
 from cero_rl.types import Allocation
 
 
-def opened(scheduler: Scheduler) -> Allocation:
-    allocation = scheduler.next_round()
+def opened(scheduler: BudgetedScheduler) -> Allocation:
+    allocation = scheduler.open_round()
     assert allocation is not None
     return allocation
 
 
-def more(scheduler: Scheduler, wins: dict[int, int]) -> dict[int, int]:
+def more(scheduler: BudgetedScheduler, wins: dict[int, int]) -> dict[int, int]:
     """The next wave as {prompt: rollouts}, {} if the round is closed."""
-    wave = scheduler.next_round(observe(scheduler, wins))
+    wave = scheduler.next_wave(answered(scheduler, wins))
     return {} if wave is None else dict(zip(wave.prompt_ids.tolist(), wave.rollouts.tolist()))
 
 
@@ -278,14 +279,32 @@ def test_a_keep_rule_sees_what_the_scheduler_lets_through() -> None:
     mask = scheduler.keep(samples([0, 0, 0, 0], [1, 0, 1, 1], [1, 0, 0, 0]))
     assert mask.tolist()[:4] == [False] * 4
     assert mask[4:8].sum() == mask[8:].sum() == 2
-    with pytest.raises(ValueError, match="keep rule"):
-        scheduler.load_state_dict({**scheduler.state_dict(), "keep_rule": "gfpo"})
+    assert not scheduler.keeps_all
+    assert not build("dapo").keeps_all
+    assert not build("cero", keep="gfpo").keeps_all
+    assert build("cero").keeps_all
+
+
+def test_a_state_belongs_to_its_keep_rule() -> None:
+    scheduler, plain = build("dapo", keep="pods"), build("dapo")
+    state = scheduler.state_dict()
+    scheduler.load_state_dict(state)
+    for field, other in (("keep_rule", "gfpo"), ("keep_share", 0.25)):
+        with pytest.raises(ValueError, match=f"field '{field}' is {other!r}"):
+            scheduler.load_state_dict({**state, field: other})
+    with pytest.raises(ValueError, match="'keep_rule'"):
+        scheduler.load_state_dict(plain.state_dict())
+
+
+def test_a_state_with_a_keep_rule_is_refused_by_a_run_without_one() -> None:
+    with pytest.raises(ValueError, match="'keep_rule'"):
+        build("dapo").load_state_dict(build("dapo", keep="pods").state_dict())
 
 
 def test_options_are_checked() -> None:
     wrong = [
         ("vigor", {"wave": 3}, "no option 'wave'; its options: start_rollouts, waves"),
-        ("uniform", {"x": 1}, "no options of its own"),
+        ("uniform", {"x": 1}, "no option 'x'; its options: none"),
         ("knapsack", {"min_rollouts": 2.5}, "wanted an integer"),
         ("gvm_p", {"alpha": "small"}, "wanted a number"),
         ("vip", {"objective": "grpo"}, "wanted 'dr_grpo' or 'rloo'"),
@@ -308,7 +327,12 @@ def test_options_are_checked() -> None:
 def test_a_closed_round_stays_closed() -> None:
     scheduler = build("vigor", pool=8, rounds=1, budget=64, unit=2, most=16, capacity=64)
     opened(scheduler)
-    nothing = Observed(np.zeros(8), np.zeros(8, dtype=np.int64))
-    while scheduler.next_round(nothing) is not None:
+
+    def nothing() -> Evidence:
+        assert scheduler.pending is not None
+        ids = scheduler.pending.prompt_ids
+        return Evidence(ids, np.zeros(ids.size), np.zeros(ids.size, dtype=np.int64))
+
+    while scheduler.next_wave(nothing()) is not None:
         pass
-    assert scheduler.next_round(nothing) is None
+    assert scheduler.next_wave(nothing()) is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cero_rl.scheduler import make_scheduler
+from cero_rl.scheduler import SCHEDULER_NAMES, make_scheduler
 from cero_rl.scheduler.simulation import (
     KINDS,
     Case,
@@ -312,8 +312,6 @@ def test_gain_is_paired() -> None:
 
 
 def test_suites_hold_every_scheduler_and_one_budget() -> None:
-    from cero_rl.scheduler.registry import SCHEDULER_NAMES
-
     suites = make_suites()
     assert {entry.scheduler for entry in suites["rivals"].cases[0].entries} == set(SCHEDULER_NAMES)
     for found in suites.values():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cero_rl.distributed.rendezvous import is_loopback
+from cero_rl.config.rollout import is_loopback
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """

@@ -4,7 +4,6 @@ one clear error."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,12 +12,12 @@ from cero_rl.config import Config, load_config
 from cero_rl.config import scheduler as config_scheduler
 from cero_rl.data.prompts import Prompt, make_prompt
 from cero_rl.errors import CheckpointError, ConfigError, DataError
-from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler import SCHEDULER_NAMES, Evidence
 from cero_rl.scheduler.budgeted import BudgetedScheduler
-from cero_rl.scheduler.registry import SCHEDULER_NAMES
+from cero_rl.scheduler.cero import Cero
+from cero_rl.scheduler.rivals.keep import KeepRule
 from cero_rl.train.scheduler import (
     build_scheduler,
-    cero_of,
     pass_rates,
     save_evidence,
     scheduler_for_pool,
@@ -41,25 +40,25 @@ def pool(count: int = 64) -> list[Prompt]:
     return [make_prompt(f"question {i}", "1", "test", row) for i, row in enumerate(rows)]
 
 
-def play(scheduler: Scheduler, prompts: int) -> int:
+def play(scheduler: BudgetedScheduler) -> int:
     spent = 0
-    while (allocation := scheduler.next_round()) is not None:
-        trials = np.zeros(prompts, dtype=np.int64)
-        trials[allocation.prompt_ids] = allocation.rollouts
-        scheduler.update(trials // 2, trials)
+    while (allocation := scheduler.open_round()) is not None:
+        trials = allocation.rollouts.astype(np.int64)
+        wins = (trials // 2).astype(np.float64)
+        scheduler.observe(Evidence(allocation.prompt_ids, wins, trials))
+        scheduler.close_round()
         spent += allocation.total_rollouts
     return spent
 
 
 def test_the_configuration_offers_every_allocator_but_the_one_that_must_know_the_truth() -> None:
-    assert set(get_args(config_scheduler.SchedulerName)) == set(SCHEDULER_NAMES) - {"oracle"}
+    assert set(config_scheduler.NAMES) == set(SCHEDULER_NAMES) - {"oracle"}
 
 
 def test_wave_schedulers_are_those_that_ask_for_more() -> None:
     asks = set()
-    for name in get_args(config_scheduler.SchedulerName):
+    for name in config_scheduler.NAMES:
         scheduler = build_scheduler(config(f"scheduler.name={name}", *SIZED), 64)
-        assert isinstance(scheduler, BudgetedScheduler)
         if type(scheduler)._choose_more is not BudgetedScheduler._choose_more:
             asks.add(name)
     assert asks == set(config_scheduler.WAVE_SCHEDULERS)
@@ -89,13 +88,19 @@ def test_wave_schedulers_are_those_that_ask_for_more() -> None:
             0.1,
         ),
         (["scheduler.refit_prior_every=3"], "refit_prior_every", 3),
-        (["scheduler.value=hit"], "value_name", "hit"),
+        (["scheduler.value=hit"], "value", "hit"),
         (["scheduler.token_costs=true"], "token_costs", True),
+        (["scheduler.price_init=0.25"], "price_init", 0.25),
+        (["scheduler.spend_down=false"], "spend_down", False),
+        (["scheduler.step_scale=3"], "step_size", 1.5),
+        (["scheduler.streaming=true", "learner.rollouts_per_step=64"], "streaming", True),
+        (["budget.total_tokens=9999"], "budget_tokens", 9999),
     ],
 )
 def test_options_reach_cero(overrides: list[str], attribute: str, value: object) -> None:
-    cero = cero_of(build_scheduler(config(*overrides), 64))
-    assert getattr(cero, attribute) == value
+    scheduler = build_scheduler(config(*overrides), 64)
+    assert isinstance(scheduler, Cero)
+    assert getattr(scheduler.options, attribute) == value
 
 
 def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget() -> None:
@@ -103,11 +108,13 @@ def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget
         config("scheduler.name=thompson", "scheduler.forgetting=0.98", "scheduler.keep_rule=pods"),
         64,
     )
-    assert play(thompson, 64) == 512
+    assert thompson.keep_rule == KeepRule("pods", 0.5)
+    assert not thompson.keeps_all
+    assert play(thompson) == 512
     vip = build_scheduler(
         config("scheduler.name=vip", "scheduler.options={objective: rloo}", *SIZED), 64
     )
-    assert play(vip, 64) == 512
+    assert play(vip) == 512
 
 
 @pytest.mark.parametrize(
@@ -151,13 +158,13 @@ def test_families_come_from_a_column() -> None:
     scheduler = scheduler_for_pool(
         config("scheduler.value=progress", "scheduler.labels_column=family"), pool()
     )
-    assert play(scheduler, 64) == 512
+    assert play(scheduler) == 512
 
 
 def test_a_run_begins_with_the_evidence_of_an_earlier_one(tmp_path: Path) -> None:
     prompts, path = pool(), tmp_path / "posterior.parquet"
     first = scheduler_for_pool(config(), prompts)
-    play(first, 64)
+    play(first)
     save_evidence(path, first, prompts)
     moved = prompts[32:] + pool(80)[64:]
     second = scheduler_for_pool(config(f"scheduler.warm_start={path}"), moved)

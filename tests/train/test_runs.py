@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT, command, environment, launch, lines, repeatable
+from launch import ROOT, command, environment, launch, launch_for_real, lines, repeatable
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ def out(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def uncut(out) -> Path:
-    done = launch(out, "uncut")
+    done = launch_for_real(out, "uncut")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "held-out accuracy" in done.stdout
     return out / "uncut"

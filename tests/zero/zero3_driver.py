@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,8 +53,9 @@ def settings(overrides: list[str]):
 def main() -> int:
     from deepspeed.utils import safe_get_full_grad
 
+    from cero_rl.learner.batch import TrainingBatch
     from cero_rl.learner.packing import build_step_plan, pack_rollouts
-    from cero_rl.learner.update import optimize
+    from cero_rl.learner.update import Learner
     from cero_rl.rollout.deal import deal_groups
     from cero_rl.zero import launch
     from cero_rl.zero.gather import full_state_dict
@@ -96,8 +95,8 @@ def main() -> int:
     saved: dict[str, np.ndarray] = {}
 
     def learn(label: str, advantages: torch.Tensor) -> None:
-        collected: Any = SimpleNamespace(batch=batch, advantages=advantages, live=stats.live)
-        result = optimize(policy, reference, collected, config, group, 0)
+        learner = Learner(policy, reference, config, group)
+        result = learner.update(TrainingBatch(batch, advantages, stats.live), 0)
         weights = full_state_dict(policy.weights(), keep=True)
         saved.update(
             {f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()}
@@ -115,10 +114,8 @@ def main() -> int:
             stats.live,
             config=config.learner,
             max_response_tokens=16,
-            all_sum=group.all_sum,
-            all_max=group.all_max,
+            group=group,
             head_chunk_tokens=512,
-            device=group.device,
         )
         policy.train(False)
         with torch.no_grad():

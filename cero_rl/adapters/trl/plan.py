@@ -33,11 +33,9 @@ class RunPlan:
         if self.micro_steps_per_round % self.gradient_accumulation:
             raise ValueError(
                 f"steps_per_generation * num_iterations = {self.steps_per_generation} * "
-                f"{self.num_iterations} = "
-                f"{self.micro_steps_per_round} is not a multiple of "
-                f"gradient_accumulation_steps = {self.gradient_accumulation}, so "
-                "an optimizer step would mix rounds; leave steps_per_generation out, or "
-                "make it a multiple"
+                f"{self.num_iterations} = {self.micro_steps_per_round} is not a multiple of "
+                f"gradient_accumulation_steps = {self.gradient_accumulation}, so an optimizer "
+                "step would mix rounds; leave steps_per_generation out, or make it a multiple"
             )
 
     @property
@@ -56,11 +54,10 @@ class RunPlan:
     def __str__(self) -> str:
         return (
             f"{self.rounds} rounds of up to {self.rollouts_per_round} rollouts = "
-            f"{self.per_device} per device * {self.processes} "
-            f"processes * {self.steps_per_generation} steps per generation; "
-            f"{self.optimizer_steps} optimizer steps = {self.rounds} * "
-            f"{self.steps_per_generation} * {self.num_iterations} iterations / "
-            f"{self.gradient_accumulation} accumulated"
+            f"{self.per_device} per device * {self.processes} processes * "
+            f"{self.steps_per_generation} steps per generation; {self.optimizer_steps} "
+            f"optimizer steps = {self.rounds} * {self.steps_per_generation} * "
+            f"{self.num_iterations} iterations / {self.gradient_accumulation} accumulated"
         )
 
     def check_round(self, rollouts: int) -> None:
@@ -68,9 +65,8 @@ class RunPlan:
         if rollouts > self.rollouts_per_round:
             raise ValueError(
                 f"a round of {rollouts} rollouts does not fit generation_batch_size = "
-                f"{self.per_device} * {self.processes} * "
-                f"{self.steps_per_generation} = {self.rollouts_per_round}; lower "
-                "capacity_rollouts or raise steps_per_generation"
+                f"{self.per_device} * {self.processes} * {self.steps_per_generation} = "
+                f"{self.rollouts_per_round}; lower capacity_rollouts or raise steps_per_generation"
             )
 
 
@@ -86,8 +82,7 @@ def plan_run(args: Any, scheduler: Scheduler, num_prompts: int) -> RunPlan:
     if args.multi_objective_aggregation != "sum_then_normalize":
         raise ValueError(
             f"multi_objective_aggregation: got {args.multi_objective_aggregation!r}, wanted "
-            "'sum_then_normalize': advantages come "
-            "from one reward per rollout"
+            "'sum_then_normalize': advantages come from one reward per rollout"
         )
     sizes = (
         args.per_device_train_batch_size,

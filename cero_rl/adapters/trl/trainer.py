@@ -8,15 +8,16 @@ functions stay as they are.
 
 What TRL does differently here, and where:
   - The data loader carries slots, not prompts. It reads a batch and an accumulation window ahead,
-  before the rewards that decide
-    the next round exist; the prompts of a round are put in when it is generated
-    (`_generate_and_score_completions`).
+    before the rewards that decide the next round exist; the prompts of a round are put in when it
+    is generated (`_generate_and_score_completions`).
   - A prompt stands in a round as often as it has rollouts, one completion per row
-  (`_generate_single_turn`), so groups are ragged. - Advantages come from
-  cero_rl.ops.group_advantage over the whole round; TRL's reshape by num_generations is overwritten.
-  - The rewards are gathered from all processes, so every process updates the same scheduler with
-  the same counts. - Training ends with the budget; checkpoints are written between rounds and hold
-  the scheduler. Evaluation is TRL's own.
+    (`_generate_single_turn`), so groups are ragged.
+  - Advantages come from cero_rl.ops.group_advantage over the whole round; TRL's reshape by
+    num_generations is overwritten.
+  - The rewards are gathered from all processes, so every process tells the same scheduler the same
+    counts.
+  - Training ends with the budget; checkpoints are written between rounds and hold the scheduler.
+    Evaluation is TRL's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from __future__ import annotations
 # pyright: reportMissingImports=false, reportPrivateImportUsage=false
 # pyright: reportAttributeAccessIssue=false
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,17 +43,19 @@ from cero_rl.adapters.rounds import (
     STATE_FILE,
     AdvantageRule,
     RoundResult,
+    close_round,
     deal_slots,
     load_state,
     open_round,
     pool_fingerprint,
+    published_cero,
     rollout_groups,
     save_state,
     score_round,
 )
 from cero_rl.adapters.trl.plan import plan_run
 from cero_rl.ops.advantage import Norm
-from cero_rl.scheduler import Scheduler, SchedulerName, make_scheduler
+from cero_rl.scheduler import Scheduler, make_scheduler
 from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
@@ -66,7 +68,7 @@ def scheduler_for(
     train_dataset: Dataset,
     rounds: int,
     *,
-    name: SchedulerName = "cero",
+    name: str = "cero",
     budget_rollouts: int | None = None,
     rollouts_per_unit: int | None = None,
     max_units_per_prompt: int = 1,
@@ -93,9 +95,8 @@ def scheduler_for(
         max_units_per_prompt=max_units_per_prompt,
         capacity_rollouts=capacity,
         saturation=saturation,
-        step_size=step_scale / math.sqrt(rounds),
         forgetting=forgetting,
-        spend_down=True,
+        cero=published_cero(name, rounds, step_scale),
         seed=args.seed,
     )
 
@@ -304,7 +305,7 @@ class CeroGRPOTrainer(GRPOTrainer):
         result = score_round(
             allocation, total.numpy(), self.scheduler.value.shape[0], self.rule, signal
         )
-        self.scheduler.update(result.successes, result.trials)
+        close_round(self.scheduler, result)
         self.ledger.book(allocation.total_rollouts)
         self.last_round, self._planned, self._gathered = result, None, None
 
@@ -339,8 +340,8 @@ class CeroGRPOTrainer(GRPOTrainer):
         metrics["cero/rollouts_max"].append(float(sizes.max()))
         metrics["cero/effective_group_rate"].append(float(result.live.mean()))
         metrics["cero/missing_rewards"].append(float(np.isnan(result.rewards).sum()))
-        metrics["cero/posterior_mean"].append(float(self.scheduler.posterior_mean.mean()))
-        metrics["cero/value_mean"].append(float(self.scheduler.value.mean()))
+        for name, value in self.scheduler.metrics().items():
+            metrics[name].append(float(value))
         for name, value in self.ledger.metrics().items():
             metrics[name] = [value]  # the latest, not a mean over the logging window
 

@@ -6,12 +6,12 @@ rounds * data.train_batch_size * actor_rollout_ref.rollout.n rollouts, spent exa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cero_rl.scheduler import Scheduler, SchedulerName, make_scheduler
+from cero_rl.adapters.rounds import published_cero
+from cero_rl.scheduler import Scheduler, make_scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class CeroSettings:
     key or a missing `rounds`."""
 
     rounds: int
-    scheduler: SchedulerName = "cero"
+    scheduler: str = "cero"
     budget_rollouts: int | None = None  # None: rounds * capacity
     rollouts_per_unit: int | None = None  # None: rollout.n
     max_units_per_prompt: int = 1
@@ -63,8 +63,7 @@ class CeroSettings:
             max_units_per_prompt=self.max_units_per_prompt,
             capacity_rollouts=capacity,
             saturation=self.saturation,
-            step_size=self.step_scale / math.sqrt(self.rounds),
             forgetting=self.forgetting,
-            spend_down=True,
+            cero=published_cero(self.scheduler, self.rounds, self.step_scale),
             seed=self.seed,
         )

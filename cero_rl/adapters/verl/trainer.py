@@ -1,12 +1,14 @@
 """verl 0.9, V1: a synchronous PPO trainer whose prompts and group sizes come from a scheduler.
 
 Where it takes hold, all of them verl's own extension points or overridable methods of its trainer:
-  - trainer mode `cero` (register_trainer), loaded by VERL_USE_EXTERNAL_MODULES; - the training
-  batch is a round: the allocated prompts, each with its `__rollout_n__`, which verl's
-  AgentLoopManagerTQ obeys; - advantage estimators `cero_std`, `cero_center`, `cero_rloo`,
-  `cero_maxrl` (register_adv_est): the ragged op by prompt uid; - scores are read back from the
-  TransferQueue once the round's advantages are known, and become the scheduler's evidence; - the
-  scheduler's state lies beside verl's in every `global_step_N` folder.
+  - trainer mode `cero` (register_trainer), loaded by VERL_USE_EXTERNAL_MODULES;
+  - the training batch is a round: the allocated prompts, each with its `__rollout_n__`, which
+    verl's AgentLoopManagerTQ obeys;
+  - advantage estimators `cero_std`, `cero_center`, `cero_rloo`, `cero_maxrl` (register_adv_est):
+    the ragged op by prompt uid;
+  - scores are read back from the TransferQueue once the round's advantages are known, and become
+    the scheduler's evidence;
+  - the scheduler's state lies beside verl's in every `global_step_N` folder.
 verl 0.9 has no setting for a custom prompt sampler (`trainer.v1.sampler.custom_sampler` samples
 finished trajectories), so the data loader is left alone and its order is not used. One driver
 process holds the scheduler; the workers need to know nothing.
@@ -33,6 +35,7 @@ from cero_rl.adapters.rounds import (
     STATE_FILE,
     AdvantageRule,
     RoundResult,
+    close_round,
     load_state,
     open_round,
     pool_fingerprint,
@@ -177,7 +180,7 @@ class CeroPPOTrainer(PPOTrainerSync):
             if int(output) > last[rollout]:
                 rewards[rollout], last[rollout] = float(score.sum()), int(output)
         result = score_round(allocation, rewards, self.scheduler.value.shape[0], self.rule)
-        self.scheduler.update(result.successes, result.trials)
+        close_round(self.scheduler, result)
         self.ledger.book(allocation.total_rollouts)
         self.last_round, self._planned, self._groups = result, None, {}
         metrics.update(
@@ -188,8 +191,7 @@ class CeroPPOTrainer(PPOTrainerSync):
                 "cero/rollouts_max": int(allocation.rollouts.max()),
                 "cero/effective_group_rate": float(result.live.mean()),
                 "cero/missing_rewards": int(np.isnan(rewards).sum()),
-                "cero/posterior_mean": float(self.scheduler.posterior_mean.mean()),
-                "cero/value_mean": float(self.scheduler.value.mean()),
+                **self.scheduler.metrics(),
             }
         )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cero_rl.commands.doctor import drills, machine
 from cero_rl.commands.doctor.finding import Finding
-from cero_rl.errors import EngineError
+from cero_rl.errors import EngineError, first_line
 
 HELP = "is this machine fit to train? versions, devices, limits, drills"
 
@@ -55,7 +55,7 @@ def _findings(output_dir: Path, *, quick: bool, debug: bool) -> Iterator[Finding
             yield from check()
         # a check that cannot be made is a finding, and the others still count
         except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
+            first = first_line(error)
             yield Finding(
                 "bad",
                 "doctor",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cero_rl.errors import CeroError, EngineError
+from cero_rl.errors import CeroError, EngineError, first_line
 from cero_rl.job.process import run_and_exit
 
 _MIB = 16
@@ -66,6 +66,7 @@ def sync(model: str, engine_name: str) -> dict[str, Any]:
     import torch
 
     from cero_rl.config.io import build_config
+    from cero_rl.job.watchdog import Watchdog
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rollout.engines.build import build_rollout_engine
     from cero_rl.train.weight_sync import WeightSync
@@ -106,8 +107,11 @@ def sync(model: str, engine_name: str) -> dict[str, Any]:
         generate = engine.generate
 
     noisy: Any = Noisy()
-    before = WeightSync(policy, noisy, prompts, open_bound, group).push(1)["parity/gap"]
-    after = WeightSync(policy, engine, prompts, tight, group).push(2)["parity/gap"]
+    with Watchdog(120.0) as watchdog:
+        shaken = WeightSync(policy, noisy, prompts, open_bound, group, watchdog)
+        before = shaken.push(1)["parity/gap"]
+        right = WeightSync(policy, engine, prompts, tight, group, watchdog)
+        after = right.push(2)["parity/gap"]
     if not before > 10 * tight.parity_bound:
         raise EngineError(
             f"the probe does not tell noise from the learner's weights (gap {before:.3g})"
@@ -120,7 +124,7 @@ def main() -> int:
     try:
         answer = collective() if sys.argv[1] == "collective" else sync(*sys.argv[2:4])
     except (CeroError, RuntimeError, OSError) as error:
-        print((str(error).strip().splitlines() or [type(error).__name__])[0], file=sys.stderr)
+        print(first_line(error), file=sys.stderr)
         return EngineError.exit_code
     print(json.dumps(answer))
     return 0

@@ -1,0 +1,1 @@
+"""Who generates: transformers, vLLM in the rank, or vLLM's server."""

@@ -1,7 +1,7 @@
-"""Everything a run needs, built once in the right order: cheap checks first, models last.
+"""The sampler of a run, built: one function an engine; a new one is a file, a function and a line.
 
-In: a Config and the process group. Out: `Session`, which the training loop and the evaluation
-command share.
+In: a Config, the tokenizer, the process group. Out: a `SharedEngine`, which the training loop and
+the evaluation command share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from cero_rl.config import Config
 from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
-from cero_rl.errors import ConfigError, EngineError
+from cero_rl.errors import ConfigError
 from cero_rl.models.load import load_model, load_model_config
 from cero_rl.models.lora import add_adapter
 from cero_rl.rollout.engines.choose import choose_engine
@@ -22,7 +22,7 @@ from cero_rl.rollout.engines.server_key import read_key
 from cero_rl.rollout.engines.transformers import TransformersEngine
 from cero_rl.rollout.engines.vllm_arguments import VllmSettings
 from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
-from cero_rl.rollout.shared_engine import InStep
+from cero_rl.rollout.shared_engine import SharedEngine
 
 
 def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
@@ -37,41 +37,41 @@ def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
 
 def build_rollout_engine(
     config: Config, tokenizer: Any, group: Group, model_path: str | None = None
-) -> InStep:
+) -> SharedEngine:
     """This rank's sampler, with the start model's weights (or those of `model_path`, whole ones). A
     collective."""
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     if model_path is not None:
         config = config.model_copy(update={"lora": LoraConfig()})
     path = model_path or config.model.path
-    decode = partial(tokenizer.decode, skip_special_tokens=True)
-    if config.rollout.mode == "server":
-        engine = InStep(_build_server(config, tokenizer, group, path, decode), group)
-        if model_path is not None:  # nobody else will give the server these weights
-            weights = (
-                load_model(path, config.model.dtype, "sdpa").named_parameters()
-                if group.is_main
-                else ()
-            )
-            engine.load_weights(((name, parameter.data) for name, parameter in weights), 0)
-        return engine
-    if config.rollout.engine == "vllm":
-        return InStep(_build_vllm(config, tokenizer, group, path, decode), group)
+    kind = "server" if config.rollout.mode == "server" else config.rollout.engine
+    engine = SharedEngine(ENGINES[kind](config, tokenizer, group, path), group)
+    if kind == "server" and model_path is not None:  # nobody else will give it these weights
+        named: Any = ()
+        if group.is_main:
+            named = load_model(path, config.model.dtype, "sdpa").named_parameters()
+        engine.load_weights(((name, parameter.data) for name, parameter in named), 0)
+    return engine
+
+
+def _transformers(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutEngine:
     model = load_model(path, config.model.dtype, "sdpa")
     if config.lora.adapter_only:
         add_adapter(model, config)
-    engine = TransformersEngine(
+    pad = tokenizer.pad_token_id
+    return TransformersEngine(
         model.to(group.device),
         eos_token_ids=_eos_token_ids(model.generation_config, tokenizer),
-        pad_token_id=tokenizer.pad_token_id
-        if tokenizer.pad_token_id is not None
-        else tokenizer.eos_token_id,
-        decode=decode,
+        pad_token_id=pad if pad is not None else tokenizer.eos_token_id,
+        decode=_decoder(tokenizer),
         max_response_tokens=config.rollout.max_response_tokens,
         max_batch_tokens=config.rollout.max_batch_tokens,
         seed=config.seed,
     )
-    return InStep(engine, group)
+
+
+def _decoder(tokenizer: Any) -> Callable[[Sequence[int]], str]:
+    return partial(tokenizer.decode, skip_special_tokens=True)
 
 
 def _generation_config(path: str) -> Any:
@@ -104,15 +104,12 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
         kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
         tensor_parallel=rollout.tensor_parallel,
         sleep=rollout.sleep,
-        generate_timeout_seconds=rollout.generate_timeout_seconds,
         seed=config.seed,
         lora=config.lora if config.lora.adapter_only else None,
     )
 
 
-def _build_vllm(
-    config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]
-) -> RolloutEngine:
+def _vllm(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutEngine:
     from cero_rl.rollout.engines.vllm import VllmEngine
 
     size = config.rollout.tensor_parallel
@@ -123,14 +120,10 @@ def _build_vllm(
         )
     settings = vllm_settings(config, path)
     eos = _eos_token_ids(_generation_config(path), tokenizer)
-    return VllmEngine(
-        path, settings, eos_token_ids=eos, decode=decode, rank=group.rank, gather=group.gather_json
-    )
+    return VllmEngine(path, settings, eos_token_ids=eos, decode=_decoder(tokenizer), group=group)
 
 
-def _build_server(
-    config: Config, tokenizer: Any, group: Group, path: str, decode: Callable[[Sequence[int]], str]
-) -> RolloutEngine:
+def _server(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutEngine:
     from cero_rl.rollout.engines.server import Expected, ServerEngine
 
     rollout, model, settings = config.rollout, load_model_config(path), vllm_settings(config, path)
@@ -147,23 +140,26 @@ def _build_server(
         settings.max_model_tokens,
         settings.lora,
     )
-    engine, failure = None, None
-    try:
-        engine = ServerEngine(
+
+    def connect() -> ServerEngine:
+        return ServerEngine(
             rollout.server,
             expected,
             key=read_key(Path(rollout.server.key_file)),
             eos_token_ids=_eos_token_ids(_generation_config(path), tokenizer),
-            decode=decode,
+            decode=_decoder(tokenizer),
             max_response_tokens=rollout.max_response_tokens,
             generate_timeout_seconds=rollout.generate_timeout_seconds,
             sync_timeout_seconds=rollout.sync_timeout_seconds,
             seed=config.seed,
-            rank=group.rank,
-            gather=group.gather_json,
+            group=group,
         )
-    except (ConfigError, EngineError) as error:  # a key that one node alone lacks must end all
-        failure = str(error)
-    group.agree(failure, "rollout.mode: server")
-    assert engine is not None
-    return engine
+
+    return group.together("rollout.mode: server", connect)  # a key may be missing on one node alone
+
+
+ENGINES: dict[str, Callable[[Config, Any, Group, str], RolloutEngine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "server": _server,
+}

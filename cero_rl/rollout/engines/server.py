@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cero_rl.config.lora import LoraConfig
 from cero_rl.config.rollout import ServerConfig
+from cero_rl.distributed.group import Group
 from cero_rl.errors import EngineError
 from cero_rl.rollout.engines.server_guard import LOAD, STATE
 from cero_rl.rollout.engines.server_http import Answer, ServerClient, Trouble
@@ -52,8 +53,7 @@ class Expected:
 
 
 class ServerEngine:
-    """See RolloutEngine. `gather` is a collective that returns every rank's JSON value;
-    `load_weights` alone uses it."""
+    """See RolloutEngine. `load_weights` alone is a collective of `group`."""
 
     def __init__(
         self,
@@ -67,18 +67,17 @@ class ServerEngine:
         generate_timeout_seconds: float,
         sync_timeout_seconds: float,
         seed: int,
-        rank: int,
-        gather: Callable[[Any], list[Any]],
+        group: Group,
     ) -> None:
         self._config, self._expected = config, expected
-        self._eos, self._decode, self._max_response = (
-            sorted(set(eos_token_ids)),
-            decode,
-            max_response_tokens,
-        )
-        self._generate_seconds, self._sync_seconds = generate_timeout_seconds, sync_timeout_seconds
-        self._seed, self._rank, self._gather = seed, rank, gather
-        self.url = config.urls[rank % len(config.urls)]
+        self._eos = sorted(set(eos_token_ids))
+        self._decode = decode
+        self._max_response = max_response_tokens
+        self._generate_seconds = generate_timeout_seconds
+        self._sync_seconds = sync_timeout_seconds
+        self._seed = seed
+        self._ranks = group
+        self.url = config.urls[group.rank % len(config.urls)]
         self._client = ServerClient(
             self.url,
             key,
@@ -87,13 +86,13 @@ class ServerEngine:
             total_seconds=config.total_timeout_seconds,
             connections=config.concurrency,
         )
-        self._store = WeightStore(Path(config.weights_dir)) if rank == 0 else None
+        self._store = WeightStore(Path(config.weights_dir)) if group.is_main else None
         # one loop for the engine's life, so that connections are kept
         self._runner = asyncio.Runner()
         self._slots = asyncio.Semaphore(config.concurrency)
         self._recovering = asyncio.Lock()
         self._recoveries = 0
-        self._jitter = random.Random(f"{seed} {rank}")
+        self._jitter = random.Random(f"{seed} {group.rank}")
         self._label = ""
         self.version = 0
 
@@ -111,18 +110,12 @@ class ServerEngine:
         else:
             for _ in weights:  # gathered together with the rank that writes
                 pass
-        label, failure = self._gather([label, failure])[0]
+        label, failure = self._ranks.gather_json([label, failure])[0]
         if failure:
             raise EngineError(failure)
         self._label = label
-        if self._rank < len(self._config.urls):  # the first rank of its server
-            try:
-                self._runner.run(self._recover(None))
-            except EngineError as error:
-                failure = str(error)
-        failures = [said for said in self._gather(failure) if said]
-        if failures:
-            raise EngineError(failures[0])
+        if self._ranks.rank < len(self._config.urls):  # the first rank of its server
+            self._runner.run(self._recover(None))
         if self._store is not None:
             self._store.keep_only(label)  # this one stays: a server that comes back needs it
         self.version = version
@@ -166,9 +159,8 @@ class ServerEngine:
         if int(state.get("max_model_tokens", 0)) < want.longest_tokens:
             raise EngineError(
                 f"rollout server {self.url}: it takes sequences of "
-                f"{state.get('max_model_tokens')} tokens, the run needs "
-                f"{want.longest_tokens}; start it with the configuration of the run: "
-                "cero-rl serve --config FILE"
+                f"{state.get('max_model_tokens')} tokens, the run needs {want.longest_tokens}; "
+                "start it with the configuration of the run: cero-rl serve --config FILE"
             )
         return str(state.get("label"))
 
@@ -204,10 +196,9 @@ class ServerEngine:
                     seconds = self._config.restart_timeout_seconds
                     if loop.time() >= end:
                         raise EngineError(
-                            f"rollout server {self.url}: {trouble}; it did not recover "
-                            "within rollout.server.restart_timeout_seconds = "
-                            f"{seconds:g} s. See what it printed, start it again (cero-rl "
-                            "serve) and resume"
+                            f"rollout server {self.url}: {trouble}; it did not recover within "
+                            f"rollout.server.restart_timeout_seconds = {seconds:g} s. See "
+                            "what it printed, start it again (cero-rl serve) and resume"
                         ) from None
                     if not last:
                         self._say(f"{trouble}; waiting for it, at most {seconds:g} s")
@@ -216,7 +207,11 @@ class ServerEngine:
             self._recoveries += 1
 
     def _say(self, text: str) -> None:
-        print(f"rank {self._rank}, rollout server {self.url}: {text}", file=sys.stderr, flush=True)
+        print(
+            f"rank {self._ranks.rank}, rollout server {self.url}: {text}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     # --- sampling
 
@@ -245,10 +240,9 @@ class ServerEngine:
                 return await self._proved(requests, stream, temperature, limit)
         except TimeoutError:
             raise EngineError(
-                f"rollout server {self.url}: {sum(r.rollouts for r in requests)} rollouts "
-                "took longer than "
-                f"rollout.generate_timeout_seconds = {self._generate_seconds:g} s; it hangs "
-                "or is too slow. Resume, or raise the key"
+                f"rollout server {self.url}: {sum(r.rollouts for r in requests)} rollouts took "
+                f"longer than rollout.generate_timeout_seconds = {self._generate_seconds:g} s; "
+                "it hangs or is too slow. Resume, or raise the key"
             ) from None
 
     async def _proved(
@@ -330,9 +324,8 @@ class ServerEngine:
                 if number + 1 == tries:
                     raise EngineError(
                         f"rollout server {self.url}: {body['n']} completions of prompt "
-                        f"{request.prompt_id} failed {tries} times "
-                        f"(rollout.server.retries = {self._config.retries}), the last time: "
-                        f"{trouble}. Resume the run"
+                        f"{request.prompt_id} failed {tries} times (rollout.server.retries = "
+                        f"{self._config.retries}), the last time: {trouble}. Resume the run"
                     ) from None
                 reason = str(trouble)
             backoff = min(self._config.backoff_seconds * 2**number, _MOST_BACKOFF_SECONDS)

@@ -114,8 +114,7 @@ class ServerClient:
         if status in (401, 403):
             raise EngineError(
                 f"rollout server {self.url}: {what} was refused ({status}: {said}); "
-                "rollout.server.key_file must be the server's, "
-                "and the server one of cero-rl serve"
+                "rollout.server.key_file must be the server's, and the server one of cero-rl serve"
             )
         if 300 <= status < 400:
             raise EngineError(

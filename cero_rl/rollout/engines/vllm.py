@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from cero_rl.config.lora import LoraConfig
-from cero_rl.errors import EngineError
+from cero_rl.distributed.group import Group
+from cero_rl.errors import EngineError, first_line
 from cero_rl.files.lora_adapter import adapter_config, stored_name, write_adapter
-from cero_rl.job.watchdog import deadline
 from cero_rl.rollout.engines.choose import INSTALL_HINT
 from cero_rl.rollout.engines.vllm_arguments import (
     ADAPTER,
@@ -66,14 +66,12 @@ class VllmEngine:
         *,
         eos_token_ids: Sequence[int],
         decode: Callable[[Sequence[int]], str],
-        rank: int,
-        gather: Callable[[Any], list[Any]],
+        group: Group,
     ) -> None:
         self._settings = settings
         self._eos = sorted(set(eos_token_ids))
         self._decode = decode
-        self._rank = rank
-        self._gather = gather
+        self._ranks = group
         self._on_gpu = torch.cuda.is_available()
         self._asleep = False
         self._model_path = model_path
@@ -106,7 +104,7 @@ class VllmEngine:
             )
         except Exception as error:
             raise EngineError(
-                f"rollout.engine: vllm could not be started ({_first_line(error)}); see "
+                f"rollout.engine: vllm could not be started ({first_line(error)}); see "
                 "docs/rollout.md"
             ) from error
         # When it is collected or the interpreter leaves, vLLM destroys the process group, which is
@@ -136,7 +134,7 @@ class VllmEngine:
             for _ in source:  # the other ranks still gather, and this one with them
                 pass
             raise EngineError(
-                f"vllm could not take over the weights ({_first_line(error)}); resume the run"
+                f"vllm could not take over the weights ({first_line(error)}); resume the run"
             ) from error
         if not fresh:
             raise EngineError("vllm did not reset its prefix cache; resume the run")
@@ -209,23 +207,17 @@ class VllmEngine:
             )
             for request in everyone
         ]
-        seconds = self._settings.generate_timeout_seconds
-        with deadline(
-            seconds,
-            f"generation of {sum(p.n for p in params)} rollouts",
-            key="rollout.generate_timeout_seconds",
-        ):
-            # requests are numbered from here; one that was aborted has no output
-            first_id = self._llm.request_counter.counter
-            try:
-                answers = self._llm.generate(
-                    prompts, params, lora_request=self._adapter, use_tqdm=False
-                )
-                outputs = {int(o.request_id) - first_id: o.outputs for o in answers}
-            except Exception as error:
-                raise EngineError(
-                    f"vllm failed while it generated ({_first_line(error)}); resume the run"
-                ) from error
+        # requests are numbered from here; one that was aborted has no output
+        first_id = self._llm.request_counter.counter
+        try:
+            answers = self._llm.generate(
+                prompts, params, lora_request=self._adapter, use_tqdm=False
+            )
+            outputs = {int(o.request_id) - first_id: o.outputs for o in answers}
+        except Exception as error:
+            raise EngineError(
+                f"vllm failed while it generated ({first_line(error)}); resume the run"
+            ) from error
         return [
             self._group(request, outputs.get(index, [])) for index, request in zip(mine, requests)
         ]
@@ -257,7 +249,7 @@ class VllmEngine:
             [r.prompt_id, r.prompt_tokens.tolist(), r.rollouts, str(r.stream_key), r.first_draw]
             for r in requests
         ]
-        return union_of_peers(self._gather(own), self._rank, size)
+        return union_of_peers(self._ranks.gather_json(own), self._ranks.rank, size)
 
 
 def union_of_peers(
@@ -295,8 +287,3 @@ def _vllm_environment(on_gpu: bool) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _first_line(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return text or type(error).__name__

@@ -32,7 +32,6 @@ class VllmSettings:
     kv_cache_memory_bytes: int | None
     tensor_parallel: int
     sleep: bool
-    generate_timeout_seconds: float
     seed: int
     lora: LoraConfig | None = None  # weights come as its adapter; None: whole
 

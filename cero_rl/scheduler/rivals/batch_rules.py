@@ -16,14 +16,9 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict
-from cero_rl.scheduler.rivals.common import (
-    BatchOptions,
-    RivalScheduler,
-    Shared,
-    exact_greedy,
-    require,
-)
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.rivals.common import BatchOptions, RivalScheduler, exact_greedy
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, Shared, StateDict, require
 from cero_rl.scheduler.uniform import PromptOrder
 
 BatchT = TypeVar("BatchT", bound=BatchOptions)

@@ -2,50 +2,22 @@
 integer allocation.
 
 In: sizes (BudgetSpec), what every rival is told (Shared), its own options. Out:
-BudgetedSchedulers, see core.py for the protocol.
+BudgetedSchedulers, see budgeted.py for the protocol.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, BudgetSpec, Floats, Ids, Scalar
-from cero_rl.scheduler.posterior import Prior
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, Scalar, Shared, require
 from cero_rl.scheduler.uniform import even_share
-from cero_rl.types import Allocation
 
 _TIES, _DRAWS = 0x71E5, 0xD4A3  # tags that keep the streams of one seed apart
-
-
-def require(good: bool, message: str) -> None:
-    if not good:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """What every rival is told besides the sizes and its own options."""
-
-    prior: Prior = (1.0, 1.0)
-    forgetting: float = 1.0
-    saturation: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            0.0 < self.saturation < math.inf,
-            f"saturation = {self.saturation:g}, wanted a positive finite number",
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class NoOptions:
-    """A rival without options of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +50,9 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         require(
             not self.sizes_vary or spec.max_units_per_prompt >= 2,
             f"scheduler {self.name!r} sizes groups per prompt, but max_units_per_prompt = 1 "
-            "leaves no choice; "
-            "set e.g. rollouts_per_unit = 2 and max_units_per_prompt = 16",
+            "leaves no choice; set e.g. rollouts_per_unit = 2 and max_units_per_prompt = 16",
         )
-        super().__init__(spec, shared.prior, shared.forgetting, shared.seed)
+        super().__init__(spec, shared)
         self.saturation = shared.saturation
         self.options = options
         self._tie_rank: Ids = np.random.default_rng([self.seed, _TIES]).permutation(
@@ -106,18 +77,6 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         return (
             4.0 * self.saturation * self.spec.num_prompts / self.spec.budget_units
         ) * self._value
-
-    def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None:
-        allocation = self._pending
-        super().update(successes, trials)
-        assert allocation is not None
-        self._after_round(
-            allocation, np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.int64)
-        )
-
-    def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
-        """Called after every update() with what the round executed and the checked counts
-        f64[P], i64[P]."""
 
     def _identity(self) -> dict[str, Scalar]:
         options = asdict(self.options)  # pyright: ignore[reportArgumentType]

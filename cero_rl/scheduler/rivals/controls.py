@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import numpy as np
 
-from cero_rl.scheduler.budgeted import Ids
-from cero_rl.scheduler.cero import CeroScheduler, ranked_plan
+from cero_rl.scheduler.cero import Cero
+from cero_rl.scheduler.plan import ranked_plan
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.sizes import Ids
 from cero_rl.scheduler.uniform import even_share
+from cero_rl.types import Allocation
 
 _DRAWS = 0x5A0F  # keeps this stream apart from the others of the same seed
 
 
-class RandomMatchedScheduler(CeroScheduler):
+class RandomMatchedScheduler(Cero):
     """CERO's group sizes, round by round, on prompts drawn at random: what the sizes alone are
     worth.
 
     Departure: the papers shuffle the prompts of a finished CERO run; here the duals run live and
     are charged for the prompts that were really served, so one run needs no other. Takes
-    CeroScheduler's arguments.
+    CERO's options.
     """
 
     name = "random_matched"
@@ -34,11 +37,11 @@ class RandomMatchedScheduler(CeroScheduler):
         return drawn[: units.shape[0]], units
 
 
-class FixedPriceScheduler(CeroScheduler):
+class FixedPriceScheduler(Cero):
     """CERO with the price held at 0: every round spends the same quota on the largest slopes,
     whatever they are.
 
-    It spends exactly; price_init and spend_down have no effect. Takes CeroScheduler's arguments.
+    It spends exactly; price_init and spend_down have no effect. Takes CERO's options.
     """
 
     name = "fixed_price"
@@ -48,6 +51,6 @@ class FixedPriceScheduler(CeroScheduler):
         quota = even_share(units_left, rounds_left, self.spec.capacity_units, most)
         return ranked_plan(self._slope, 0.0, self._tie_rank, most, quota, quota)
 
-    def _learn(self, plan_ids: Ids, plan_units: Ids) -> None:
-        super()._learn(plan_ids, plan_units)
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
+        super()._learn(allocation, wins, tries)
         self._price = 0.0

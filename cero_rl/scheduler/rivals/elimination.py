@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Ids, Samples
-from cero_rl.scheduler.rivals.common import best, require
+from cero_rl.scheduler.rivals.common import best
 from cero_rl.scheduler.rivals.ragged import group_of, group_sum, right, running_count
 from cero_rl.scheduler.rivals.waves import NOTHING, Plan, Waves, WaveScheduler
+from cero_rl.scheduler.sizes import Ids, Samples, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class ReinforceAdaScheduler(WaveScheduler[ReinforceAdaOptions]):
             seen, ~done, self._units(self.options.wave_rollouts), self.spec.max_units_per_prompt
         )
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+    def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         keep, offsets = self.options.keep_rollouts, samples.offsets
         good = right(samples)
         wins, losses = group_sum(good, offsets), group_sum(~good, offsets)
@@ -195,7 +195,7 @@ class AeroScheduler(WaveScheduler[AeroOptions]):
             self.spec.max_units_per_prompt,
         )
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+    def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         good, offsets = right(samples), samples.offsets
         wins, losses = group_sum(good, offsets), group_sum(~good, offsets)
         allowed = np.where(wins < losses, np.floor(self.options.wrong_per_right * wins), np.inf)

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict, read_array, read_scalar
-from cero_rl.scheduler.rivals.common import RivalScheduler, Shared, require
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.rivals.common import RivalScheduler
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, Shared, StateDict, require
+from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.scheduler.uniform import NOBODY, PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
@@ -81,14 +83,18 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
             )
         return np.concatenate((chosen, skipped[: wanted - chosen.size])), units
 
-    def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
-        ids = allocation.prompt_ids[trials[allocation.prompt_ids] > 0]
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
+        known = tries > 0
+        ids = allocation.prompt_ids[known]
         if ids.size == 0:
             return
-        right, wrong = successes[ids] == trials[ids], successes[ids] == 0.0
+        right = wins[known] == tries[known]
+        wrong = wins[known] == 0.0
         streak = self._streak[ids]
         self._streak[ids] = np.where(
-            right, np.maximum(streak, 0) + 1, np.where(wrong, np.minimum(streak, 0) - 1, 0)
+            right,
+            np.maximum(streak, 0) + 1,
+            np.where(wrong, np.minimum(streak, 0) - 1, 0),
         )
         target = self.options.target_dead
         self._keep_right = _moved(self._keep_right, right.mean() >= target / 3.0)

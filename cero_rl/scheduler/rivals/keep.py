@@ -5,25 +5,15 @@ In: the round's rewards and lengths, ragged. Out: bool[R]. The budget has paid f
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import (
-    BudgetedScheduler,
-    Floats,
-    Ids,
-    Observed,
-    Samples,
-    StateDict,
-    read_scalar,
-)
-from cero_rl.scheduler.rivals.common import require
+from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.rivals.ragged import group_of
-from cero_rl.types import Allocation
+from cero_rl.scheduler.sizes import Ids, Samples, Scalar, require
 
 KeepName = Literal["pods", "gfpo", "gfpo_efficiency"]
 
@@ -46,6 +36,24 @@ class KeepRule:
             f"keep rule {self.name!r}, wanted one of {', '.join(get_args(KeepName))}",
         )
         require(0.0 < self.share <= 1.0, f"keep share = {self.share:g}, wanted a number in (0, 1]")
+
+    def narrow(self, samples: Samples, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """bool[R]: of what `mask` bool[R] lets through, what the rule keeps."""
+        sizes = np.bincount(group_of(samples.offsets)[mask], minlength=samples.prompt_ids.shape[0])
+        offsets = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes)))
+        rest = Samples(samples.prompt_ids, samples.rewards[mask], offsets, samples.lengths[mask])
+        kept = mask.copy()
+        kept[mask] = self.mask(rest)
+        return kept
+
+    @staticmethod
+    def no_identity() -> dict[str, Scalar]:
+        """For a saved state of an allocator without a keep rule."""
+        return {"keep_rule": "", "keep_share": 0.0}
+
+    def identity(self) -> dict[str, Scalar]:
+        """For a saved state."""
+        return {"keep_rule": self.name, "keep_share": self.share}
 
     def mask(self, samples: Samples) -> npt.NDArray[np.bool_]:
         sizes = np.diff(samples.offsets)
@@ -89,71 +97,3 @@ def _max_variance(rewards: Floats, offsets: Ids, kept: Ids) -> npt.NDArray[np.bo
         position = rank[first:last]
         mask[first:last] = (position < lows) | (position >= size - (count - lows))
     return mask
-
-
-class KeepScheduler:
-    """Any scheduler with a keep rule on top: the rule sees what the scheduler's own keep lets
-    through."""
-
-    def __init__(self, inner: BudgetedScheduler, rule: KeepRule) -> None:
-        self.inner, self.rule = inner, rule
-
-    @property
-    def name(self) -> str:
-        return f"{self.inner.name}+{self.rule.name}"
-
-    @property
-    def round(self) -> int:
-        return self.inner.round
-
-    @property
-    def remaining_rollouts(self) -> int:
-        return self.inner.remaining_rollouts
-
-    @property
-    def pending(self) -> Allocation | None:
-        return self.inner.pending
-
-    @property
-    def value(self) -> Floats:
-        return self.inner.value
-
-    @property
-    def posterior_mean(self) -> Floats:
-        return self.inner.posterior_mean
-
-    def next_round(self, observed: Observed | None = None) -> Allocation | None:
-        return self.inner.next_round(observed)
-
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
-        """bool[R]."""
-        first = self.inner.keep(samples)
-        sizes = np.bincount(group_of(samples.offsets)[first], minlength=samples.prompt_ids.shape[0])
-        offsets = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(sizes)))
-        rest = Samples(samples.prompt_ids, samples.rewards[first], offsets, samples.lengths[first])
-        mask = first.copy()
-        mask[first] = self.rule.mask(rest)
-        return mask
-
-    def update(self, successes: npt.ArrayLike, trials: npt.ArrayLike) -> None:
-        self.inner.update(successes, trials)
-
-    def refund(self, rollouts: int) -> None:
-        self.inner.refund(rollouts)
-
-    def state_dict(self) -> StateDict:
-        return {
-            **self.inner.state_dict(),
-            "keep_rule": self.rule.name,
-            "keep_share": self.rule.share,
-        }
-
-    def load_state_dict(self, state: StateDict) -> None:
-        """Raises ValueError if the state was written under another keep rule."""
-        got = (read_scalar(state, "keep_rule"), float(read_scalar(state, "keep_share")))
-        require(
-            got[0] == self.rule.name and math.isclose(got[1], self.rule.share),
-            f"scheduler state has keep rule {got}, this run has "
-            f"{(self.rule.name, self.rule.share)}: use the saved one",
-        )
-        self.inner.load_state_dict(state)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Samples
 from cero_rl.scheduler.rivals.batch_rules import hit_gains
-from cero_rl.scheduler.rivals.common import exact_greedy, require
+from cero_rl.scheduler.rivals.common import exact_greedy
 from cero_rl.scheduler.rivals.elimination import more_for
 from cero_rl.scheduler.rivals.ragged import group_of, live_groups
 from cero_rl.scheduler.rivals.waves import NOTHING, Plan, Waves, WaveScheduler
+from cero_rl.scheduler.sizes import Samples, require
 from cero_rl.scheduler.uniform import NOBODY
 
 
@@ -131,7 +131,7 @@ class SpeedScheduler(_Screening):
             return NOTHING
         return self._pilots(left, seen.ids)
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+    def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         return live_groups(samples)
 
 
@@ -158,6 +158,6 @@ class PilotCommitScheduler(_Screening):
             seen, good, self._units(self.options.commit_rollouts), self.spec.max_units_per_prompt
         )
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+    def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         pilot = self._units(self.options.pilot_rollouts) * self.spec.rollouts_per_unit
         return (np.diff(samples.offsets) > pilot)[group_of(samples.offsets)]

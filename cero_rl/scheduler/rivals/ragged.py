@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Floats, Ids, Samples
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.sizes import Ids, Samples
 
 Bools = npt.NDArray[np.bool_]
 

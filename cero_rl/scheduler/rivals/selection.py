@@ -13,16 +13,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetSpec, Floats, Ids, StateDict, read_array
 from cero_rl.scheduler.offline import water_filling
-from cero_rl.scheduler.rivals.common import (
-    NoOptions,
-    RivalScheduler,
-    Shared,
-    best,
-    exact_greedy,
-    require,
-)
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.rivals.common import RivalScheduler, best, exact_greedy
+from cero_rl.scheduler.sizes import BudgetSpec, Ids, NoOptions, Shared, StateDict, require
+from cero_rl.scheduler.state import read_array
 from cero_rl.scheduler.uniform import PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
@@ -34,7 +29,7 @@ class _Exposed(RivalScheduler[NoOptions]):
         super().__init__(spec, shared, options)
         self._exposure: Ids = np.zeros(spec.num_prompts, dtype=np.int64)
 
-    def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
         self._exposure[allocation.prompt_ids] += allocation.rollouts // self.spec.rollouts_per_unit
 
     def _extra_state(self) -> StateDict:
@@ -79,6 +74,7 @@ class OracleScheduler(_Exposed):
     """
 
     name = "oracle"
+    simulation_only = True
 
     def __init__(self, spec: BudgetSpec, shared: Shared, options: NoOptions) -> None:
         super().__init__(spec, shared, options)
@@ -167,7 +163,7 @@ class ThompsonScheduler(RivalScheduler[ThompsonOptions]):
         sizes = np.clip(quota - before, 0, sizes)
         return ids[sizes > 0], _topped_up(sizes[sizes > 0], quota, group)
 
-    def _after_round(self, allocation: Allocation, successes: Floats, trials: Ids) -> None:
+    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
         self._seen[allocation.prompt_ids] = True
 
     def _extra_state(self) -> StateDict:

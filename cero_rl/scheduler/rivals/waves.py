@@ -1,6 +1,6 @@
 """Rivals that sample a round in several waves; here what they share, and DAPO's dynamic sampling.
 
-Protocol: next_round() opens with the first wave; next_round(observed) gives each further one, or
+Protocol: open_round() gives the first wave, next_wave(evidence) each further one, or
 None. A round's quota is fixed when it opens; what a rule leaves of it goes back to the later
 rounds (whose even share grows), so give capacity_rollouts above budget / rounds, or it stays
 unspent. Every rollout counts, pilots and discards included.
@@ -14,17 +14,11 @@ from typing import Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import (
-    BudgetSpec,
-    Floats,
-    Ids,
-    Observed,
-    Samples,
-    StateDict,
-    read_scalar,
-)
-from cero_rl.scheduler.rivals.common import RivalScheduler, Shared, clip_units, require
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.rivals.common import RivalScheduler, clip_units
 from cero_rl.scheduler.rivals.ragged import live_groups
+from cero_rl.scheduler.sizes import BudgetSpec, Evidence, Ids, Samples, Shared, StateDict, require
+from cero_rl.scheduler.state import read_scalar
 from cero_rl.scheduler.uniform import NOBODY, PromptOrder, whole_groups
 
 WaveT = TypeVar("WaveT")
@@ -35,6 +29,8 @@ NOTHING: Plan = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 class WaveScheduler(RivalScheduler[WaveT], Generic[WaveT]):
     """A subclass says how a round opens (`_open`) and goes on (`_extend`); both get the units
     the round has left."""
+
+    waves = True
 
     def __init__(self, spec: BudgetSpec, shared: Shared, options: WaveT) -> None:
         super().__init__(spec, shared, options)
@@ -59,18 +55,18 @@ class WaveScheduler(RivalScheduler[WaveT], Generic[WaveT]):
         self._wave, self._left = 0, limit - int(units.sum())
         return ids, units
 
-    def _choose_more(self, observed: Observed, units_left: int) -> Plan | None:
+    def _choose_more(self, so_far: Evidence, units_left: int) -> Plan | None:
         left = min(self._left, units_left)
-        pending = self._pending
+        pending = self.pending
         if left <= 0 or pending is None or pending.prompt_ids.size == 0:
             return None
-        ids = pending.prompt_ids
         units = pending.rollouts.astype(np.int64) // self.spec.rollouts_per_unit
-        wave = self._extend(Waves(ids, units, observed.successes[ids], observed.trials[ids]), left)
-        ids, units = clip_units(*wave, left)
+        seen = Waves(pending.prompt_ids, units, so_far.successes, so_far.trials)
+        ids, units = clip_units(*self._extend(seen, left), left)
         if not ids.size:
             return None
-        self._wave, self._left = self._wave + 1, left - int(units.sum())
+        self._wave += 1
+        self._left = left - int(units.sum())
         return ids, units
 
     def _extra_state(self) -> StateDict:
@@ -153,5 +149,5 @@ class DapoScheduler(WaveScheduler[DapoOptions]):
             return NOTHING
         return self._groups(self._wanted(), left, seen.ids)
 
-    def keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
+    def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         return live_groups(samples)

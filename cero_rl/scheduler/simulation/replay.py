@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Floats, Ids
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.sizes import Ids
 
 _MEMORY = 0.9  # weight of a neighbouring round; two-sided
 _PRIOR = 2.0  # pseudo-rollouts at the pool's mean rate
@@ -43,7 +44,7 @@ class Recorded:
 
 
 def read_evidence(path: Path) -> Counts:
-    """The counts in an evidence.jsonl (one JSON object a line, see collect.evidence_entry). Raises
+    """The counts in an evidence.jsonl (one JSON object a line, see `evidence_entry`). Raises
     ValueError naming the line."""
     rounds, prompts, trials, successes = [], [], [], []
     with path.open(encoding="utf-8") as lines:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler, Floats, Ids, Observed, Samples
+from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.offline import water_filling
-from cero_rl.scheduler.protocol import Scheduler
-from cero_rl.scheduler.rivals import KeepScheduler, OracleScheduler
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.rivals.selection import OracleScheduler
 from cero_rl.scheduler.simulation.worlds import KINDS, World
+from cero_rl.scheduler.sizes import Evidence, Ids, Samples
 
 GRID = np.linspace(0.0, 1.0, 21)  # share of the budget
 BIN_EDGES = np.array([0.05, 0.25, 0.75, 0.95])  # of the true success rate when sampled
@@ -84,18 +85,20 @@ class _Ledger:
 
 
 def simulate(
-    scheduler: Scheduler, world: World, *, saturation: float = 1.0, optimum: Floats | None = None
+    scheduler: BudgetedScheduler,
+    world: World,
+    *,
+    saturation: float = 1.0,
+    optimum: Floats | None = None,
 ) -> Outcome:
     """Run to the end. optimum f64[21] over GRID (see `optimum_curve`): for regret."""
     oracle = scheduler if isinstance(scheduler, OracleScheduler) else None
-    inner = scheduler.inner if isinstance(scheduler, KeepScheduler) else scheduler
-    keeps_all = inner is scheduler and type(inner).keep is BudgetedScheduler.keep
     budget, pool = scheduler.remaining_rollouts, world.rates.shape[0]
     book = _Ledger(world, budget, saturation)
     while True:
         if oracle is not None:
             oracle.set_rates(world.rates)
-        wave = scheduler.next_round()
+        wave = scheduler.open_round()
         if wave is None:
             break
         successes, trials = np.zeros(pool), np.zeros(pool, dtype=np.int64)
@@ -105,19 +108,17 @@ def simulate(
             got = world.draw(wave.prompt_ids, size)
             successes[wave.prompt_ids] += np.add.reduceat(got, np.cumsum(size) - size)
             trials[wave.prompt_ids] += size
-            if not keeps_all:
+            if not scheduler.keeps_all:
                 order.append(np.repeat(wave.prompt_ids, size))
                 rewards.append(got)
                 lengths.append(world.lengths(wave.prompt_ids, size))
-            wave = scheduler.next_round(Observed(successes.copy(), trials.copy()))
-        pending = scheduler.pending
-        assert pending is not None
-        ids = pending.prompt_ids
+            wave = scheduler.next_wave(_seen(scheduler, successes, trials))
+        evidence = _seen(scheduler, successes, trials)
+        ids, wins, tries = evidence.prompt_ids, evidence.successes, evidence.trials
         signal = np.empty(0)
         if ids.size:
-            wins, tries = successes[ids], trials[ids]
             live = (wins > 0.0) & (wins < tries)
-            if keeps_all:
+            if scheduler.keeps_all:
                 signal, trained = wins * (tries - wins) / tries, int(tries.sum())
             else:
                 samples = _ragged(
@@ -130,9 +131,17 @@ def simulate(
                 signal, trained = _signal(samples, scheduler.keep(samples))
             book.round(world, ids, tries, live, trained)
         world.finish_round(ids, signal)
-        scheduler.update(successes, trials)
+        scheduler.observe(evidence)
+        scheduler.close_round()
         book.curve.append((book.spent / budget, book.value, world.ability()))
     return _outcome(book, world, budget, optimum)
+
+
+def _seen(scheduler: BudgetedScheduler, successes: Floats, trials: Ids) -> Evidence:
+    """The open round so far, from counts [P]."""
+    assert scheduler.pending is not None
+    ids = scheduler.pending.prompt_ids
+    return Evidence(ids, successes[ids], trials[ids])
 
 
 def _ragged(ids: Ids, prompt: Ids, rewards: Floats, lengths: Ids, pool: int) -> Samples:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from cero_rl.scheduler.protocol import Scheduler
-from cero_rl.scheduler.registry import OptionValue, SchedulerName, make_scheduler
-from cero_rl.scheduler.rivals import KeepName
+from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.options import CeroOptions
+from cero_rl.scheduler.registry import OptionValue, allocator, make_scheduler
+from cero_rl.scheduler.rivals.keep import KeepName
 from cero_rl.scheduler.simulation.replay import Recorded
 from cero_rl.scheduler.simulation.worlds import PoolSpec
 
@@ -25,7 +26,7 @@ class Entry:
     """One line of a table."""
 
     label: str
-    scheduler: SchedulerName
+    scheduler: str
     unit: int = 8
     most: int = 1
     slack: float = 1.0  # capacity of a round over the equal share of the budget
@@ -34,10 +35,14 @@ class Entry:
     options: Options = ()
     keep: KeepName | None = None
 
-    def build(self, prompts: int, rounds: int, budget: int, seed: int) -> Scheduler:
+    def build(self, prompts: int, rounds: int, budget: int, seed: int) -> BudgetedScheduler:
         """Raises ValueError where the sizes do not fit."""
         share = math.ceil(budget * self.slack / (rounds * self.unit)) * self.unit
         capacity = min(share, prompts * self.most * self.unit)
+        cero = None
+        if allocator(self.scheduler).is_cero:
+            step = self.step_scale / math.sqrt(rounds)
+            cero = CeroOptions(step_size=step, spend_down=True)
         return make_scheduler(
             self.scheduler,
             num_prompts=prompts,
@@ -47,8 +52,7 @@ class Entry:
             max_units_per_prompt=self.most,
             capacity_rollouts=capacity,
             forgetting=self.forgetting,
-            step_size=self.step_scale / math.sqrt(rounds),
-            spend_down=True,
+            cero=cero,
             options=dict(self.options),
             keep_rule=self.keep,
             seed=seed,
@@ -82,7 +86,7 @@ THOMPSON = Entry("thompson, rho .98", "thompson", forgetting=0.98)
 
 
 def _fine(
-    label: str, scheduler: SchedulerName, *options: tuple[str, OptionValue], slack: float = 1.0
+    label: str, scheduler: str, *options: tuple[str, OptionValue], slack: float = 1.0
 ) -> Entry:
     return Entry(label, scheduler, unit=2, most=64, slack=slack, forgetting=0.98, options=options)
 

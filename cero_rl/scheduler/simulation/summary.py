@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Floats
+from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.simulation.run import Outcome
 from cero_rl.scheduler.simulation.study import CaseResult
 from cero_rl.scheduler.simulation.suites import Entry

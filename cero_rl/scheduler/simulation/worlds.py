@@ -29,7 +29,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import Floats, Ids
+from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.sizes import Ids
 
 KINDS = ("solved", "impossible", "luck", "learnable")
 Dynamics = Literal["static", "drift", "learning"]

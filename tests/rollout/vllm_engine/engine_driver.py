@@ -81,7 +81,6 @@ def main() -> int:
         kv_cache_memory_bytes=2**26,
         tensor_parallel=parallel,
         sleep=True,
-        generate_timeout_seconds=300,
         seed=7,
     )
     engine = VllmEngine(
@@ -89,8 +88,7 @@ def main() -> int:
         settings,
         eos_token_ids=[tokenizer.eos_token_id],
         decode=partial(tokenizer.decode, skip_special_tokens=True),
-        rank=group.rank,
-        gather=group.gather_json,
+        group=group,
     )
     requests, model = make_requests(), load_model(path, "float32", "sdpa")
     found: dict[str, Any] = {}

@@ -112,6 +112,7 @@ def make_engine(
     """The shipped engine on this server, with the start model's weights pushed as version 0. Close
     it."""
     from cero_rl.config.rollout import ServerConfig
+    from cero_rl.distributed.group import Group
     from cero_rl.models.load import load_model, load_tokenizer
     from cero_rl.rollout.engines.server import Expected, ServerEngine
     from cero_rl.rollout.engines.server_key import read_key
@@ -139,8 +140,7 @@ def make_engine(
         generate_timeout_seconds=wait,
         sync_timeout_seconds=120,
         seed=7,
-        rank=0,
-        gather=lambda value: [value],
+        group=Group.alone(),
     )
     try:
         push(engine, load_model(str(server.model), "float32", "sdpa"), 0)

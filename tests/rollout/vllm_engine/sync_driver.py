@@ -20,6 +20,7 @@ from cero_rl.config import load_config
 from cero_rl.data.pool import load_data
 from cero_rl.errors import EngineError
 from cero_rl.job.process import run_and_exit
+from cero_rl.job.watchdog import Watchdog
 from cero_rl.models.load import load_tokenizer
 from cero_rl.rollout.engines.build import build_rollout_engine
 from cero_rl.rollout.engines.choose import choose_engine
@@ -35,7 +36,8 @@ def main() -> int:
     tokenizer = load_tokenizer(config.model.path)
     policy = Policy(config, group)
     engine: Any = build_rollout_engine(config, tokenizer, group)
-    weights = WeightSync(policy, engine, load_data(config, tokenizer).train.tokens, config, group)
+    prompts = load_data(config, tokenizer).train.tokens
+    weights = WeightSync(policy, engine, prompts, config, group, Watchdog(300.0))
     found: dict[str, Any] = {}
     version = 0
 

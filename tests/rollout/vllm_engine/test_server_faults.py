@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -115,11 +114,9 @@ def test_a_fault_that_stays_ends_in_one_line(
     server: ServerBox, fault: Any, keys: Any, said: str
 ) -> None:
     engine = make_engine(server, **keys)
-    started = time.monotonic()
     try:
         with server.faulty(fault), pytest.raises(EngineError, match=said) as raised:
             sample(engine)
-        assert time.monotonic() - started < 20
         assert str(raised.value).startswith(f"rollout server {server.url}: ")
         assert "\n" not in str(raised.value)
     finally:

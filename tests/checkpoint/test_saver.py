@@ -1,0 +1,269 @@
+"""When a run saves and what a failed save means; the disk is real, only DeepSpeed's shards are
+stood in for, and a full disk is made by CERO_FAULT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from step_cases import config_of
+
+from cero_rl.checkpoint import commit
+from cero_rl.checkpoint.commit import RunState
+from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
+from cero_rl.checkpoint.progress import config_identity
+from cero_rl.checkpoint.saver import Saver
+from cero_rl.config import Config
+from cero_rl.distributed.group import Group
+from cero_rl.errors import CheckpointError
+from cero_rl.job import faults
+
+FULL = "checkpoint.write:enospc"
+KEEP_ALL = "checkpoint.keep_last=99"
+
+
+class Run:
+    """A run that does nothing but save."""
+
+    def __init__(self, run_dir: Path, *overrides: str) -> None:
+        self.run_dir = run_dir
+        self.config: Config = config_of(KEEP_ALL, *overrides)
+        self.said: list[str] = []
+        self.states = 0  # how often its state was asked for
+        engine = SimpleNamespace()  # takes the place of DeepSpeed's
+        identity = {"data_fingerprint": "abc"}
+        self.saver = Saver(run_dir, Group.alone(), engine, self.config, identity, self.said.append)
+
+    def step(self, step: int, score: float | None = None, *, last: bool = False) -> None:
+        def state() -> RunState:
+            self.states += 1
+            return RunState({"step": step}, {"lengths": np.arange(3)})
+
+        self.saver.step_done(step, state, score, last=last)
+
+    def written(self) -> None:
+        """Let the writer in the background come to its end."""
+        writing = self.saver._checkpoints._writing
+        assert writing is not None
+        writing.join()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps whose checkpoints are valid, oldest first."""
+        return sorted(verify(directory)["step"] for directory in step_dirs(self.run_dir))
+
+
+@pytest.fixture(autouse=True)
+def _no_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save_shards(engine: Any, directory: Path, tag: str) -> None:
+        (directory / tag).mkdir()
+        (directory / tag / "shard.pt").write_bytes(b"weights")
+
+    monkeypatch.setattr(commit, "save_shards", save_shards)
+    monkeypatch.setattr(faults, "_faults", [])
+
+
+def fail(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """The next `times` saves meet a full disk."""
+    monkeypatch.setattr(faults, "_faults", faults.parse(f"{FULL}*{times}"))
+
+
+# --- when
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4]), (5, [5]), (6, []), (0, [])]
+)
+def test_every_so_many_steps(tmp_path: Path, every: int, saved: list[int]):
+    run = Run(tmp_path, f"checkpoint.every_steps={every}")
+    for step in range(1, 6):
+        run.step(step)
+    assert run.steps == saved
+    assert run.states == len(saved), "a state costs something; it is asked for when it is needed"
+    assert run.saver.failed_saves == 0
+    assert run.said == []
+
+
+def test_the_last_step_is_saved_whatever_the_rhythm(tmp_path: Path):
+    run = Run(tmp_path, "checkpoint.every_steps=0")
+    run.step(1)
+    run.step(2, last=True)
+    assert run.steps == [2]
+
+
+def test_the_same_step_is_not_saved_twice(tmp_path: Path):
+    run = Run(tmp_path, "checkpoint.every_steps=2")
+    run.step(2)
+    run.step(2, 0.5, last=True)
+    assert (run.steps, run.states) == ([2], 1)
+    run.step(3, last=True)
+    run.step(3, last=True)
+    assert (run.steps, run.states) == ([2, 3], 2)
+
+
+def test_a_score_that_comes_later_is_worth_a_second_save(tmp_path: Path):
+    run = Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.keep_best=1")
+    run.step(2)
+    run.step(2, last=True)
+    assert run.states == 1
+    run.step(2, 0.5, last=True)
+    assert (run.steps, run.states) == ([2], 2)
+    assert read_manifest(tmp_path / "checkpoints/step_000002")["score"] == 0.5
+
+
+def test_a_checkpoint_says_what_it_was_made_from(tmp_path: Path):
+    run = Run(tmp_path)
+    run.step(7, 0.25, last=True)
+    manifest = read_manifest(tmp_path / "checkpoints/step_000007")
+    assert manifest["data_fingerprint"] == "abc"
+    assert manifest["config_sha256"] == config_identity(run.config)
+    assert (manifest["step"], manifest["score"], manifest["world_size"]) == (7, 0.25, 1)
+
+
+# --- what a failed save means
+
+
+def test_a_failure_is_said_counted_and_made_good_at_the_next_step(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=2")
+    fail(monkeypatch, 1)
+    run.step(2)
+    assert run.saver.failed_saves == 1
+    assert run.steps == []
+    assert len(run.said) == 1
+    assert run.said[0].startswith(
+        "not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, write: rank 0: "
+        "OSError: "
+    )
+    assert "No space left on device" in run.said[0]
+    run.step(3)  # would not be due
+    assert run.saver.failed_saves == 0
+    assert run.steps == [3]
+    run.step(5)
+    assert run.steps == [3]
+
+
+def test_it_gives_up_after_so_many_in_a_row(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.max_failures=3")
+    fail(monkeypatch, 3)
+    run.step(2)
+    run.step(3)
+    with pytest.raises(CheckpointError, match="checkpoint of step 4, write: rank 0"):
+        run.step(4)
+    assert [words[:13] for words in run.said] == ["not saved (1 ", "not saved (2 "]
+    assert run.saver.failed_saves == 3
+
+
+def test_failures_that_are_not_in_a_row_are_survived(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=1", "checkpoint.max_failures=2")
+    for step in range(1, 9):
+        if step % 2:
+            fail(monkeypatch, 1)
+        run.step(step)
+    assert run.steps == [2, 4, 6, 8]
+    assert len(run.said) == 4
+
+
+def test_one_failure_is_enough_where_one_is_allowed(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=1", "checkpoint.max_failures=1")
+    fail(monkeypatch, 1)
+    with pytest.raises(CheckpointError):
+        run.step(1)
+    assert run.said == []
+
+
+def test_the_last_save_is_tried_again_at_once(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path)
+    fail(monkeypatch, 2)
+    run.step(1, last=True)
+    assert run.steps == [1]
+    assert run.states == 3
+    assert len(run.said) == 2
+    assert run.saver.failed_saves == 0
+
+
+def test_the_last_save_is_not_tried_for_ever(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=2")
+    fail(monkeypatch, 99)
+    run.step(2)
+    with pytest.raises(CheckpointError):
+        run.step(3, last=True)
+    assert run.states == 3, "the failure before counts too"
+    assert run.steps == []
+
+
+def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=1", "checkpoint.max_failures=9")
+    run.step(1)
+    for stage in ("prepared", "write", "written", "manifest", "before_rename"):
+        monkeypatch.setattr(faults, "_faults", faults.parse(f"checkpoint.{stage}:enospc"))
+        run.step(2)
+        assert run.steps == [1], stage
+    assert run.saver.failed_saves == 5
+    run.step(2)
+    assert run.steps == [1, 2]
+    assert not list((tmp_path / "checkpoints").glob("tmp.*")), "nothing is left lying about"
+
+
+def test_a_bug_is_no_failed_save(tmp_path: Path):
+    run = Run(tmp_path)
+
+    def state() -> RunState:
+        raise KeyError("typo")
+
+    with pytest.raises(KeyError):
+        run.saver.step_done(1, state, None, last=True)
+    assert run.said == []
+
+
+# --- asynchronous writers
+
+
+def test_an_asynchronous_save_is_committed_at_a_later_step(tmp_path: Path):
+    run = Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.asynchronous=true")
+    run.step(2)
+    run.written()
+    assert run.steps == []
+    run.step(3)
+    assert run.steps == [2]
+    assert run.states == 1
+
+
+def test_an_asynchronous_error_surfaces_at_a_later_step_which_saves_at_once(
+    tmp_path: Path, monkeypatch
+):
+    run = Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.asynchronous=true")
+    fail(monkeypatch, 1)
+    run.step(2)
+    run.written()
+    assert run.said == []
+    run.step(3)  # would not be due
+    assert "checkpoint of step 2, write" in run.said[0]
+    assert run.saver.failed_saves == 1
+    run.written()
+    run.step(5)
+    assert run.saver.failed_saves == 0
+    assert run.steps == [3]
+
+
+def test_the_last_asynchronous_save_is_waited_for(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=2", "checkpoint.asynchronous=true")
+    run.step(2)
+    fail(monkeypatch, 1)
+    run.step(3, last=True)
+    assert run.steps[-1] == 3
+    assert run.saver.failed_saves == 0
+
+
+def test_a_writer_slower_than_a_step_makes_a_failure_good_all_the_same(tmp_path: Path, monkeypatch):
+    run = Run(tmp_path, "checkpoint.every_steps=1", "checkpoint.asynchronous=true")
+    slow = f"{FULL};checkpoint.write:sleep=0.2*9"
+    monkeypatch.setattr(faults, "_faults", faults.parse(slow))
+    for step in (1, 2, 3, 4):  # each save waits for the one before it, and so commits it
+        run.step(step)
+    assert run.saver.failed_saves == 0
+    run.step(4, last=True)
+    assert run.steps == [2, 3, 4]
+    assert run.states == 4, "the step that was being written is not saved again"

@@ -1,0 +1,172 @@
+"""Scored groups into the batch that trains: what is left out, and advantages of what is kept."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from step_cases import config_of, made_group, made_rollouts
+
+from cero_rl.config import Config
+from cero_rl.config.scheduler import NAMES
+from cero_rl.learner.batch import TrainingBatch, kept_rewards, make_batch
+from cero_rl.ops import reference
+from cero_rl.rollout.collector import Rollouts
+from cero_rl.scheduler.rivals.keep import KeepRule
+from cero_rl.scheduler.sizes import Samples
+from cero_rl.train.scheduler import build_scheduler
+
+nan = float("nan")
+KEEP_RULES = ("pods", "gfpo", "gfpo_efficiency")
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return config_of()
+
+
+def keep_all(samples: Samples) -> np.ndarray:
+    return np.ones(samples.rewards.shape, dtype=bool)
+
+
+def rollouts_of(*groups: tuple[list[int], list[float]]) -> Rollouts:
+    """Groups of prompts 4, 5, ...: response lengths and rewards of each."""
+    return made_rollouts(
+        [made_group(4 + j, lengths) for j, (lengths, _) in enumerate(groups)],
+        [rewards for _, rewards in groups],
+    )
+
+
+def by_group(batch: TrainingBatch) -> list[tuple[int, list[float], list[float]]]:
+    """(prompt, rewards, advantages) of each group."""
+    edges = batch.packed.group_offsets.tolist()
+    return [
+        (prompt, batch.packed.rewards[a:b].tolist(), batch.advantages[a:b].tolist())
+        for prompt, (a, b) in zip(batch.packed.prompt_ids.tolist(), pairwise(edges))
+    ]
+
+
+def response_lengths(batch: TrainingBatch) -> list[int]:
+    edges = batch.packed.cu_seqlens.tolist()
+    return [int(batch.packed.loss_mask[a:b].sum()) for a, b in pairwise(edges)]
+
+
+def test_everything_with_a_reward_trains(config: Config):
+    batch = make_batch(
+        rollouts_of(([1, 2, 3, 4], [1, nan, 0, 0.5]), ([5, 6], [1, 1])), keep_all, config
+    )
+    assert response_lengths(batch) == [1, 3, 4, 5, 6]
+    (first, rewards, advantages), (second, *_) = by_group(batch)
+    assert (first, second) == (4, 5)
+    assert rewards == [1, 0, 0.5]
+    assert advantages == pytest.approx([1, -1, 0], abs=1e-5)  # over the standard deviation, 0.5
+    assert batch.live.tolist() == [True, False]
+    assert by_group(batch)[1][2] == [0, 0]
+
+
+def test_missing_rewards_are_no_samples_of_the_keep_rule(config: Config):
+    asked: list[Samples] = []
+
+    def keep(samples: Samples) -> np.ndarray:
+        asked.append(samples)
+        return samples.lengths != 3
+
+    groups = ([1, 2, 3], [1, nan, 0]), ([4], [nan]), ([3, 5, 6], [0.5, nan, 0])
+    batch = make_batch(rollouts_of(*groups), keep, config)
+    assert len(asked) == 1
+    assert asked[0].prompt_ids.tolist() == [4, 5, 6]
+    assert asked[0].rewards.tolist() == [1, 0, 0.5, 0]
+    assert asked[0].lengths.tolist() == [1, 3, 3, 6]
+    assert asked[0].offsets.tolist() == [0, 2, 2, 4]
+    assert [(prompt, rewards) for prompt, rewards, _ in by_group(batch)] == [
+        (4, [1]),
+        (5, []),
+        (6, [0]),
+    ]
+    assert response_lengths(batch) == [1, 6]
+
+
+def test_rewards_themselves_are_not_touched(config: Config):
+    rollouts = rollouts_of(([1, 2], [1, 0]))
+    make_batch(rollouts, lambda samples: np.array([True, False]), config)
+    assert rollouts.rewards[0].tolist() == [1, 0]
+
+
+def test_the_rule_of_the_configuration_leaves_out_the_long(config: Config):
+    scheduler = build_scheduler(config_of("scheduler.keep_rule=gfpo"), 48)
+    rollouts = rollouts_of(([9, 2, 5, 3, 1], [1, nan, 1, 0, 0]), ([7, 1, 6], [0, 1, 1]))
+    batch = make_batch(rollouts, scheduler.keep, config)
+    # half of the four known, rounded up; of three, two
+    assert response_lengths(batch) == [3, 1, 1, 6]
+    assert [rewards for _, rewards, _ in by_group(batch)] == [[0, 0], [1, 1]]
+
+
+def test_advantages_come_after_keeping(config: Config):
+    rule = KeepRule("pods", 0.5)
+    rollouts = rollouts_of(([1] * 6, [0, 0, 0, 1, 0, 0]), ([2] * 4, [1, 1, 1, 1]))
+    assert make_batch(rollouts, keep_all, config).advantages[3] == pytest.approx(2.0412, abs=1e-3)
+    batch = make_batch(rollouts, lambda samples: rule.mask(samples), config)
+    (_, rewards, advantages), (_, dead, zeros) = by_group(batch)
+    assert sorted(rewards) == [0, 0, 1]
+    wanted = {1: 2 / 3**0.5, 0: -1 / 3**0.5}  # mean 1/3, standard deviation 1/sqrt(3)
+    assert advantages == pytest.approx([wanted[int(r)] for r in rewards], abs=1e-5)
+    assert (dead, zeros) == ([1, 1], [0, 0])
+    assert batch.live.tolist() == [True, False]
+
+
+def test_a_group_whose_kept_rewards_are_equal_is_dead(config: Config):
+    rollouts = rollouts_of(([1, 2, 3], [1, 1, 0]))
+    assert make_batch(rollouts, keep_all, config).live.tolist() == [True]
+    batch = make_batch(rollouts, lambda samples: samples.rewards == 1, config)
+    assert batch.live.tolist() == [False]
+    assert batch.advantages.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("norm", ["std", "center", "rloo", "maxrl"])
+def test_a_lone_rollout_has_no_advantage(norm: str):
+    config = config_of(f"learner.advantage={norm}")
+    groups = ([3], [1]), ([1, 2], [nan, 0.5]), ([1, 1, 1], [0, 1, 1])
+    alone = make_batch(rollouts_of(*groups[:2]), keep_all, config)
+    assert alone.advantages.tolist() == [0, 0]
+    assert alone.live.tolist() == [False, False]
+    kept = make_batch(rollouts_of(*groups), lambda samples: samples.rewards != 1, config)
+    assert kept.advantages.tolist() == [0, 0]
+    assert not kept.live.any()
+
+
+@pytest.mark.parametrize("norm", ["std", "center", "rloo", "maxrl"])
+def test_advantages_are_those_of_the_configuration(norm: str):
+    config = config_of(f"learner.advantage={norm}", "learner.advantage_eps=0.01")
+    groups = ([1, 2, 3, 4], [1, nan, 0, 0.25]), ([1, 1], [0, 1]), ([2, 2], [0, 0])
+    batch = make_batch(rollouts_of(*groups), keep_all, config)
+    wanted, *_, live = reference.group_advantage(
+        batch.packed.rewards, batch.packed.group_offsets, norm=norm, eps=0.01
+    )
+    assert torch.allclose(batch.advantages.double(), wanted, atol=1e-6)
+    assert batch.live.tolist() == live.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("keep_rule", [None, *KEEP_RULES])
+def test_a_rank_with_no_groups_or_no_rewards_is_no_trouble(keep_rule: str | None):
+    rule = [] if keep_rule is None else [f"scheduler.keep_rule={keep_rule}"]
+    for name in NAMES:
+        config = config_of(f"scheduler.name={name}", *rule)
+        scheduler = build_scheduler(config, 48)
+        nothing = make_batch(rollouts_of(), scheduler.keep, config)
+        assert nothing.packed.num_rollouts == 0
+        assert nothing.advantages.shape == nothing.live.shape == (0,)
+        groups = ([2, 3], [nan, nan]), ([], []), ([1, 2, 1, 1], [1, 0, 0, 1])
+        missing = make_batch(rollouts_of(*groups), scheduler.keep, config)
+        assert missing.live.shape == (3,)
+        assert missing.live[:2].tolist() == [False, False]
+        assert missing.packed.group_offsets.tolist()[:3] == [0, 0, 0]
+
+
+def test_what_is_kept_never_brings_a_missing_reward_back():
+    rollouts = rollouts_of(([1, 2, 3], [nan, 1, 0]), ([4], [nan]))
+    kept = kept_rewards(rollouts.groups, rollouts.rewards, keep_all)
+    np.testing.assert_array_equal(np.concatenate(kept), [nan, 1, 0, nan])
+    none = kept_rewards(rollouts.groups, rollouts.rewards, lambda samples: samples.lengths < 0)
+    assert np.isnan(np.concatenate(none)).all()
