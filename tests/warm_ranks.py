@@ -1,0 +1,146 @@
+"""Training ranks forked from a process that has imported everything already.
+
+A rank imports torch, transformers and DeepSpeed for longer than most tests train. Here the standard
+library's fork server imports them once a session; a rank is a fork of it that runs the shipped
+entry point with its own environment, arguments, directory and output. Nothing of a run is shared.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+_context: ForkServerContext | None = None
+
+
+def _fork_server() -> ForkServerContext:
+    global _context
+    if _context is None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["warm_imports"])
+        before = os.environ.get("PYTHONPATH")
+        # the server looks for what it is to import where a new interpreter would
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), before or ""])
+        forkserver.ensure_running()
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+        _context = context
+    return _context
+
+
+def _run(
+    script: str, arguments: list[str], environment: dict[str, str], cwd: str, out: str, err: str
+) -> None:
+    """In the fork: become the rank."""
+    for number, path in ((1, out), (2, err)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+class WarmRank:
+    """The part of subprocess.Popen that tests use."""
+
+    def __init__(
+        self,
+        line: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        out: Path,
+        err: Path | None = None,
+    ) -> None:
+        """line: a script and its arguments, without the interpreter. err None: with the output."""
+        script, *arguments = line
+        self._process: BaseProcess = _fork_server().Process(
+            target=_run,
+            args=(
+                str(cwd / script),
+                arguments,
+                dict(environment),
+                str(cwd),
+                str(out),
+                str(err or out),
+            ),
+        )
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("a warm rank", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None and self.pid is not None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run(
+    line: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    logs: Path,
+    *,
+    ranks: int,
+    seconds: float = 240.0,
+    grace_seconds: float = 30.0,
+) -> subprocess.CompletedProcess[str]:
+    """The line on `ranks` ranks that meet on this machine, as the launcher would start them.
+
+    The exit status is that of the first rank that failed; ranks that outlive one by grace_seconds
+    are killed. Output is that of all ranks, rank after rank.
+    """
+    started = time.monotonic()
+    shared = {**environment, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+    files = [(logs / f"rank{r}.out", logs / f"rank{r}.err") for r in range(ranks)]
+    processes = [
+        WarmRank(line, cwd, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, out, err)
+        for r, (out, err) in enumerate(files)
+    ]
+    failed_at: float | None = None
+    code = 0
+    while any(process.poll() is None for process in processes):
+        now = time.monotonic()
+        ended = [process.poll() for process in processes]
+        if failed_at is None and any(ended):
+            failed_at = now
+            code = next(status for status in ended if status)
+        late = failed_at is not None and now > failed_at + grace_seconds
+        if late or now > started + seconds:
+            for process in processes:
+                process.kill()
+        time.sleep(0.02)
+    code = code or next((p.returncode for p in processes if p.returncode), 0)
+    texts = ["".join(f[i].read_text(encoding="utf-8") for f in files) for i in (0, 1)]
+    return subprocess.CompletedProcess(list(line), code, *texts)
