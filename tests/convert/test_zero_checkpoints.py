@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from convert_cases import TOKENIZER, logits, tensors
+import warm_ranks
+from convert_cases import ROOT, TOKENIZER, logits, tensors
 from safetensors.torch import load_file
 
 from cero_rl.checkpoint import MANIFEST, verify
@@ -21,6 +22,14 @@ from cero_rl.convert.run_checkpoint import locate
 from cero_rl.convert.zero import STATES, open_zero
 
 pytestmark = pytest.mark.slow
+
+
+def drive(
+    script: str, arguments: list[str], logs: Path, *, ranks: int
+) -> subprocess.CompletedProcess[str]:
+    """A script of this folder on ranks of its own."""
+    meet = {**warm_ranks.environment(), "MASTER_PORT": str(warm_ranks.free_port())}
+    return warm_ranks.run([f"tests/convert/{script}", *arguments], ROOT, meet, logs, ranks=ranks)
 
 
 def same(a: Any, b: Any, where: str = "") -> None:
@@ -195,26 +204,8 @@ def test_deepspeed_loads_the_universal_layout_on_other_ranks_and_stages(
     ranks, stage, runs, universal, training, tmp_path
 ):
     zero = open_zero(locate(runs("float32") / "checkpoints/step_000006", bare=False).zero)
-    driver = Path(__file__).with_name("universal_driver.py")
-    line = [
-        "deepspeed",
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(training.free_port()),
-        "--log_level",
-        "warning",
-    ]
-    line += [str(driver), str(universal), str(stage), str(tmp_path / "found.json")]
-    done = subprocess.run(
-        line,
-        cwd=training.ROOT,
-        env=training.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    arguments = [str(universal), str(stage), str(tmp_path / "found.json")]
+    done = drive("universal_driver.py", arguments, tmp_path, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     wanted = {
@@ -319,26 +310,7 @@ def test_files_of_another_layout_are_refused_in_one_line(runs, convert, tmp_path
 
 
 def test_several_sub_groups_are_formed_as_deepspeed_forms_them(training, convert, tmp_path):
-    driver = Path(__file__).with_name("sub_groups_driver.py")
-    line = [
-        "deepspeed",
-        "--num_accelerators",
-        "2",
-        "--master_port",
-        str(training.free_port()),
-        "--log_level",
-        "warning",
-        str(driver),
-    ]
-    done = subprocess.run(
-        [*line, str(tmp_path)],
-        cwd=training.ROOT,
-        env=training.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = drive("sub_groups_driver.py", [str(tmp_path)], tmp_path, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
         len(

@@ -98,7 +98,7 @@ def test_a_group_of_one_needs_no_process_group() -> None:
     assert alone.gather_json({"a": [1]}) == [{"a": [1]}]
     with pytest.raises(EngineError, match=r"^export: rank 0: OSError: gone$"):
         alone.together("export", lambda: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.raises(CheckpointError, match="^taken$"):
+    with pytest.raises(CheckpointError, match=r"^taken$"):
         alone.on_main(
             lambda: (_ for _ in ()).throw(CheckpointError("taken")), (CheckpointError, ConfigError)
         )

@@ -3,15 +3,13 @@ sequence by sequence."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm_ranks
 from zero3_driver import ROOT, make_groups, settings
 
 from cero_rl.learner.losses import kl_estimate
@@ -23,36 +21,11 @@ pytestmark = pytest.mark.slow
 def run_ranks(
     out: Path, case: str, world: int, overrides: list[str]
 ) -> list[dict[str, np.ndarray]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    command = [sys.executable, str(ROOT / "tests/zero/zero3_driver.py"), str(out), case, *overrides]
-    ranks = []
-    for rank in range(world):
-        own = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(
-            subprocess.Popen(
-                command,
-                env=own,
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-        )
-    for rank in ranks:
-        text, _ = rank.communicate(timeout=180)
-        assert rank.returncode == 0, text
+    logs = Path(tempfile.mkdtemp(prefix="ranks-", dir=out))
+    line = ["tests/zero/zero3_driver.py", str(out), case, *overrides]
+    meet = {**warm_ranks.environment(), "MASTER_PORT": str(warm_ranks.free_port())}
+    done = warm_ranks.run(line, ROOT, meet, logs, ranks=world)
+    assert done.returncode == 0, done.stdout + done.stderr
     return [dict(np.load(out / f"{case}-{rank}.npz")) for rank in range(world)]
 
 
