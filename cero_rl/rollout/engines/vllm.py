@@ -89,7 +89,7 @@ class VllmEngine:
     def _build(self, model_path: str) -> Any:
         settings = self._settings
         try:
-            from vllm import LLM  # pyright: ignore[reportMissingImports]
+            from vllm import LLM  # pyright: ignore
         except ImportError as error:
             raise EngineError(
                 f"rollout.engine: vllm cannot be imported ({error}); {INSTALL_HINT}"
@@ -186,7 +186,7 @@ class VllmEngine:
         everyone, mine = self._union(requests)
         if not everyone:
             return []
-        from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
+        from vllm import SamplingParams  # pyright: ignore
 
         limit = min(
             max_tokens or self._settings.max_response_tokens, self._settings.max_response_tokens
