@@ -25,7 +25,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +63,7 @@ class _Worker:
     """One process with its pipes. `batch` is what it works on; `deadline` is when it is killed
     (monotonic seconds)."""
 
-    def __init__(self, config: RewardConfig) -> None:
+    def __init__(self, config: RewardConfig, gold: bool) -> None:
         package_root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
@@ -89,6 +89,7 @@ class _Worker:
         self.queue(
             {
                 "function": config.function,
+                "gold": gold,
                 "memory_limit_mb": config.memory_limit_mb,
                 "parent": os.getpid(),
             }
@@ -157,18 +158,16 @@ class _Tally:
     done: int = 0
     scored: int = 0
     timeouts: int = 0
-    errors: int = 0
-    first_error: str | None = None
+    reasons: dict[int, str] = field(default_factory=dict)  # of the errors, by item
 
-    def failed(self, count: int, message: str) -> None:
-        self.done += count
-        self.errors += count
+    def failed(self, index: int, message: str) -> None:
+        self.done += 1
         # a plug-in may put its key into what it raises
-        self.first_error = self.first_error or redact.text(message)
+        self.reasons[index] = redact.text(message)
 
     def scored_as(self, index: int, value: float | None) -> None:
         if value is None or not math.isfinite(value):
-            self.failed(1, f"the reward function returned {value}")
+            self.failed(index, f"the reward function returned {value}")
             return
         if not -_TOLERANCE <= value <= 1 + _TOLERANCE:
             raise RewardError(
@@ -184,15 +183,18 @@ class _Tally:
 class RewardPool:
     """Context manager around the workers; `score` may be called any number of times inside it."""
 
-    def __init__(self, config: RewardConfig) -> None:
-        """Raises RewardError for an unknown function or a plug-in file that is not there."""
+    def __init__(self, config: RewardConfig, gold: bool = False) -> None:
+        """`gold`: judge answers instead of completions (for `gold_problems`).
+
+        Raises RewardError for an unknown function or a plug-in file that is not there."""
         _refuse_unknown(config.function)
         self._config = config
+        self._gold = gold
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> RewardPool:
         if self._config.function != "exact":
-            self._workers = [_Worker(self._config) for _ in range(self._config.workers)]
+            self._workers = [_Worker(self._config, self._gold) for _ in range(self._config.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -223,8 +225,18 @@ class RewardPool:
         if not self._workers:
             raise RuntimeError("RewardPool: score() outside its `with` block")
         tally = self._run(items, until_ready=False)
-        counts = RewardCounts(scored=tally.scored, timeouts=tally.timeouts, errors=tally.errors)
-        return RewardResult(tally.values, counts, tally.first_error)
+        errors = len(tally.reasons)
+        counts = RewardCounts(scored=tally.scored, timeouts=tally.timeouts, errors=errors)
+        return RewardResult(tally.values, counts, next(iter(tally.reasons.values()), None))
+
+    def problems(self, answers: Sequence[Any]) -> list[str | None]:
+        """Of a pool of `gold`: what is wrong with each answer, None where nothing is."""
+        tally = self._run([RewardItem("", "", a, "", {}) for a in answers], until_ready=False)
+        late = f"cannot be judged within reward.timeout_seconds ({self._config.timeout_seconds:g})"
+        return [
+            tally.reasons.get(index, None if math.isfinite(value) else late)
+            for index, value in enumerate(tally.values)
+        ]
 
     def _clipped(self, item: RewardItem) -> RewardItem:
         if len(item.completion) <= self._config.max_chars:
@@ -336,7 +348,7 @@ class RewardPool:
             singles.extend(batch)
         else:
             lost = f"the worker died (crash, or more than {self._config.memory_limit_mb} MB)"
-            tally.failed(1, lost if gone else str(reply.get("error")))  # type: ignore[union-attr]
+            tally.failed(batch[0], lost if gone else str(reply.get("error")))  # type: ignore[union-attr]
         if gone:
             self._restart(slot)
 
@@ -356,7 +368,7 @@ class RewardPool:
 
     def _restart(self, slot: int) -> None:
         self._workers[slot].kill()
-        self._workers[slot] = _Worker(self._config)
+        self._workers[slot] = _Worker(self._config, self._gold)
 
     def _fatal(self, message: str) -> NoReturn:
         self.close()
@@ -371,3 +383,17 @@ def check_reward(config: RewardConfig) -> None:
     """
     with RewardPool(config.model_copy(update={"workers": 1})) as pool:
         pool.wait_ready()
+
+
+def gold_problems(config: RewardConfig, answers: Sequence[Any]) -> list[str | None]:
+    """Why the built-in verifier cannot judge by these answers, None where it can: call it before
+    the model loads. Judged in workers, each answer under `timeout_seconds`.
+
+    A plug-in and a procedural set judge by their own rules: None for all of theirs.
+    """
+    if config.function == "exact":
+        return [verifiers.gold_problem("exact", answer) for answer in answers]
+    if config.function != "math":
+        return [None] * len(answers)
+    with RewardPool(config, gold=True) as pool:
+        return pool.problems(answers)

@@ -20,6 +20,10 @@ _NO_TIMEOUT: Any = None
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
+class GoldError(ValueError):
+    """The answer in the data cannot be judged by."""
+
+
 def final_part(text: str) -> str:
     """What follows the last "####" (GSM8K's mark for the final answer), or all of it; stripped."""
     return text.rpartition("####")[2].strip()
@@ -40,7 +44,7 @@ def _gold(answer: str) -> tuple[Any, ...]:
         text, parsing_timeout=_NO_TIMEOUT
     )
     if not parsed:
-        raise ValueError(
+        raise GoldError(
             f"the answer {answer[:80]!r} cannot be read as mathematics; use "
             "reward.function: exact or a plug-in"
         )
@@ -51,7 +55,7 @@ def math(item: RewardItem) -> float:
     """1.0 when the completion's final expression equals the answer (math-verify; a \\boxed{}
     expression comes first).
 
-    Raises ValueError when the answer itself is not mathematics.
+    Raises GoldError when the answer itself is not mathematics.
     """
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
@@ -59,6 +63,30 @@ def math(item: RewardItem) -> float:
     configs = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
     found = parse(item.completion, extraction_config=configs, parsing_timeout=_NO_TIMEOUT)
     return float(bool(found) and verify(gold, found, timeout_seconds=None))
+
+
+def gold_problem(function: str, answer: str) -> str | None:
+    """Why the built-in verifier `function` cannot judge by this answer, in one line; None where it
+    can: the answer can be read and equals itself. None for plug-ins and procedural sets.
+
+    For `math` it may take without end, as judging may: `pool.gold_problems` does the same in
+    workers, under a deadline.
+    """
+    if function == "exact":
+        return None if final_part(answer) else f"the answer {answer[:80]!r} ends in nothing"
+    if function != "math":
+        return None
+    try:
+        gold = list(_gold(answer))
+    except GoldError as error:
+        return str(error)
+    from math_verify import verify
+    from sympy import Integer
+
+    # what is right is often seen at a glance; a tower of powers takes for ever to tell from 1
+    verify(gold, [Integer(1)], timeout_seconds=None)
+    same = verify(gold, gold, timeout_seconds=None)
+    return None if same else f"the answer {answer[:80]!r} does not equal itself as mathematics"
 
 
 @lru_cache(maxsize=8)

@@ -1,11 +1,11 @@
 """The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed
 by `pool`.
 
-One JSON object a line on stdin, one on stdout. First {"function", "memory_limit_mb", "parent"}
--> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]}, {"error"}
-(these items are missing) or {"fatal"} (the run must end). No pickles: what a worker answers is
-data. Plug-in output goes to /dev/null. The process dies with its parent, and an item that
-exhausts its memory ends it.
+One JSON object a line on stdin, one on stdout. First {"function", "gold", "memory_limit_mb",
+"parent"} -> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]},
+{"error"} (these items are missing) or {"fatal"} (the run must end). No pickles: what a worker
+answers is data. Plug-in output goes to /dev/null. The process dies with its parent, and an item
+that exhausts its memory ends it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -81,6 +82,19 @@ def _load(function: str) -> Scorer:
     return load_plugin(function)
 
 
+def _gold_judge(function: str) -> Scorer:
+    """1.0 for an answer that can be judged by; raises for the others, with the reason."""
+
+    def score(items: Sequence[RewardItem]) -> list[Any]:
+        for item in items:
+            problem = verifiers.gold_problem(function, item.answer)
+            if problem is not None:
+                raise verifiers.GoldError(problem)
+        return [1.0] * len(items)
+
+    return Scorer(score=score, batched=False)
+
+
 def _number(value: Any) -> float | None:
     if value is None:
         return None
@@ -104,6 +118,8 @@ def _answer(scorer: Scorer, items: list[dict[str, Any]]) -> dict[str, Any]:
     except MemoryError:
         # the heap is in no state to go on; the pool counts the item and starts another worker
         os._exit(1)
+    except verifiers.GoldError as error:
+        return {"error": str(error)}
     except Exception as error:
         return {"error": describe(error)}
     except BaseException as error:  # SystemExit, KeyboardInterrupt, libraries' own timeouts
@@ -123,6 +139,8 @@ def main() -> int:
     _die_with(start["parent"])
     try:
         scorer = _load(start["function"])
+        if start["gold"]:
+            scorer = _gold_judge(start["function"])
     except RewardError as error:
         send({"fatal": str(error)})
         return 0

@@ -16,7 +16,7 @@ import pytest
 from cero_rl.config.data import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
-from cero_rl.rewards.pool import RewardPool, check_reward
+from cero_rl.rewards.pool import RewardPool, check_reward, gold_problems
 
 HOSTILE = """
 import ctypes, os, sys, time
@@ -341,3 +341,19 @@ def test_reasoning_gym_real_set() -> None:
         assert result.values.tolist() == [1, 1, 0] * 8
         foreign = pool.score([item("1")])
     assert foreign.counts == RewardCounts(errors=1)
+
+
+def test_gold_answers_are_judged_before_the_run() -> None:
+    """Under a deadline, each by itself; only for verifiers that read the answer."""
+    math = RewardConfig(function="math", workers=1, timeout_seconds=2.0)
+    fine, empty, endless = gold_problems(math, ["#### 42", "####", "$9^{9^{9^9}}$"])
+    assert fine is None
+    assert empty == (
+        "the answer '####' cannot be read as mathematics; use reward.function: exact or a plug-in"
+    )
+    assert endless == "cannot be judged within reward.timeout_seconds (2)"
+    assert gold_problems(RewardConfig(), ["42", "so ####"]) == [
+        None,
+        "the answer 'so ####' ends in nothing",
+    ]
+    assert gold_problems(RewardConfig(function="my.py:f"), ["####"]) == [None]
