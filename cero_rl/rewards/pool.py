@@ -343,13 +343,14 @@ class RewardPool:
             except RewardError as error:
                 self._fatal(str(error))
             return
-        gone = not isinstance(reply, dict)
+        reason = f"the worker died (crash, or more than {self._config.memory_limit_mb} MB)"
+        if isinstance(reply, dict):
+            reason = str(reply.get("error"))
         if len(batch) > 1:
             singles.extend(batch)
         else:
-            lost = f"the worker died (crash, or more than {self._config.memory_limit_mb} MB)"
-            tally.failed(batch[0], lost if gone else str(reply.get("error")))  # type: ignore[union-attr]
-        if gone:
+            tally.failed(batch[0], reason)
+        if not isinstance(reply, dict):
             self._restart(slot)
 
     def _expire(self, slot: int, tally: _Tally, singles: deque[int]) -> None:
