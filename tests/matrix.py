@@ -91,6 +91,7 @@ BAD_INPUT = (
     "reward outside [0,1]",
     "checkpoint path that is something else",
     "architecture or tokenizer mismatch",
+    "generation settings that cannot be saved",
     "pickle given to a converter",
     "non-empty output",
     "symlinks or .. in an index",

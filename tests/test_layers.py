@@ -44,7 +44,7 @@ FILES_OF = {
     "job": "__init__ faults lock process restarts slurm_env stopping versions watchdog",
     "learner": "__init__ batch losses mismatch packing schedule update",
     "metrics": "__init__ console recorder samples step",
-    "models": "__init__ attention load logprob lora weights",
+    "models": "__init__ attention generation load logprob lora weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ base plugin pool scoring verifiers worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",

@@ -82,7 +82,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.job.watchdog import Watchdog, explained
     from cero_rl.models.load import load_tokenizer
     from cero_rl.train.loop import Options, Trainer
-    from cero_rl.train.preflight import check_model
+    from cero_rl.train.preflight import check_model, export_repairs
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero import launch
 
@@ -90,6 +90,7 @@ def _train(arguments: argparse.Namespace) -> int:
     launch.seed_rank(config.seed, group.rank)
     tokenizer = load_tokenizer(config.model.path)
     check_model(config, config.model.path, tokenizer)
+    repairs = export_repairs(config) if config.checkpoint.export else ()
     data = load_data(config, tokenizer)
     check_pool(config, len(data.train))
     scheduler = scheduler_for_pool(config, data.train.prompts)
@@ -104,6 +105,8 @@ def _train(arguments: argparse.Namespace) -> int:
         )
         print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
         print_sizes(config, len(data.train))
+        for repair in repairs:
+            print(f"  {'export':<15} generation_config.json: {repair}")
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)

@@ -9,6 +9,7 @@ import torch
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 from cero_rl.models.attention import choose_attention
+from cero_rl.models.generation import exportable_generation_config, read_generation_config
 from cero_rl.models.load import (
     adapter_without_weights,
     load_model_config,
@@ -34,3 +35,10 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
             f"{config.data.max_prompt_tokens} + {config.rollout.max_response_tokens} = "
             f"{wanted}, but the model has {longest} positions; lower one of them"
         )
+
+
+def export_repairs(config: Config) -> tuple[str, ...]:
+    """What the export will change in the start model's generation settings, in words. Raises
+    ConfigError for settings that could be neither saved nor repaired when all rollouts are paid."""
+    path = config.model.path
+    return exportable_generation_config(read_generation_config(path), path)[1]
