@@ -98,6 +98,11 @@ BAD_INPUT = (
     "Slurm template variables missing",
     "versions outside the tested range",
     "unknown fault point",
+    "free text by --set",
+    "text that is no Unicode",
+    "YAML that its own library chokes on",
+    "~ and variables in paths",
+    "numbers that are none or out of range",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

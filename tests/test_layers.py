@@ -32,7 +32,7 @@ FILES_OF = {
     "commands": "__init__ checkpoints common evaluate main serve simulate simulate_report slurm "
     "train validate",
     "commands/doctor": "__init__ drills finding machine peer",
-    "config": "__init__ base data io learner lora rollout root run scheduler sizes",
+    "config": "__init__ base data hints io learner lora paths rollout root run scheduler sizes",
     "convert": "__init__ dcp hf inspect_directory lora megatron megatron_layout output reshard "
     "run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds",

@@ -38,11 +38,11 @@ OF_OTHERS = """
 path/to/* path.py:name owner/name reasoning_gym:NAME runs/* OUTPUT_DIR/* weights_dir/*
 out/megatron .NAME.tmp-*
 / .bin .netrc /* https:// hf_... sk-... ghp_... AKIA... api_key hf_token HF_TOKEN WANDB_API_KEY
-srun AuthInfo BeginTime cred_expire
+$* srun AuthInfo BeginTime cred_expire
 .deepspeed_env DS_ENV_FILE PDSH_SSH_ARGS_APPEND --no_ssh_check ds_to_universal
 --api-key fullgraph=True F.linear_cross_entropy --load GPTModel
 dist_checkpointing.*
-n_samples_per_prompt loss_type loss_agg_mode kl_loss_coef peft_config compute_score(*)
+n_samples_per_prompt loss_agg_mode peft_config compute_score(*)
 shuffle_dataset resume_from_checkpoint cispo vespo bnpo sapo luspo rollout.n *?rollout.n
 cero.rounds trainer.* +ray_kwargs.* AgentLoopManagerTQ cero_center cero_std cero_rloo cero_maxrl
 """

@@ -22,6 +22,7 @@ from typing import NoReturn
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a conversion needs no GPU
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from cero_rl.config.paths import path_argument
 from cero_rl.convert import (
     hf,
     lora,
@@ -297,11 +298,11 @@ def _parser() -> argparse.ArgumentParser:
         name: str, about: str, action: Callable[[Arguments], None], source: str, *, out: bool = True
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        sub.add_argument("source", type=Path, metavar=source)
+        sub.add_argument("source", type=path_argument, metavar=source)
         if out:
             sub.add_argument(
                 "--out",
-                type=Path,
+                type=path_argument,
                 required=True,
                 metavar="DIR",
                 help="directory to write; must be empty or new",
@@ -333,7 +334,7 @@ def _parser() -> argparse.ArgumentParser:
         "zero-to-hf", "a run's ZeRO checkpoint to a Hugging Face model", _zero_to_hf, "CHECKPOINT"
     )
     about = "config, tokenizer and, for a LoRA run, base weights (default: the run's start model)"
-    one.add_argument("--model", type=Path, metavar="DIR", help=about)
+    one.add_argument("--model", type=path_argument, metavar="DIR", help=about)
     one.add_argument("--bare", action="store_true", help=bare)
     shards(one)
     dtype(one, "default: that of the trained model")
@@ -410,7 +411,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     one.add_argument(
         "--model",
-        type=Path,
+        type=path_argument,
         required=True,
         metavar="DIR",
         help="config and tokenizer of the same model",
@@ -420,7 +421,9 @@ def _parser() -> argparse.ArgumentParser:
     one = command(
         "merge-lora", "a peft LoRA adapter merged into its base model", _merge_lora, "ADAPTER"
     )
-    one.add_argument("--base", type=Path, required=True, metavar="DIR", help="the base model")
+    one.add_argument(
+        "--base", type=path_argument, required=True, metavar="DIR", help="the base model"
+    )
     shards(one)
     dtype(one, "default: the base model's")
     one = command("inspect", "what a directory holds", _inspect, "DIR", out=False)
@@ -432,7 +435,9 @@ def _parser() -> argparse.ArgumentParser:
         "DIR",
         out=False,
     )
-    one.add_argument("--against", type=Path, metavar="DIR", help="the model to compare with")
+    one.add_argument(
+        "--against", type=path_argument, metavar="DIR", help="the model to compare with"
+    )
     one.add_argument(
         "--tokens",
         type=_count,

@@ -24,7 +24,18 @@ A run is one YAML file plus any number of `--set section.key=value`. Unknown key
 the message names the nearest known key. `python -m cero_rl validate --config FILE` checks a file
 without starting anything. The resolved configuration is saved as `config.resolved.yaml` in the run
 directory.
+
+Behind `--set`, a key of type string takes the text exactly as typed: 12, yes, "You are: x",
+"Solve #1 first", with blanks in front and quotes. A backslash and an n stay two characters (LaTeX
+has \\neq); for a line break write `$'first\\nsecond'` in bash, or use the YAML file. `null` (or
+`None`) unsets a string that may be null. All other types are read as YAML.
+
+In every key that is a path, and in paths on the command line, a leading `~` and `$NAME` or
+`${NAME}` stand for the home directory and the variable; a variable that is not set, or empty, is an
+error. YAML anchors and merge keys (`<<: *name`) work; keys of the top level that begin with `x-` or
+`.` hold anchors and are no settings.
 """
+UNSAID = (2**53, 1e9)  # largest count and longest wait: nobody comes near them
 BOUNDS = {
     "minimum": ">= {}",
     "exclusiveMinimum": "> {}",
@@ -47,7 +58,11 @@ def type_text(schema: dict[str, Any]) -> str:
             if items
             else f"list of {type_text(schema['items'])}"
         )
-    bounds = [text.format(schema[key]) for key, text in BOUNDS.items() if key in schema]
+    bounds = [
+        text.format(schema[key])
+        for key, text in BOUNDS.items()
+        if key in schema and schema[key] not in UNSAID
+    ]
     return " ".join([str(schema.get("type", "any")), ", ".join(bounds)]).strip()
 
 

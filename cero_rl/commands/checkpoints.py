@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from cero_rl.checkpoint import prune, read_manifest, step_dirs, unfinished, verify
+from cero_rl.config.paths import path_argument
 from cero_rl.errors import CheckpointError, ConfigError
 from cero_rl.job.lock import is_locked
 
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pruning.add_argument("--dry-run", action="store_true", help="only say what would go")
     for action in (listing, actions.choices["verify"], pruning):
         action.add_argument(
-            "run", type=Path, metavar="RUN", help="a run's directory, e.g. runs/quickstart"
+            "run", type=path_argument, metavar="RUN", help="a run's directory, e.g. runs/quickstart"
         )
         action.add_argument("--debug", action="store_true", help="show a traceback with an error")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cero_rl import redact
+from cero_rl.config.paths import path_argument
 from cero_rl.errors import (
     EXIT_INTERRUPT,
     CeroError,
@@ -50,6 +51,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
+        type=path_argument,
         required=True,
         metavar="FILE",
         help="run configuration, e.g. recipes/quickstart_cpu.yaml",

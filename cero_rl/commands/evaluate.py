@@ -8,6 +8,7 @@ import json
 
 from cero_rl.commands.common import add_config
 from cero_rl.config import load_config
+from cero_rl.config.paths import text_argument
 from cero_rl.errors import DataError
 from cero_rl.job.versions import refuse_unfit
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument(
         "--model",
+        type=text_argument,
         metavar="DIR",
         help="model directory or hub id; default: the configuration's start model",
     )

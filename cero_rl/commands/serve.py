@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from cero_rl.commands.common import add_config
 from cero_rl.config import Config, load_config
+from cero_rl.config.paths import path_argument
 from cero_rl.config.rollout import is_loopback
 from cero_rl.errors import ConfigError, EngineError
 from cero_rl.rollout.engines.choose import INSTALL_HINT
@@ -65,12 +66,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--key-file",
-        type=Path,
+        type=path_argument,
         metavar="FILE",
         help="default rollout.server.key_file; made if it is not there",
     )
     parser.add_argument(
-        "--weights-dir", type=Path, metavar="DIR", help="default rollout.server.weights_dir"
+        "--weights-dir",
+        type=path_argument,
+        metavar="DIR",
+        help="default rollout.server.weights_dir",
     )
     parser.add_argument(
         "--tensor-parallel",

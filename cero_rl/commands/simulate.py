@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
 from cero_rl.scheduler.simulation import (
     Recorded,
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replay",
-        type=Path,
+        type=path_argument,
         metavar="PATH",
         help="instead of a suite: a run directory or its evidence.jsonl",
     )
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path_argument,
         metavar="DIR",
         help="write simulate_SUITE.png and simulate_SUITE.jsonl there",
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cero_rl.config import Config, load_config
+from cero_rl.config.paths import path_argument
 from cero_rl.config.sizes import check_pool
 from cero_rl.data.load import count_prompts
 from cero_rl.errors import ConfigError
@@ -302,7 +303,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="slurm_command", required=True, metavar="COMMAND")
     what = "the job script of a run: print, write or submit it"
     page = commands.add_parser("render", help=what, description=what, allow_abbrev=False)
-    page.add_argument("--config", required=True, metavar="FILE", help="run configuration")
+    page.add_argument(
+        "--config", type=path_argument, required=True, metavar="FILE", help="run configuration"
+    )
     page.add_argument(
         "--set",
         dest="overrides",
@@ -343,12 +346,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     page.add_argument(
         "--template",
-        type=Path,
+        type=path_argument,
         default=TEMPLATE,
         metavar="FILE",
         help="default: recipes/slurm/train.sbatch.in",
     )
-    page.add_argument("--output", type=Path, metavar="FILE", help="write the script there")
+    page.add_argument("--output", type=path_argument, metavar="FILE", help="write the script there")
     end = page.add_mutually_exclusive_group()
     end.add_argument("--dry-run", action="store_true", help="print the script and write nothing")
     end.add_argument(

@@ -12,6 +12,7 @@ from cero_rl import __version__
 from cero_rl.commands.common import Parser, add_config, guard
 from cero_rl.commands.validate import print_sizes, report_validation
 from cero_rl.config import load_config
+from cero_rl.config.paths import text_argument
 from cero_rl.config.sizes import check_pool
 from cero_rl.job.slurm_env import adopt
 from cero_rl.job.stopping import find_walltime
@@ -29,6 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     add_config(parser)
     parser.add_argument(
         "--resume",
+        type=text_argument,
         metavar="auto|DIR",
         help="go on from the newest valid checkpoint of this run (auto; it starts if there was "
         "none yet), or from a given one",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cero_rl.config.base import PositiveFloat, PositiveInt, Section
+from cero_rl.config.base import PositiveInt, Seconds, Section
+from cero_rl.config.paths import PathText
 
 
 class ModelConfig(Section):
-    path: str = Field(description="directory in save_pretrained layout, or a Hugging Face id")
+    path: PathText = Field(description="directory in save_pretrained layout, or a Hugging Face id")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="of the weights in forward and backward; float32 on CPUs"
     )
@@ -29,10 +30,10 @@ class DataConfig(Section):
     """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or
     reasoning_gym:NAME."""
 
-    source: str = Field(description="training prompts")
+    source: PathText = Field(description="training prompts")
     split: str = Field(default="train", description="split of a Hugging Face data set")
     config_name: str | None = Field(default=None, description="subset of a Hugging Face data set")
-    heldout_source: str | None = Field(
+    heldout_source: PathText | None = Field(
         default=None, description="evaluation prompts; never trained on. None: a share of `source`"
     )
     heldout_split: str = Field(
@@ -75,13 +76,13 @@ class DataConfig(Section):
 
 
 class RewardConfig(Section):
-    function: str = Field(
+    function: PathText = Field(
         default="exact", description="exact | math | reasoning_gym | path/to/file.py:function"
     )
     workers: PositiveInt = Field(
         default=2, description="processes on each rank; killed and replaced when a reward hangs"
     )
-    timeout_seconds: PositiveFloat = Field(
+    timeout_seconds: Seconds = Field(
         default=5.0, description="for one response; beyond it the reward is missing, never 0"
     )
     memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
@@ -89,7 +90,7 @@ class RewardConfig(Section):
         default=16384,
         description="a longer response is scored on its last characters, where the answer stands",
     )
-    success_threshold: float = Field(
+    success_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.5, description="a reward above it counts as a success in the posterior"
     )
 

@@ -7,58 +7,98 @@ Imports no torch.
 
 from __future__ import annotations
 
-import difflib
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from cero_rl import redact
+from cero_rl.config.hints import key_hint, kinds_of, section_at
 from cero_rl.config.root import Config
-from cero_rl.errors import ConfigError
+from cero_rl.errors import ConfigError, first_line
 
 _MOST_VALUES = 10_000  # a file of a few aliases can stand for billions
+_NO_TEXT = ("null", "None", "~")  # as typed behind --set for a text that is not there
+# Keys of the file's top level that hold anchors for merge keys and are no setting.
+_HOLDERS = ("x-", ".")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice and reads 1e-4 as a number."""
+    """SafeLoader that refuses a key given twice and reads 1e-4 as a number. Merge keys (`<<`) work:
+    what a mapping says itself stands before what it merges."""
+
+    def get_single_data(self) -> Any:
+        node = self.get_single_node()
+        if node is None:
+            return None
+        self._refuse_twice(node)  # before merging, which rewrites the nodes
+        return self.construct_document(node)
+
+    def _refuse_twice(self, root: yaml.Node) -> None:
+        waiting, looked_at = [root], set[int]()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in looked_at:
+                continue
+            looked_at.add(id(node))
+            if isinstance(node, yaml.SequenceNode):
+                waiting.extend(node.value)
+            elif isinstance(node, yaml.MappingNode):
+                waiting.extend(value for _, value in node.value)
+                self._refuse_twice_in(node)
+
+    def _refuse_twice_in(self, node: yaml.MappingNode) -> None:
+        seen: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key = "<<" if merge else self.construct_object(key_node, deep=True)
+            line = key_node.start_mark.line + 1
+            if isinstance(key, list | dict | set):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a name", key_node.start_mark
+                )
+            if key in seen:
+                remedy = "write <<: [*one, *other]" if merge else "keep one"
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"key {key!r} stands twice (lines {seen[key]} and {line}); {remedy}",
+                    key_node.start_mark,
+                )
+            seen[key] = line
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_VALUES:  # a few merges of merges can stand for billions
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MOST_VALUES} values merged", node.start_mark
+            )
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        line = key_node.start_mark.line + 1
-        if isinstance(key, list | dict | set):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not a name", key_node.start_mark
-            )
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None,
-                None,
-                f"key {key!r} stands twice (lines {seen[key]} and {line}); keep one",
-                key_node.start_mark,
-            )
-        seen[key] = line
     return loader.construct_mapping(node, deep=True)
 
 
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)$"
-        r"|^[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+)$"
-        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts in quotes what _StrictLoader would read as a number."""
+
+
+for _class in (_StrictLoader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)$"
+            r"|^[-+]?(?:\d[\d_]*\.[\d_]*|\.[\d_]+)$"
+            r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+        ),
+        list("-+0123456789."),
+    )
 
 
 def _parse_yaml(text: str, where: str) -> Any:
@@ -75,6 +115,11 @@ def _parse_yaml(text: str, where: str) -> Any:
         if "'\\t'" in problem:
             problem += " (a tab; indent with spaces)"
         raise ConfigError(redact.text(f"{place}: not valid YAML: {problem}")) from None
+    # its constructors: a number of more than 4,300 digits, a date that is none
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            redact.text(f"{where}: not valid YAML: a value cannot be read ({first_line(error)})")
+        ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -89,6 +134,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(f"--config: {path} is not UTF-8 text; give a YAML file") from None
+    except OSError as error:
+        raise ConfigError(
+            f"--config: {path} cannot be read ({error.strerror}); check its permissions"
+        ) from None
     data = _parse_yaml(text, str(path))
     if data is None:
         raise ConfigError(
@@ -98,20 +147,59 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"--config: {path} holds a {type(data).__name__}, wanted a mapping of sections"
         )
-    return data
+    return {key: value for key, value in data.items() if not str(key).startswith(_HOLDERS)}
+
+
+def _takes_text(keys: Sequence[str]) -> tuple[bool, bool]:
+    """Does the key at this path hold free text, and may it be null?"""
+    *parents, last = keys
+    model = section_at(parents)
+    if model is None or (field := model.model_fields.get(last)) is None:
+        return False, False
+    kinds = kinds_of(field.annotation)
+    return str in kinds, type(None) in kinds
+
+
+def _yaml_value(keys: Sequence[str], raw: str) -> Any:
+    try:
+        return _parse_yaml(raw, f"--set {'.'.join(keys)}") if raw.strip() else None
+    except ConfigError:
+        model = section_at(keys[:-1])
+        if model is not None and keys[-1] not in model.model_fields:
+            return raw  # the word on the name that does not exist comes first
+        raise
+
+
+def _override_value(keys: Sequence[str], raw: str) -> Any:
+    text, optional = _takes_text(keys)
+    if not text:
+        return _yaml_value(keys, raw)
+    if raw not in _NO_TEXT:
+        return raw
+    if not optional:
+        raise ConfigError(
+            f"--set {'.'.join(keys)}: got {raw}, but this key always has a text; leave the "
+            "override out, or put the word in quotes into the YAML file"
+        )
+    return None
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Apply one `a.b=c`; the value is read as YAML, so numbers, lists, true and null mean what they
-    mean in the file."""
+    """Apply one `a.b=c`.
+
+    The value of a key that holds text is the text exactly as typed, blanks and all; `null` and
+    `None` unset a text that may be missing. Every other value is read as YAML, so that numbers,
+    lists, true and null mean what they mean in the file.
+    """
     key, separator, raw = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(
             f"--set: got {redact.text(override)!r}, wanted key.path=value, e.g. --set "
             "scheduler.name=uniform"
         )
-    value = _parse_yaml(raw, f"--set {key}") if raw.strip() else None
-    *parents, last = key.strip().split(".")
+    keys = key.strip().split(".")
+    value = _override_value(keys, raw)
+    *parents, last = keys
     node = data
     for parent in parents:
         child = node.setdefault(parent, {})
@@ -121,45 +209,11 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _section_at(path: Sequence[Any]) -> type[BaseModel]:
-    model: type[BaseModel] = Config
-    for part in path:
-        field = model.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        options = (
-            typing.get_args(annotation)
-            if isinstance(annotation, types.UnionType)
-            else (annotation,)
-        )
-        found = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not found:
-            break
-        model = found[0]
-    return model
-
-
-def _key_hint(unknown: str, path: Sequence[Any]) -> str:
-    section = _section_at(path)
-    near = difflib.get_close_matches(unknown, section.model_fields, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {'.'.join([*map(str, path), near[0]])}?"
-    elsewhere = [
-        f"{name}.{unknown}"
-        for name, field in Config.model_fields.items()
-        if isinstance(field.annotation, type)
-        and issubclass(field.annotation, BaseModel)
-        and unknown in field.annotation.model_fields
-    ]
-    if elsewhere:
-        return f"did you mean {elsewhere[0]}?"
-    return f"known keys: {', '.join(section.model_fields)}"
-
-
 def _explain(error: Any) -> str:
     path, kind = list(error["loc"]), error["type"]
     key = ".".join(map(str, path))
     if kind == "extra_forbidden":
-        return f"{key}: unknown key; {_key_hint(str(path[-1]), path[:-1])}"
+        return f"{key}: unknown key; {key_hint(str(path[-1]), path[:-1])}"
     if kind == "missing":
         return f"{key}: missing; add it to the YAML file or pass --set {key}=VALUE"
     if kind == "value_error":
@@ -213,6 +267,16 @@ def _refuse_secrets(data: dict[str, Any], where: str) -> None:
             raise ConfigError(
                 f"{path}: holds a null character, which no path or text may; write it again"
             )
+        if not _is_unicode(text):
+            raise ConfigError(f"{path}: holds bytes that are no UTF-8 text; write it again")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half of a surrogate pair, or a byte of the command line
+        return False
+    return True
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -223,6 +287,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         apply_override(data, override)
     _refuse_secrets(data, str(path))
     config = build_config(data, str(path))
+    _refuse_secrets(config.model_dump(), str(path))  # what the variables in its paths stood for
     # after the sections' own words on their URLs, which know more
     for where, _, text in _texts(data, str(path)):
         if (why := redact.url_reason(text)) is not None:
@@ -233,6 +298,5 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal Config. Secrets,
     which it refuses, are masked."""
-    return yaml.safe_dump(
-        redact.tree(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True
-    )
+    settings = redact.tree(config.model_dump(mode="json"))
+    return yaml.dump(settings, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

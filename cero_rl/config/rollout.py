@@ -9,7 +9,16 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from cero_rl.config.base import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
+from cero_rl.config.base import (
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Section,
+    Temperature,
+)
+from cero_rl.config.paths import PathText
 
 
 def is_loopback(host: str) -> bool:
@@ -29,25 +38,25 @@ class ServerConfig(Section):
         min_length=1,
         description="servers, http://HOST:PORT or https://HOST:PORT; rank r uses number r modulo N",
     )
-    key_file: str = Field(
+    key_file: PathText = Field(
         default="runs/.server/key",
         min_length=1,
         description="cero-rl serve makes it; the variable CERO_SERVER_KEY stands before it",
     )
-    weights_dir: str = Field(
+    weights_dir: PathText = Field(
         default="runs/.server/weights",
         min_length=1,
         description="where weights are handed over, the same place for run and servers; room "
         "for two copies of the model",
     )
-    connect_timeout_seconds: PositiveFloat = Field(default=10.0, description="for a connection")
-    read_timeout_seconds: PositiveFloat = Field(
+    connect_timeout_seconds: Seconds = Field(default=10.0, description="for a connection")
+    read_timeout_seconds: Seconds = Field(
         default=600.0, description="of silence; one group, its wait in the server's queue included"
     )
-    total_timeout_seconds: PositiveFloat = Field(
+    total_timeout_seconds: Seconds = Field(
         default=1800.0, description="for one call from its start to its last byte"
     )
-    restart_timeout_seconds: PositiveFloat = Field(
+    restart_timeout_seconds: Seconds = Field(
         default=300.0,
         description="how long a run waits for a server that is down or comes back; then it ends "
         "(exit 6)",
@@ -55,7 +64,7 @@ class ServerConfig(Section):
     retries: NonNegativeInt = Field(
         default=5, description="further tries of a request that failed; then the run ends (exit 6)"
     )
-    backoff_seconds: PositiveFloat = Field(
+    backoff_seconds: Seconds = Field(
         default=0.5, description="before the first of them, about; doubled each time, at most 30"
     )
     concurrency: PositiveInt = Field(
@@ -108,7 +117,7 @@ class RolloutConfig(Section):
     max_response_tokens: PositiveInt = Field(
         default=1024, description="a longer response is cut and counted as truncated"
     )
-    temperature: PositiveFloat = Field(
+    temperature: Temperature = Field(
         default=1.0, description="of training rollouts; the learner's log-probabilities use it too"
     )
     top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
@@ -145,10 +154,10 @@ class RolloutConfig(Section):
         description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 "
         "(float32), 0.2 (bfloat16)",
     )
-    sync_timeout_seconds: PositiveFloat = Field(
+    sync_timeout_seconds: Seconds = Field(
         default=600.0, description="a longer weight sync ends the run (exit 6)"
     )
-    generate_timeout_seconds: PositiveFloat = Field(
+    generate_timeout_seconds: Seconds = Field(
         default=3600.0,
         description="one wave of rollouts that takes longer ends the run (exit 6)",
     )

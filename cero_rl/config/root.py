@@ -17,6 +17,7 @@ from cero_rl.config.base import Section
 from cero_rl.config.data import BudgetConfig, DataConfig, ModelConfig, RewardConfig
 from cero_rl.config.learner import LearnerConfig, OptimizerConfig, ZeroConfig
 from cero_rl.config.lora import LoraConfig
+from cero_rl.config.paths import PathText
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
@@ -26,7 +27,7 @@ _COLLECTIVE_MARGIN_SECONDS = 60.0
 
 class Config(Section):
     name: str = Field(default="run", description="of the run's directory")
-    output_dir: str = Field(default="runs", description="parent of the run's directory")
+    output_dir: PathText = Field(default="runs", description="parent of the run's directory")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="of everything random: plan, samples, split"
     )

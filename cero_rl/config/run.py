@@ -8,9 +8,10 @@ from pydantic import Field
 from cero_rl.config.base import (
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
+    Seconds,
     Section,
+    Temperature,
 )
 
 
@@ -24,7 +25,7 @@ class EvaluationConfig(Section):
         default=(1,),
         description="k of the unbiased pass@k; those above the samples drawn are left out",
     )
-    temperature: PositiveFloat = Field(default=1.0, description="of evaluation samples")
+    temperature: Temperature = Field(default=1.0, description="of evaluation samples")
     limit: PositiveInt | None = Field(
         default=None, description="evaluate only the first held-out prompts"
     )
@@ -51,7 +52,7 @@ class CheckpointConfig(Section):
     max_failures: PositiveInt = Field(
         default=3, description="saves in a row that may fail before the run ends (exit 4)"
     )
-    walltime_seconds: PositiveFloat | None = Field(
+    walltime_seconds: Seconds | None = Field(
         default=None,
         description="of a job, from its start: save and exit 75 before it is over; under Slurm the "
         "job's own limit holds too",
@@ -65,7 +66,7 @@ class CheckpointConfig(Section):
 
 
 class WatchdogConfig(Section):
-    stall_seconds: PositiveFloat = Field(
+    stall_seconds: Seconds = Field(
         default=1800.0,
         description="no phase of a step may take longer; then stacks are written and the run "
         "ends. Generation and weight sync have limits of their own (rollout.*_timeout_seconds)",

@@ -16,6 +16,7 @@ from cero_rl.config.base import (
     PositiveInt,
     Section,
 )
+from cero_rl.config.paths import PathText
 from cero_rl.scheduler.options import CeroOptions, PlanName
 from cero_rl.scheduler.registry import ALLOCATORS
 from cero_rl.scheduler.rivals.keep import KeepName
@@ -118,7 +119,7 @@ class SchedulerConfig(Section):
         "posterior and duals learn after every optimizer step of a round that "
         "learner.rollouts_per_step cuts",
     )
-    warm_start: str | None = Field(
+    warm_start: PathText | None = Field(
         default=None, description="posterior.parquet of an earlier run: begin with its evidence"
     )
     options: dict[str, bool | int | float | str | None] = Field(

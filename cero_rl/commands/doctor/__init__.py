@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cero_rl.commands.doctor import drills, machine
 from cero_rl.commands.doctor.finding import Finding
+from cero_rl.config.paths import path_argument
 from cero_rl.errors import EngineError, first_line
 
 HELP = "is this machine fit to train? versions, devices, limits, drills"
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--output-dir",
+        type=path_argument,
         default="runs",
         metavar="DIR",
         help="where runs will be written; tried with a file (default: runs)",
@@ -68,9 +70,7 @@ def _findings(output_dir: Path, *, quick: bool, debug: bool) -> Iterator[Finding
 def run(arguments: argparse.Namespace) -> int:
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     found: list[Finding] = []
-    for finding in _findings(
-        Path(arguments.output_dir), quick=arguments.quick, debug=arguments.debug
-    ):
+    for finding in _findings(arguments.output_dir, quick=arguments.quick, debug=arguments.debug):
         found.append(finding)
         if not arguments.json:
             status = f"{finding.status:<5}"
