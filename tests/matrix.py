@@ -53,6 +53,9 @@ FAULTS = (
     "killed before the first checkpoint",
     "generation ahead cut",
     "node lost",
+    "resumed with a stated change",
+    "start model replaced between attempts",
+    "reward file edited between attempts",
 )
 
 BAD_INPUT = (
@@ -94,6 +97,8 @@ BAD_INPUT = (
     "generation settings that cannot be saved",
     "pickle given to a converter",
     "non-empty output",
+    "resume with other settings",
+    "checkpoint of a version that kept a hash alone",
     "symlinks or .. in an index",
     "Slurm template variables missing",
     "versions outside the tested range",

@@ -28,7 +28,8 @@ FLOORS = [
     {"__main__"},
 ]
 FILES_OF = {
-    "checkpoint": "__init__ commit export manifest progress restore retention rollout_store saver",
+    "checkpoint": "__init__ commit export identity manifest progress restore retention "
+    "rollout_store saver",
     "commands": "__init__ checkpoints common evaluate main serve simulate simulate_report slurm "
     "train validate",
     "commands/doctor": "__init__ drills finding machine peer",
@@ -44,7 +45,7 @@ FILES_OF = {
     "job": "__init__ faults lock process restarts slurm_env stopping versions watchdog",
     "learner": "__init__ batch losses mismatch packing schedule update",
     "metrics": "__init__ console recorder samples step",
-    "models": "__init__ attention generation load logprob lora weights",
+    "models": "__init__ attention content generation load logprob lora weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ base plugin pool scoring verifiers worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",

@@ -7,7 +7,6 @@ ranks writes the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,21 +73,17 @@ class Progress:
         self.eval_before = scalars["eval_before"]
         self.ledger = Ledger(**scalars["ledger"])
 
-
-def config_identity(config: Config) -> str:
-    """sha256 over the parts of the configuration that decide what the run computes."""
-    left_out: Any = dict.fromkeys(
-        ("name", "output_dir", "logging", "checkpoint", "evaluation", "watchdog"), True
-    )
-    where_and_how_long = (
-        "mode",
-        "server",
-        "sleep",
-        "gpu_memory_fraction",
-        "sync_timeout_seconds",
-        "generate_timeout_seconds",
-    )
-    left_out["rollout"] = dict.fromkeys(where_and_how_long, True)
-    if not config.lora.rank:
-        left_out["lora"] = True
-    return hashlib.sha256(config.model_dump_json(exclude=left_out).encode()).hexdigest()
+    def set_budget(self, total_rollouts: int, scheduler: Scheduler) -> None:
+        """A budget that was changed on resume. Raises CheckpointError where the rounds left cannot
+        hold it."""
+        if total_rollouts == self.ledger.total_rollouts:
+            return
+        try:
+            scheduler.set_budget(total_rollouts)
+        except ValueError as error:
+            raise CheckpointError(
+                f"budget.total_rollouts was {self.ledger.total_rollouts}, is {total_rollouts}: "
+                f"{error}; scheduler.rounds and its capacity stay as they were, so give a budget "
+                "that they can hold, or begin another run with scheduler.warm_start"
+            ) from None
+        self.ledger.total_rollouts = total_rollouts

@@ -49,23 +49,17 @@ def is_universal(directory: Path) -> bool:
 def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str, Any]) -> RunState:
     """Restore the engine and return the loop's state. `directory` must have passed `check`.
 
-    Raises CheckpointError where the world size, the data or the configuration differ, with both
-    values. The scheduler's part is the same whatever number of ranks wrote it; DeepSpeed's shards
-    are not, so another number needs a universal checkpoint (docs/tools.md).
+    Raises CheckpointError where a LoRA's frozen base differs; settings and contents were compared
+    before (checkpoint/identity.py). The scheduler's part is the same whatever number of ranks wrote
+    it. DeepSpeed's shards are not: another number needs them cut anew, except at stage 0.
     """
     manifest = read_manifest(directory)
     universal = is_universal(directory)
-    if manifest["world_size"] != group.world_size and not universal:
-        raise CheckpointError(
-            f"{directory}: written by {manifest['world_size']} ranks, this job has "
-            f"{group.world_size}; start it with the same number, or run tools/convert.py "
-            f"reshard {directory} --ranks {group.world_size} --out {directory} --force"
-        )
-    for key, wanted in identity.items():
-        if manifest.get(key) != wanted:
+    for key in ("base_weights",):
+        if key in identity and manifest.get(key) != identity[key]:
             raise CheckpointError(
-                f"{directory}: {key} is {manifest.get(key)}, this run has {wanted}; resume "
-                "with what the run was started with"
+                f"{directory}: its adapter lies on base weights {manifest.get(key)}, this run has "
+                f"{identity[key]}; resume with the base that the run was started with"
             )
     own: dict[str, Any] = {}
 
@@ -83,5 +77,7 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
 
     group.together(f"loading {directory}", restore, CheckpointError)
     scalars = json.loads((directory / "state.json").read_text(encoding="utf-8"))
-    own = {name: value for name, value in own.items() if not name.startswith("rng.")}
+    # Rollouts that were generated ahead belong to the ranks that did it.
+    as_many = manifest["world_size"] == group.world_size
+    own = {name: v for name, v in own.items() if as_many and not name.startswith("rng.")}
     return RunState(scalars, load_file(directory / "arrays.safetensors"), own)

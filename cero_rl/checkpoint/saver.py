@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cero_rl.checkpoint.commit import Checkpoints, RunState
-from cero_rl.checkpoint.progress import config_identity
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
@@ -22,8 +21,8 @@ class Saver:
     """`step_done` at the edge of every step; a collective. Raises CheckpointError after
     checkpoint.max_failures failures in a row.
 
-    `identity` is what a checkpoint must have been made from for this run to go on with it: data,
-    and what it does not hold itself.
+    `identity` is what the manifest says of the run: settings, the content of what they name, and
+    what the checkpoint does not hold itself.
     """
 
     def __init__(
@@ -35,7 +34,7 @@ class Saver:
         identity: Mapping[str, Any],
         say: Callable[[str], None],
     ) -> None:
-        self.identity = {**identity, "config_sha256": config_identity(config)}
+        self.identity = identity
         self.failed_saves = 0  # in a row
         self._saved_step: int | None = None
         self._settings = config.checkpoint

@@ -17,7 +17,7 @@ from cero_rl.config.sizes import check_pool
 from cero_rl.job.slurm_env import adopt
 from cero_rl.job.stopping import find_walltime
 from cero_rl.job.versions import refuse_unfit
-from cero_rl.train.scheduler import scheduler_for_pool
+from cero_rl.train.scheduler import scheduler_for_pool, scheduler_of_checkpoint
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -34,6 +34,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="auto|DIR",
         help="go on from the newest valid checkpoint of this run (auto; it starts if there was "
         "none yet), or from a given one",
+    )
+    parser.add_argument(
+        "--accept-new-reward",
+        action="store_true",
+        help="with --resume: go on although the reward or its file is another one than before",
     )
     parser.add_argument(
         "--overwrite",
@@ -80,9 +85,11 @@ def _train(arguments: argparse.Namespace) -> int:
     refuse_unfit()
     if arguments.dry_run:
         return report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
+    from cero_rl.checkpoint.identity import identity_of
     from cero_rl.data.pool import load_data
     from cero_rl.job.watchdog import Watchdog, explained
     from cero_rl.models.load import load_tokenizer
+    from cero_rl.rollout.engines.choose import choose_engine
     from cero_rl.train.loop import Options, Trainer
     from cero_rl.train.preflight import check_model, export_repairs
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
@@ -92,14 +99,20 @@ def _train(arguments: argparse.Namespace) -> int:
     launch.seed_rank(config.seed, group.rank)
     tokenizer = load_tokenizer(config.model.path)
     check_model(config, config.model.path, tokenizer)
+    config = choose_engine(config, on_gpu=group.device.type == "cuda")
     repairs = export_repairs(config) if config.checkpoint.export else ()
     data = load_data(config, tokenizer)
     check_pool(config, len(data.train))
-    scheduler = scheduler_for_pool(config, data.train.prompts)
+    prompts = data.train.prompts
+    scheduler = scheduler_for_pool(config, prompts, warm=arguments.resume is None)
     run_dir = run_directory(config)
-    resume = open_run_dir(
-        run_dir, config, len(data.train), Start(arguments.resume, arguments.overwrite), group
-    )
+    start = Start(arguments.resume, arguments.overwrite, arguments.accept_new_reward)
+    identity = identity_of(config, data, group)
+    resume = open_run_dir(run_dir, config, len(data.train), start, identity, group)
+    if resume is not None:
+        scheduler = scheduler_of_checkpoint(config, prompts, resume)
+    elif arguments.resume is not None:
+        scheduler = scheduler_for_pool(config, prompts)
     if group.is_main:
         print(
             f"cero_rl {__version__}: {config.name} on {group.world_size} "
@@ -112,7 +125,9 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)
-        trainer = Trainer(config, options, group, data, scheduler, tokenizer, run_dir, watchdog)
+        trainer = Trainer(
+            config, options, group, data, scheduler, tokenizer, run_dir, watchdog, identity
+        )
         status = trainer.train()
     if group.is_main:
         close_attempt(run_dir, status)

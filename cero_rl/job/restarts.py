@@ -5,6 +5,7 @@ again and again and gets nowhere.
      "restart_count": 1, "host": "n1"}
     {"attempt": 2, "exit_code": 75, "time": "2026-01-31T13:58:10+00:00"}
 
+A resume with changed settings says so: "changes": {"optimizer.learning_rate": [1e-05, 5e-06]}.
 An attempt that was killed has no second line. Rank 0 alone writes the file.
 """
 
@@ -29,6 +30,9 @@ class Attempt:
     job_id: str | None  # Slurm's; None outside
     restart_count: int  # Slurm's count of this job's requeues
     host: str
+    changes: dict[str, list[Any]] | None = (
+        None  # setting -> [was, is], of a resume that changed some
+    )
     exit_code: int | None = None  # None: still running, or killed
 
 
@@ -114,6 +118,8 @@ def write_attempts(run_dir: Path, attempts: Sequence[Attempt]) -> None:
     for attempt in attempts:
         start = asdict(attempt)
         code = start.pop("exit_code")
+        if start["changes"] is None:
+            del start["changes"]
         _append(run_dir, start)
         if code is not None:
             _append(run_dir, {"attempt": attempt.attempt, "exit_code": code})

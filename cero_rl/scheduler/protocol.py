@@ -49,6 +49,11 @@ class Scheduler(Protocol):
         """The round is over: groups that were not observed brought nothing."""
         ...
 
+    def set_budget(self, total_rollouts: int) -> None:
+        """Change the run's whole budget, what is spent included. Raises ValueError where the rounds
+        left cannot hold it."""
+        ...
+
     def metrics(self) -> dict[str, float | int]:
         """What it believes and asks, under the names of metrics.jsonl."""
         ...

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cero_rl.checkpoint.export import export_model
+from cero_rl.checkpoint.identity import Identity
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.checkpoint.restore import is_universal
 from cero_rl.checkpoint.rollout_store import pack_groups, unpack_groups
@@ -33,7 +34,6 @@ from cero_rl.metrics.step import StepLine, StepMetrics
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.collector import Collector
 from cero_rl.rollout.engines.build import build_rollout_engine
-from cero_rl.rollout.engines.choose import choose_engine
 from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.train.evaluate import EvaluationResult, evaluate
 from cero_rl.train.rounds import Rounds
@@ -67,8 +67,8 @@ class Trainer:
         tokenizer: Any,
         run_dir: Path,
         watchdog: Watchdog,
+        identity: Identity,
     ) -> None:
-        config = choose_engine(config, on_gpu=group.device.type == "cuda")
         self.config = config
         self.options = options
         self.group = group
@@ -92,9 +92,9 @@ class Trainer:
         self.weights = WeightSync(self.policy, self.engine, prompts, config, group, watchdog)
         if self.policy.adapter is not None:
             self.console.say(f"  {self.policy.adapter.describe()}")
-        identity = {"data_fingerprint": data.fingerprint, **self.policy.identity(group)}
+        described = {"identity": identity.for_manifest(), **self.policy.identity(group)}
         say = self.console.say
-        self.saver = Saver(run_dir, group, self.policy.engine, config, identity, say)
+        self.saver = Saver(run_dir, group, self.policy.engine, config, described, say)
         self.rewards = RewardPool(config.reward)
         self.collector = Collector(
             data.train,
@@ -268,6 +268,7 @@ class Trainer:
                 identity,
                 self.progress,
                 self.scheduler,
+                self.config.budget.total_rollouts,
             )
         self.collector.resume_with(lambda requests: unpack_groups(own, requests))
         spent = self.progress.ledger.spent_rollouts

@@ -7,12 +7,13 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from cero_rl.checkpoint.identity import Change, Identity, changes_since, refuse_other_ranks
 from cero_rl.checkpoint.manifest import LATEST, read_manifest, step_dirs
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.checkpoint.restore import check, find_valid, load
@@ -39,10 +40,11 @@ _RESOLVED = "config.resolved.yaml"
 @dataclass(frozen=True)
 class Start:
     """How the command line wants a filled run directory treated. `resume` is None, `auto` or a
-    checkpoint's directory."""
+    checkpoint's directory; `new_reward`: go on with another reward than the checkpoint's."""
 
     resume: str | None
     overwrite: bool
+    new_reward: bool = False
 
 
 def _on_main(group: Group, action: Callable[[], None]) -> None:
@@ -65,10 +67,10 @@ def _is_filled(run_dir: Path) -> bool:
 
 
 def open_run_dir(
-    run_dir: Path, config: Config, num_prompts: int, start: Start, group: Group
+    run_dir: Path, config: Config, num_prompts: int, start: Start, identity: Identity, group: Group
 ) -> Path | None:
-    """Lock and prepare the directory; returns the checkpoint to resume from. The same answer or the
-    same error on every rank."""
+    """Lock and prepare the directory; returns the checkpoint to resume from, which is of the same
+    run. The same answer or the same error on every rank."""
     given = Path(start.resume) if start.resume not in (None, "auto") else None
     if given is not None and (problem := check(given, group)) is not None:
         raise CheckpointError(f"--resume {given}: {problem}")
@@ -85,13 +87,29 @@ def open_run_dir(
             group,
             lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None,
         )
+        changes: list[Change] = []
         if found is None:
             _on_main(group, lambda: _start_over(run_dir))
-        _on_main(group, lambda: _begin_attempt(run_dir, found))
+        else:
+            changes = _changes(found, identity, start, group)
+        _on_main(group, lambda: _begin_attempt(run_dir, found, changes))
+        if changes:
+            _on_main(group, lambda: _write_resolved(run_dir, config, num_prompts))
         return found
+    changes = [] if given is None else _changes(given, identity, start, group)
     _on_main(group, lambda: _prepare(run_dir, config, num_prompts))
-    _on_main(group, lambda: _begin_attempt(run_dir, given))
+    _on_main(group, lambda: _begin_attempt(run_dir, given, changes))
     return given
+
+
+def _changes(checkpoint: Path, identity: Identity, start: Start, group: Group) -> list[Change]:
+    """What was changed since the checkpoint, said once; CheckpointError for what may not be."""
+    manifest = read_manifest(checkpoint)
+    changes = changes_since(checkpoint, manifest, identity, new_reward=start.new_reward)
+    refuse_other_ranks(checkpoint, manifest, group.world_size)
+    if changes and group.is_main:
+        print(f"changed since {checkpoint}: {'; '.join(map(str, changes))}", flush=True)
+    return changes
 
 
 def close_attempt(run_dir: Path, exit_code: int) -> None:
@@ -104,8 +122,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _begin_attempt(run_dir: Path, resume: Path | None) -> None:
-    """Write this start down, or refuse it after three restarts of one job that got nowhere."""
+def _begin_attempt(run_dir: Path, resume: Path | None, changes: Sequence[Change]) -> None:
+    """Write this start and its `changes` down, or refuse it after three restarts of one job that
+    got nowhere."""
     earlier = read_attempts(run_dir)
     step = read_manifest(resume)["step"] if resume is not None else 0
     this: Attempt = next_attempt(
@@ -113,7 +132,8 @@ def _begin_attempt(run_dir: Path, resume: Path | None) -> None:
     )
     if (problem := why_stop(earlier, this, run_dir)) is not None:
         raise NoProgressError(problem)
-    write_attempts(run_dir, [this])
+    changed = {change.key: [change.was, change.now] for change in changes}
+    write_attempts(run_dir, [replace(this, changes=changed or None)])
 
 
 def _lock(run_dir: Path) -> None:
@@ -124,6 +144,11 @@ def _prepare(run_dir: Path, config: Config, num_prompts: int) -> None:
     for path in run_dir.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    _write_resolved(run_dir, config, num_prompts)
+
+
+def _write_resolved(run_dir: Path, config: Config, num_prompts: int) -> None:
+    """What this attempt really runs; attempts.jsonl has what it changed."""
     sizes = "".join(
         f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts)
     )
@@ -168,13 +193,16 @@ def restore(
     identity: Mapping[str, Any],
     progress: Progress,
     scheduler: Scheduler,
+    total_rollouts: int,
 ) -> dict[str, Any]:
-    """Take over a checkpoint and cut the logs back to its step; returns this rank's own arrays.
+    """Take over a checkpoint, with this run's budget, and cut the logs back to its step; returns
+    this rank's own arrays.
 
     Raises CheckpointError for one that does not fit this run. A collective.
     """
     state = load(checkpoint, group, ds_engine, identity=identity)
     progress.restore(state, scheduler)
+    progress.set_budget(total_rollouts, scheduler)
     if group.is_main:
         for name in LOGS:
             truncate_jsonl(run_dir / name, progress.step)

@@ -7,6 +7,7 @@ used.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,9 +86,11 @@ def build_scheduler(
         raise ConfigError(f"scheduler: {error}") from None
 
 
-def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> BudgetedScheduler:
-    """The run's scheduler: priors from measured pass rates, families, and the evidence of an
-    earlier run where asked for."""
+def scheduler_for_pool(
+    config: Config, prompts: Sequence[Prompt], *, warm: bool = True
+) -> BudgetedScheduler:
+    """The run's scheduler: priors from measured pass rates, families, and with `warm` the evidence
+    of an earlier run where the configuration asks for it."""
     wanted = config.scheduler
     prior = labels = None
     if wanted.pass_rate_column is not None:
@@ -101,7 +104,7 @@ def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> BudgetedSch
         ]
         labels = np.unique(names, return_inverse=True)[1].astype(np.int64)
     scheduler = build_scheduler(config, len(prompts), prior, labels)
-    if wanted.warm_start is not None and wanted.name in CERO_FAMILY:
+    if warm and wanted.warm_start is not None and wanted.name in CERO_FAMILY:
         try:
             successes, failures, known = import_posterior(
                 wanted.warm_start, [prompt.key for prompt in prompts]
@@ -117,6 +120,16 @@ def scheduler_for_pool(config: Config, prompts: Sequence[Prompt]) -> BudgetedSch
             )
         scheduler.warm_start(successes, failures)
     return scheduler
+
+
+def scheduler_of_checkpoint(
+    config: Config, prompts: Sequence[Prompt], checkpoint: Path
+) -> BudgetedScheduler:
+    """One that the checkpoint's state fits: planned with the budget of its run's beginning, and
+    without a warm start, whose evidence is in the state."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    budget = config.budget.model_copy(update={"total_rollouts": state["scheduler.budget_rollouts"]})
+    return scheduler_for_pool(config.model_copy(update={"budget": budget}), prompts, warm=False)
 
 
 def save_evidence(path: Path, scheduler: Scheduler, prompts: Sequence[Prompt]) -> None:

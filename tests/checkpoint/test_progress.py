@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from step_cases import config_of
 
 from cero_rl.checkpoint.commit import RunState
-from cero_rl.checkpoint.progress import Progress, config_identity
+from cero_rl.checkpoint.progress import Progress
 from cero_rl.config import Config
 from cero_rl.errors import CheckpointError
 from cero_rl.rollout.counts import GroupCounts
@@ -169,11 +169,3 @@ def test_a_field_that_is_missing_is_named(name: str):
         f"scheduler.{name}"
     )
     assert f"no field {name!r}" in refused(state, config)
-
-
-def test_the_identity_is_of_what_is_computed_not_of_where():
-    here = config_identity(config_of())
-    elsewhere = ("name=other", "output_dir=away", "checkpoint.every_steps=3", "rollout.sleep=false")
-    assert config_identity(config_of(*elsewhere)) == here
-    for other in ("seed=1", "optimizer.learning_rate=0.5", "learner.rollouts_per_step=8"):
-        assert config_identity(config_of(other)) != here

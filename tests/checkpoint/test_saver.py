@@ -14,7 +14,6 @@ from step_cases import config_of
 from cero_rl.checkpoint import commit
 from cero_rl.checkpoint.commit import RunState
 from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
-from cero_rl.checkpoint.progress import config_identity
 from cero_rl.checkpoint.saver import Saver
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
@@ -34,7 +33,7 @@ class Run:
         self.said: list[str] = []
         self.states = 0  # how often its state was asked for
         engine = SimpleNamespace()  # takes the place of DeepSpeed's
-        identity = {"data_fingerprint": "abc"}
+        identity = {"identity": {"content": "abc"}}
         self.saver = Saver(run_dir, Group.alone(), engine, self.config, identity, self.said.append)
 
     def step(self, step: int, score: float | None = None, *, last: bool = False) -> None:
@@ -118,8 +117,7 @@ def test_a_checkpoint_says_what_it_was_made_from(tmp_path: Path):
     run = Run(tmp_path)
     run.step(7, 0.25, last=True)
     manifest = read_manifest(tmp_path / "checkpoints/step_000007")
-    assert manifest["data_fingerprint"] == "abc"
-    assert manifest["config_sha256"] == config_identity(run.config)
+    assert manifest["identity"] == {"content": "abc"}
     assert (manifest["step"], manifest["score"], manifest["world_size"]) == (7, 0.25, 1)
 
 

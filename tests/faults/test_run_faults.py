@@ -223,7 +223,7 @@ def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
         pytest.param(
             2,
             ["data.limit=100"],
-            "data_fingerprint is ",
+            "data.limit was 120, is 100",
             marks=pytest.mark.covers("another data set"),
         ),
     ],

@@ -14,7 +14,6 @@ from launch import ROOT, environment, launch, lines, repeatable
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from cero_rl.checkpoint.progress import config_identity
 from cero_rl.config import load_config
 from cero_rl.convert.zero import load_restricted
 from cero_rl.errors import ConfigError
@@ -165,8 +164,7 @@ def test_another_base_is_refused(out: Path, uncut: Path, base: Path) -> None:
         done = launch(out, "moved", "--resume", "auto", settings=[*LORA, f"model.path={base}"])
     finally:
         (base / "model.safetensors").write_bytes(before)
-    assert "base_weights is " in done.stderr
-    assert "resume with what the run was started with" in done.stderr
+    assert "model.path: the weights in it changed" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 4
 
@@ -204,13 +202,6 @@ def test_a_typo_writes_nothing(out: Path) -> None:
     assert done.returncode == 2
     assert "error: lora.targets: 'q_prog' is no linear layer of" in done.stderr
     assert not (out / "typo").exists()
-
-
-def test_settings_of_an_adapter_that_is_off_do_not_matter() -> None:
-    plain, off, on = (
-        load_config(RECIPE, s) for s in ([], ["lora.alpha=3", "lora.sync=merged"], ["lora.rank=4"])
-    )
-    assert config_identity(plain) == config_identity(off) != config_identity(on)
 
 
 def test_scaling_is_that_of_the_papers() -> None:
