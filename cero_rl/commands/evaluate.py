@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from cero_rl.commands.common import add_config
 from cero_rl.config import load_config
@@ -45,7 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
         path = arguments.model or config.model.path
         tokenizer = load_tokenizer(path)
         check_model(config, path, tokenizer)
-        heldout = load_data(config, tokenizer).heldout
+        data = load_data(config, tokenizer)
+        if group.is_main:
+            print("\n".join(data.report), file=sys.stderr)
+        heldout = data.heldout
         if not len(heldout):
             raise DataError(
                 "data: there are no held-out prompts; set data.heldout_source or "

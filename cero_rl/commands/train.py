@@ -119,6 +119,8 @@ def _train(arguments: argparse.Namespace) -> int:
             f"{group.device.type} rank(s), scheduler {config.scheduler.name}"
         )
         print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
+        for line in data.report:
+            print(f"  {'data':<15} {line}")
         print_sizes(config, len(data.train))
         for repair in repairs:
             print(f"  {'export':<15} generation_config.json: {repair}")

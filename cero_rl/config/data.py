@@ -64,7 +64,8 @@ class DataConfig(Section):
     )
     prompt_suffix: str = Field(default="", description="appended to every user prompt")
     chat_template: Literal["auto", "always", "never"] = Field(
-        default="auto", description="auto: where the tokenizer has one"
+        default="auto",
+        description="auto: where the tokenizer has one, else text as it is; messages need one",
     )
     enable_thinking: bool | None = Field(
         default=None, description="passed to chat templates that know it"

@@ -13,7 +13,7 @@ that ask the same question go to the same side.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cero_rl.config.data import DataConfig
@@ -27,13 +27,40 @@ _COUNT_LIMIT_BYTES = 32 * 1024 * 1024  # above it, reading the file just to coun
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Rows that a source holds and a run does not use, for one reason."""
+
+    why: str  # a word or two, such as "duplicate"
+    count: int
+    first: str  # the first of them, in words
+
+
+@dataclass(frozen=True, slots=True)
 class PromptSplit:
     """Train and held-out prompts; no question stands in both."""
 
     train: tuple[Prompt, ...]  # [P], in source order; a prompt id is an index into it
     heldout: tuple[Prompt, ...]
+    rows: int = 0  # read from `source`
+    heldout_rows: int = 0  # read from `heldout_source`
     duplicates: int = 0  # rows of `source` that repeated an earlier row's prompt and answer
     contaminated: int = 0  # train prompts removed because heldout_source asks the same
+    left_out: tuple[LeftOut, ...] = ()  # of both sources, in the order of work
+
+
+def left_out_lines(split: PromptSplit, overlong: LeftOut | None = None) -> list[str]:
+    """What became of the rows, for the user: one line of counts, then one for each reason with its
+    first row."""
+    reasons = [*split.left_out, *([overlong] if overlong is not None and overlong.count else [])]
+    said = {"duplicate": split.duplicates, "contaminated": split.contaminated}
+    if overlong is not None:
+        said[overlong.why] = overlong.count
+    counts = ", ".join(f"{count} {why}" for why, count in said.items())
+    heldout = f" and {split.heldout_rows} held-out rows" if split.heldout_rows else ""
+    return [
+        f"{split.rows} rows{heldout} read; left out: {counts}",
+        *(f"{each.count} {each.why}; the first: {each.first}" for each in reasons),
+    ]
 
 
 def _read(data: DataConfig, seed: int, heldout: bool) -> list[Prompt]:
@@ -57,8 +84,33 @@ def _read(data: DataConfig, seed: int, heldout: bool) -> list[Prompt]:
     return read_prompts(rows, source, data, data.prompt_column, procedural=False)
 
 
-def _unique(prompts: list[Prompt]) -> list[Prompt]:
-    return list({prompt.key: prompt for prompt in reversed(prompts)}.values())[::-1]
+def _unique(prompts: list[Prompt], field: str) -> tuple[list[Prompt], list[LeftOut]]:
+    """The first of equal prompts, in source order, and what that leaves out: plain repeats, and
+    those that differ in another column (tests, say), which is lost with them."""
+    kept: dict[str, Prompt] = {}
+    repeats: list[tuple[Prompt, Prompt]] = []
+    for prompt in prompts:
+        if (first := kept.setdefault(prompt.key, prompt)) is not prompt:
+            repeats.append((prompt, first))
+    same = [pair for pair in repeats if pair[0].columns == pair[1].columns]
+    other = [pair for pair in repeats if pair[0].columns != pair[1].columns]
+    said = []
+    if same:
+        prompt, first = same[0]
+        said.append(LeftOut("duplicate", len(same), f"{prompt.where} repeats {first.where}"))
+    if other:
+        prompt, first = other[0]
+        names = dict.fromkeys((*first.columns, *prompt.columns))
+        differing = [n for n in names if first.columns.get(n) != prompt.columns.get(n)]
+        said.append(
+            LeftOut(
+                "duplicate in prompt and answer alone",
+                len(other),
+                f"{prompt.where} repeats {first.where} with another {', '.join(differing)}, which "
+                f"is not used; change the prompt, or put it into the answer ({field})",
+            )
+        )
+    return list(kept.values()), said
 
 
 def _held_questions(questions: set[str], fraction: float, seed: int) -> set[str]:
@@ -76,19 +128,31 @@ def load_prompts(data: DataConfig, seed: int) -> PromptSplit:
     on.
     """
     rows = _read(data, seed, heldout=False)
-    pool = _unique(rows)
+    pool, left_out = _unique(rows, "data.answer_column")
     duplicates = len(rows) - len(pool)
     asked = [question_hash(prompt) for prompt in pool]
+    contaminated = heldout_rows = 0
     if data.heldout_source is not None:
-        heldout = _unique(_read(data, seed, heldout=True))[: data.heldout_limit]
-        held = {question_hash(prompt) for prompt in heldout}
-        contaminated = sum(question in held for question in asked)
+        given = _read(data, seed, heldout=True)
+        heldout_rows = len(given)
+        heldout, repeated = _unique(given, "data.answer_column")
+        left_out += [replace(each, why=f"held-out {each.why}") for each in repeated]
+        heldout = heldout[: data.heldout_limit]
+        held = {question_hash(prompt): prompt for prompt in reversed(heldout)}
+        both = [prompt for prompt, question in zip(pool, asked) if question in held]
+        contaminated = len(both)
+        if both:
+            twin = held[question_hash(both[0])]
+            first = f"{both[0].where} asks what {twin.where} asks"
+            left_out.append(LeftOut("contaminated", contaminated, first))
     else:
         held = _held_questions(set(asked), data.heldout_fraction, seed)
-        heldout = [prompt for prompt, question in zip(pool, asked) if question in held][
-            : data.heldout_limit
-        ]
-        contaminated = 0
+        aside = [prompt for prompt, question in zip(pool, asked) if question in held]
+        heldout = aside[: data.heldout_limit]
+        if len(aside) > len(heldout):
+            beyond = aside[len(heldout)]
+            words = f"{beyond.where}; held out and not needed, so neither trained on nor judged"
+            left_out.append(LeftOut("beyond data.heldout_limit", len(aside) - len(heldout), words))
     train = tuple(prompt for prompt, question in zip(pool, asked) if question not in held)
     if not train:
         reason = (
@@ -103,7 +167,13 @@ def load_prompts(data: DataConfig, seed: int) -> PromptSplit:
         )
         raise DataError(f"nothing is left to train on: {reason}")
     return PromptSplit(
-        train=train, heldout=tuple(heldout), duplicates=duplicates, contaminated=contaminated
+        train=train,
+        heldout=tuple(heldout),
+        rows=len(rows),
+        heldout_rows=heldout_rows,
+        duplicates=duplicates,
+        contaminated=contaminated,
+        left_out=tuple(left_out),
     )
 
 
@@ -120,13 +190,21 @@ def count_prompts(data: DataConfig) -> int | None:
     source it is the size less the held-out share, an upper bound because equal items collapse.
     Imports neither torch nor datasets.
     """
+    if (split := read_local(data)) is not None:
+        return len(split.train)
+    if kind_of(data.source, "data.source") != "reasoning_gym":
+        return None
+    size = min(data.procedural_size, data.limit or data.procedural_size)
+    if data.heldout_source is not None or data.heldout_fraction == 0:
+        return size
+    return size - max(1, round(data.heldout_fraction * size))
+
+
+def read_local(data: DataConfig, seed: int = 0) -> PromptSplit | None:
+    """The split where files of at most 32 MiB hold it, as `load_prompts` makes it; None where
+    there are others. A held-out hub or procedural set is left aside."""
     kind = kind_of(data.source, "data.source")
-    if kind == "reasoning_gym":
-        size = min(data.procedural_size, data.limit or data.procedural_size)
-        if data.heldout_source is not None or data.heldout_fraction == 0:
-            return size
-        return size - max(1, round(data.heldout_fraction * size))
-    if kind == "hub" or not _is_small_file(data.source):
+    if kind in ("hub", "reasoning_gym") or not _is_small_file(data.source):
         return None
     if data.heldout_source is not None:
         other = kind_of(data.heldout_source, "data.heldout_source")
@@ -134,4 +212,4 @@ def count_prompts(data: DataConfig) -> int | None:
             data = data.model_copy(update={"heldout_source": None, "heldout_fraction": 0.0})
         elif not _is_small_file(data.heldout_source):
             return None
-    return len(load_prompts(data, seed=0).train)
+    return load_prompts(data, seed)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.config import Config
-from cero_rl.data.encode import encode_prompts
-from cero_rl.data.load import load_prompts
+from cero_rl.data.encode import EncodedPrompts, encode_prompts
+from cero_rl.data.load import LeftOut, left_out_lines, load_prompts
 from cero_rl.data.prompts import Prompt, fingerprint
 from cero_rl.errors import DataError
 
@@ -32,23 +32,31 @@ class Data:
     train: Pool
     heldout: Pool
     fingerprint: str  # of the training pool, for checkpoints
-
-
-def _encode(prompts: Sequence[Prompt], tokenizer: Any, config: Config) -> Pool:
-    tokens, kept = encode_prompts(prompts, tokenizer, config.data)
-    return Pool(tuple(prompts[i] for i in kept), tuple(tokens))
+    report: tuple[str, ...] = ()  # what became of the rows, for the user
 
 
 def load_data(config: Config, tokenizer: Any) -> Data:
     """Load, split, encode; raises DataError before any model is loaded."""
     split = load_prompts(config.data, config.seed)
     train, heldout = (
-        _encode(split.train, tokenizer, config),
-        _encode(split.heldout, tokenizer, config),
+        encode_prompts(side, tokenizer, config.data) for side in (split.train, split.heldout)
     )
-    if not len(train):
+    if not train.kept:
         raise DataError(
             f"data.source: no training prompt of {config.data.source} fits "
             f"data.max_prompt_tokens = {config.data.max_prompt_tokens}"
         )
-    return Data(train, heldout, fingerprint(train.prompts))
+    kept, aside = _pool(split.train, train), _pool(split.heldout, heldout)
+    overlong = LeftOut(
+        "overlong",
+        train.overlong + heldout.overlong,
+        train.first_overlong or heldout.first_overlong,
+    )
+    templated, total = train.templated + heldout.templated, len(kept) + len(aside)
+    template = f"chat template: on {templated} of {total} prompts (data.chat_template)"
+    report = (*left_out_lines(split, overlong), template)
+    return Data(kept, aside, fingerprint(kept.prompts), report)
+
+
+def _pool(prompts: Sequence[Prompt], encoded: EncodedPrompts) -> Pool:
+    return Pool(tuple(prompts[i] for i in encoded.kept), tuple(encoded.tokens))

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-Messages = tuple[dict[str, str], ...]
+Messages = tuple[dict[str, Any], ...]
 
 
 def _digest(value: object) -> str:
@@ -26,29 +26,45 @@ class Prompt:
     """One task. Exactly one of `text` and `messages` is set; build it with `make_prompt`, which
     fills the key."""
 
-    key: str  # 16 hex digits: sha256 of the canonical JSON of (text or messages, answer)
+    # 16 hex digits: sha256 of the canonical JSON of (text or messages, answer, tools if any)
+    key: str
     text: str | None
     messages: Messages | None
     # a list or mapping in the data stands here as canonical JSON; the raw value stays in `columns`
     answer: str
     source: str  # data_source column, or the file, id or set it came from
     columns: Mapping[str, Any]  # every column but the prompt's
+    tools: list[dict[str, Any]] | None = None  # functions that the chat template is given
+    where: str = field(default="", compare=False)  # file and line, for messages
 
     @property
-    def content(self) -> str | list[dict[str, str]]:
+    def content(self) -> str | list[dict[str, Any]]:
         """The prompt as reward functions get it: text, or a list of messages."""
         return self.text if self.text is not None else [dict(m) for m in self.messages or ()]
 
 
 def make_prompt(
-    content: str | Sequence[Mapping[str, str]], answer: str, source: str, columns: Mapping[str, Any]
+    content: str | Sequence[Mapping[str, Any]],
+    answer: str,
+    source: str,
+    columns: Mapping[str, Any],
+    *,
+    tools: list[dict[str, Any]] | None = None,
+    where: str = "",
 ) -> Prompt:
     """Build a Prompt with its key from text or chat messages."""
     text = content if isinstance(content, str) else None
     messages = None if isinstance(content, str) else tuple(dict(m) for m in content)
-    key = _digest([text if text is not None else messages, answer])[:16]
+    asked = [text if text is not None else messages, answer, *([tools] if tools else [])]
     return Prompt(
-        key=key, text=text, messages=messages, answer=answer, source=source, columns=columns
+        key=_digest(asked)[:16],
+        text=text,
+        messages=messages,
+        answer=answer,
+        source=source,
+        columns=columns,
+        tools=tools,
+        where=where,
     )
 
 
@@ -64,7 +80,11 @@ def question_hash(prompt: Prompt) -> str:
         if prompt.messages is not None
         else ({"role": "user", "content": prompt.text or ""},)
     )
-    return _digest([[m["role"], m["content"].strip()] for m in messages])
+    asked = [
+        [m["role"], m["content"].strip(), *([m["tool_calls"]] if "tool_calls" in m else [])]
+        for m in messages
+    ]
+    return _digest([*asked, *([prompt.tools] if prompt.tools else [])])
 
 
 def fingerprint(prompts: Iterable[Prompt]) -> str:

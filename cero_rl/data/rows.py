@@ -13,55 +13,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cero_rl.config.data import DataConfig
+from cero_rl.data.messages import example, read_content, read_tools
 from cero_rl.data.prompts import Prompt, make_prompt
 from cero_rl.data.sources import Row
-from cero_rl.errors import DataError
+from cero_rl.errors import DataError, first_line
 
 _ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 _SHOWN_ROWS = 8
-
-
-def _example(row: object) -> str:
-    text = json.dumps(row, default=str, ensure_ascii=False)
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _missing(where: str, field: str, column: str, row: Mapping[str, Any]) -> DataError:
     return DataError(
         f"{where}: no column {column!r} (from {field}); found columns "
         f"{', '.join(map(str, row)) or 'none'}; "
-        f"set {field} to one of them; the row is {_example(row)}"
-    )
-
-
-def _content(value: Any, where: str, column: str) -> str | list[dict[str, str]]:
-    if isinstance(value, str):
-        if not value.strip():
-            raise DataError(f"{where}: the prompt in column {column!r} is empty; remove the row")
-        return value
-    wanted = 'wanted text, or a list of messages such as [{"role": "user", "content": "..."}]'
-    if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: the prompt in column {column!r} is {_kind(value)}; {wanted}")
-    messages: list[dict[str, str]] = []
-    for message in value:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(k), str) for k in ("role", "content")
-        ):
-            raise DataError(
-                f"{where}: the prompt in column {column!r} holds the message "
-                f"{_example(message)}; {wanted}"
-            )
-        messages.append({k: v for k, v in message.items() if isinstance(v, str)})
-    return messages
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    return (
-        f"an empty {type(value).__name__}"
-        if value in ([], {})
-        else f"of type {type(value).__name__}"
+        f"set {field} to one of them; the row is {example(row)}"
     )
 
 
@@ -88,6 +53,28 @@ def _answer_text(value: Any) -> str | None:
     return str(value)
 
 
+def _make(where: str, **parts: Any) -> Prompt:
+    """The prompt, if it can be written down: JSON knows no bytes and dates, UTF-8 no half of a
+    surrogate pair."""
+    try:
+        prompt = make_prompt(**parts, where=where)
+        for text in (prompt.text or "", prompt.answer, prompt.source):
+            text.encode("utf-8")
+        json.dumps([prompt.messages, prompt.tools], ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        broken = error.object[error.start : error.start + 1].encode("unicode-escape").decode()
+        raise DataError(
+            f"{where}: prompt or answer holds {broken}, half of a surrogate pair, which is no "
+            "text; repair or remove the row"
+        ) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where}: the prompt holds what is no JSON ({first_line(error)}); wanted text, "
+            "numbers, lists and mappings"
+        ) from None
+    return prompt
+
+
 def read_prompts(
     rows: Iterable[Row], source: str, data: DataConfig, prompt_column: str, procedural: bool
 ) -> list[Prompt]:
@@ -102,18 +89,22 @@ def read_prompts(
     for where, row in rows:
         if prompt_column not in row:
             raise _missing(where, "data.prompt_column", prompt_column, row)
-        content = _content(row[prompt_column], where, prompt_column)
+        content = read_content(row[prompt_column], where, prompt_column)
         answer = _answer_text(row["answer"] if procedural else _find_answer(row, data, where))
         if answer is None and not procedural:
             without_answer.append(where)
             continue
         origin = row.get("data_source")
         columns = {k: v for k, v in row.items() if k != prompt_column}
-        prompts.append(
-            make_prompt(
-                content, answer or "", origin if isinstance(origin, str) else source, columns
-            )
+        prompt = _make(
+            where,
+            content=content,
+            answer=answer or "",
+            source=origin if isinstance(origin, str) else source,
+            columns=columns,
+            tools=read_tools(row, where),
         )
+        prompts.append(prompt)
     if without_answer:
         shown = ", ".join(
             where.removeprefix(source).lstrip(": ") for where in without_answer[:_SHOWN_ROWS]

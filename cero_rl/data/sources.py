@@ -8,6 +8,7 @@ no cache directory is written.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -19,6 +20,9 @@ from cero_rl.errors import DataError, first_line
 Row = tuple[str, dict[str, Any]]
 Kind = Literal["jsonl", "parquet", "reasoning_gym", "hub"]
 PROCEDURAL = "reasoning_gym:"
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
+_OTHER_FILES = (".json", ".csv", ".tsv", ".txt", ".arrow", *_COMPRESSED)
+_DEPTH = 100  # levels of a row
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -27,30 +31,73 @@ def kind_of(source: str, field: str) -> Kind:
     DataError for what none serves."""
     if source.startswith(PROCEDURAL):
         return "reasoning_gym"
-    path = Path(source)
-    if path.is_dir():
+    path, there = Path(source), os.path.exists(source)  # noqa: PTH110  raises for no name
+    if there and path.is_dir():
         raise DataError(
             f"{field}: {source} is a directory; give the .jsonl or .parquet file inside it"
         )
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".parquet"):
-        if not path.is_file():
+        if not there or not path.is_file():
+            found = "is no regular file" if there else f"does not exist (looked in {Path.cwd()})"
             raise DataError(
-                f"{field}: {source} does not exist (looked in {Path.cwd()}); give the path "
-                "of a .jsonl or .parquet file"
+                f"{field}: {source[:200]} {found}; give the path of a .jsonl or .parquet file"
             )
         return "jsonl" if suffix == ".jsonl" else "parquet"
-    if (
-        path.exists()
-        or not _HUB_ID.fullmatch(source)
-        or suffix in (".json", ".csv", ".tsv", ".txt")
-    ):
-        found = "is not a kind of file this reads" if path.exists() else "does not exist"
+    if there or not _HUB_ID.fullmatch(source) or suffix in _OTHER_FILES:
+        found = "is not a kind of file this reads" if there else "does not exist"
+        remedy = "unpack it and " if suffix in _COMPRESSED else ""
         raise DataError(
-            f"{field}: {source} {found}; give a .jsonl or .parquet file, a Hugging Face id, "
-            f"or {PROCEDURAL}NAME"
+            f"{field}: {source[:200]} {found}; {remedy}give a .jsonl or .parquet file, a Hugging "
+            f"Face id, or {PROCEDURAL}NAME"
         )
     return "hub"
+
+
+class _Twice(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return found
+
+
+def _parse_line(raw: bytes, first: bool) -> Any:
+    """One line of JSON; raises ValueError with the reason in words."""
+    try:
+        text = raw.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError:
+        kinds = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\x28\xb5": "zstandard", b"PA": "parquet"}
+        if first and (kind := kinds.get(raw[:2])) is not None:
+            raise ValueError(f"not text but {kind} data; unpack or rename the file") from None
+        raise ValueError("not UTF-8 text; convert the file to UTF-8") from None
+    try:
+        row = json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"broken JSON ({error.msg} at column {error.colno}); repair or remove the line"
+        ) from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply; repair or remove the line") from None
+    except ValueError as error:  # a key twice, an integer of more than 4,300 digits
+        raise ValueError(
+            f"cannot be read as JSON ({first_line(error)}); repair or remove the line"
+        ) from None
+    # what is read here is written again, for rewards and logs, from deeper frames
+    if raw.count(b"[") + raw.count(b"{") > _DEPTH and _deeper(row, _DEPTH):
+        raise ValueError("JSON nested too deeply; repair or remove the line")
+    return row
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(v, levels - 1) for v in inner)
 
 
 def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
@@ -66,18 +113,9 @@ def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
                     continue
                 where = f"{path}:{number}"
                 try:
-                    row = json.loads(raw.decode("utf-8-sig" if number == 1 else "utf-8"))
-                except UnicodeDecodeError:
-                    raise DataError(f"{where}: not UTF-8 text; convert the file to UTF-8") from None
-                except json.JSONDecodeError as error:
-                    raise DataError(
-                        f"{where}: broken JSON ({error.msg} at column {error.colno}); "
-                        "repair or remove the line"
-                    ) from None
-                except RecursionError:
-                    raise DataError(
-                        f"{where}: JSON nested too deeply; repair or remove the line"
-                    ) from None
+                    row = _parse_line(raw, first=number == 1)
+                except ValueError as error:
+                    raise DataError(f"{where}: {error}") from None
                 if not isinstance(row, dict):
                     raise DataError(
                         f"{where}: holds a JSON {type(row).__name__}, wanted an object such "
@@ -93,22 +131,29 @@ def read_jsonl(path: str, limit: int | None) -> Iterator[Row]:
 
 def read_parquet(path: str, limit: int | None) -> Iterator[Row]:
     """Rows of a parquet file as plain Python values, counted from 1. Raises DataError where it
-    is not parquet."""
-    import pyarrow as pa
+    is not parquet, or where a row cannot be read."""
     import pyarrow.parquet as pq
 
+    number = 0
     try:
         with pq.ParquetFile(path) as file:
-            number = 0
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path}: the column {twice[0]!r} stands twice; keep one")
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     if limit is not None and number >= limit:
                         return
                     number += 1
                     yield f"{path} row {number}", row
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    # pyarrow's own errors, and those of Python's types: text that is no UTF-8, dates out of range
+    except Exception as error:
+        after = f" after row {number}" if number else ""
         raise DataError(
-            f"{path}: cannot be read as parquet ({first_line(error)}); write the file again"
+            f"{path}: cannot be read as parquet{after} ({first_line(error)[:200]}); write the "
+            "file again"
         ) from None
 
 
@@ -118,7 +163,7 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
     import datasets
 
     try:
-        table = datasets.load_dataset(source, config_name, split=split)
+        table = iter(datasets.load_dataset(source, config_name, split=split))
     # the library raises a dozen unrelated types here; all of them mean "not available"
     except Exception as error:
         reason = first_line(error)[:200]
@@ -127,8 +172,15 @@ def read_hub(source: str, config_name: str | None, split: str, limit: int | None
             f"({type(error).__name__}: {reason}); check id, data.config_name and split, log "
             "in if it is gated, or without a network give a local .jsonl or .parquet file"
         ) from None
-    for number, row in enumerate(islice(iter(table), limit), start=1):
-        yield f"{source} row {number}", dict(row)
+    number = 0
+    try:
+        for number, row in enumerate(islice(table, limit), start=1):
+            yield f"{source} row {number}", dict(row)
+    except Exception as error:
+        raise DataError(
+            f"data.source: {source} cannot be read after row {number} "
+            f"({type(error).__name__}: {first_line(error)[:200]}); give a local file"
+        ) from None
 
 
 def read_procedural(source: str, size: int, seed: int) -> Iterator[Row]:

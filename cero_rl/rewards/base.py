@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class RewardItem:
     """One completion to score."""
 
-    prompt: str | list[dict[str, str]]  # text, or chat messages
+    prompt: str | list[dict[str, Any]]  # text, or chat messages
     completion: str
     answer: str
     source: str

@@ -55,13 +55,40 @@ def shown(prompt: Prompt, tok: PreTrainedTokenizerFast, **options: object) -> st
     return decode(tok, encoded.tokens[0])
 
 
+def test_auto_is_the_template_where_the_tokenizer_has_one() -> None:
+    assert shown(text("1+1"), tokenizer(TEMPLATE), prompt_suffix="=") == "user:1+1=\nbot:"
+    assert shown(text("1+1"), tokenizer(TEMPLATE), system_prompt="add", prompt_suffix="=") == (
+        "system:add\nuser:1+1=\nbot:"
+    )
+    assert shown(text("1+1"), tokenizer(), prompt_suffix="=") == "1+1="
+    never = {"chat_template": "never", "prompt_suffix": "="}
+    assert shown(text("1+1"), tokenizer(TEMPLATE), **never) == "1+1="
+    encoded = encode_prompts(
+        [text("a"), chat(("user", "b"))], tokenizer(TEMPLATE), DataConfig(source="x")
+    )
+    assert encoded.templated == 2
+
+
+@pytest.mark.covers("text that is templated already")
+def test_text_that_is_templated_already_is_refused_under_auto() -> None:
+    tok = tokenizer(TEMPLATE)
+    with pytest.raises(DataError, match=r"holds '\[EOS\]', a special token.*: never"):
+        shown(text("user:hi[EOS]"), tok)
+    assert shown(text("user:hi[EOS]"), tok, chat_template="never").startswith("user:hi")
+
+
 def test_text_is_left_as_it_is() -> None:
-    assert shown(text("1+1"), tokenizer(TEMPLATE), prompt_suffix="=") == "1+1="
     assert shown(text("1+1"), tokenizer(), system_prompt="add") == "add\n\n1+1"
 
 
 def test_begin_token_stays_and_end_token_goes() -> None:
     assert shown(text("ab"), tokenizer(frame=True)) == "[BOS]ab"
+
+
+def test_a_begin_token_in_the_text_is_not_doubled() -> None:
+    tok = tokenizer(frame=True)
+    assert shown(text("[BOS]ab"), tok) == "[BOS]ab"
+    assert shown(text("[BOS][BOS]ab"), tok).count("[BOS]") == 3, "left as it was asked for"
 
 
 def test_messages_use_the_template_without_more_special_tokens() -> None:
@@ -107,6 +134,10 @@ def test_overlong() -> None:
         prompts, tok, DataConfig(source="x", max_prompt_tokens=3, overlong_prompt="drop")
     )
     assert encoded.kept == [0, 2]
+    assert (encoded.overlong, encoded.first_overlong) == (
+        1,
+        f"prompt {prompts[1].key} has 6 tokens",
+    )
     assert [decode(tok, ids) for ids in encoded.tokens] == ["a", "bc"]
     with pytest.raises(DataError, match="all 1 prompts are longer"):
         encode_prompts(
