@@ -56,6 +56,20 @@ FAULTS = (
     "resumed with a stated change",
     "start model replaced between attempts",
     "reward file edited between attempts",
+    "writer meets an unknown exception",
+    "incomplete checkpoint",
+    "disk full in one part of a checkpoint",
+    "checkpoint that cannot be pruned",
+    "killed between the renames of a commit",
+    "killed between log and commit",
+    "killed while logs are cut",
+    "killed while a future is set aside",
+    "disk full in a log",
+    "half a line in a log",
+    "back to an older checkpoint",
+    "finished run started again",
+    "branch killed before its first checkpoint",
+    "evaluations and saves that do not meet",
 )
 
 BAD_INPUT = (
@@ -112,6 +126,14 @@ BAD_INPUT = (
     "YAML that its own library chokes on",
     "~ and variables in paths",
     "numbers that are none or out of range",
+    "--resume with --overwrite",
+    "folder of checkpoints, or part of one, to --resume",
+    "another run's checkpoint into a run",
+    "checkpoint that was set aside",
+    "foreign line in a log",
+    "keep_best without evaluations",
+    "keep_best with fewer final samples",
+    "manifest of another form",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

@@ -28,7 +28,7 @@ FLOORS = [
     {"__main__"},
 ]
 FILES_OF = {
-    "checkpoint": "__init__ commit export identity manifest progress restore retention "
+    "checkpoint": "__init__ commit export identity lineage manifest progress restore retention "
     "rollout_store saver",
     "commands": "__init__ checkpoints common evaluate main serve simulate simulate_report slurm "
     "train validate",

@@ -5,15 +5,18 @@ run that nothing happened to.
                         docs/bench/kill_sweep.jsonl
     python tools/kill_sweep.py --points learner.backward checkpoint.renamed
 
-DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command. Compared are sha256 over the exported
-weights, the evidence log and the state of the last checkpoint (posterior, duals, ledger, cursor).
-Also checked: the posterior holds each logged success exactly once.
+DeepSpeed ZeRO-3 on 2 gloo ranks, the shipped command, on ranks that were imported beforehand.
+Compared are sha256 over the exported weights, the logs (of metrics what the clock does not decide)
+and the state of the last checkpoint (posterior, duals, ledger, cursor). Also checked: each step's
+line is there exactly once in every log, and the posterior holds each logged success exactly once.
+Points that a first start does not reach have a preparation of their own (`PREPARED`).
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -51,16 +54,47 @@ SETTINGS = [
 ]
 RANK_1_STEP_3 = "@rank=1,step=3"
 RANK_0_STEP_4 = "@rank=0,step=4"  # a step that saves
+RANK_0 = "@rank=0"
 
 
 def where(point: str) -> str:
     """The rank and step at which a sweep kills: where the point is reached, between the first and
     the last checkpoint."""
-    if point.startswith(("finish.", "export.")) or point == "checkpoint.prune":
+    if point.startswith("resume.") or point == "log.cut":
+        return RANK_0
+    late = ("finish.", "export.", "checkpoint.prune", "checkpoint.replacing")
+    if point.startswith(late):
         return "@rank=0,step=6"
     if point.startswith("checkpoint."):
         return "@rank=1,step=4" if point == "checkpoint.written" else RANK_0_STEP_4
+    # between the log of a step and its commit
+    if point == "log.metrics":
+        return RANK_0_STEP_4
     return "@rank=0,step=3" if point.startswith("log.") else RANK_1_STEP_3
+
+
+@dataclass(frozen=True)
+class Before:
+    """What happens before the kill: a start that ends as `fault` or `flags` say, then the flags of
+    the one that is killed; also_fault goes with the kill."""
+
+    flags: tuple[str, ...] = ()
+    fault: str = ""
+    then: tuple[str, ...] = ("--resume", "auto")
+    also_fault: str = ""
+
+
+STOPPED = ("--stop-at-step", "4")
+GO_BACK = ("--resume", "{run}/checkpoints/step_000002")
+PREPARED = {
+    "log.cut": Before(fault="log.metrics@rank=0,step=3:sigkill"),
+    "resume.set_aside": Before(STOPPED, then=GO_BACK),
+    "resume.logs_cut": Before(STOPPED, then=GO_BACK),
+    # the commit is there, but is said to have failed, and so made once more
+    "checkpoint.replacing": Before(
+        STOPPED, then=("--resume", "auto"), also_fault="checkpoint.renamed@rank=0,step=6:raise;"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -161,6 +195,14 @@ def last_checkpoint(run_dir: Path) -> Path:
     return max((run_dir / "checkpoints").glob("step_*"))
 
 
+def entries(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    lines = (run_dir / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+CLOCK = ("timing_s/", "perf/", "skew/", "step_time", "checkpoint/")
+
+
 def fingerprint(run_dir: Path) -> str:
     """sha256 over what a run leaves behind; the clock and the machine have no part in it."""
     digest = hashlib.sha256()
@@ -168,11 +210,31 @@ def fingerprint(run_dir: Path) -> str:
     for path in (
         run_dir / "export/model.safetensors",
         run_dir / "evidence.jsonl",
+        run_dir / "ledger.jsonl",
+        run_dir / "samples.jsonl",
         newest / "state.json",
         newest / "arrays.safetensors",
     ):
         digest.update(path.read_bytes())
+    for entry in entries(run_dir, "metrics"):
+        kept = {k: v for k, v in entry.items() if not k.startswith(CLOCK)}
+        digest.update(json.dumps(kept, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def logged_once(run_dir: Path) -> bool:
+    """Is each step's line there exactly once, in order, and one last line of the whole run?"""
+    metrics = entries(run_dir, "metrics")
+    steps = [entry["step"] for entry in metrics if "final" not in entry]
+    last = steps[-1]
+    return (
+        steps == list(range(last + 1))
+        and [entry["step"] for entry in metrics if "final" in entry] == [last]
+        and all(
+            [entry["step"] for entry in entries(run_dir, name)] == list(range(1, last + 1))
+            for name in ("ledger", "evidence")
+        )
+    )
 
 
 def counted_once(run_dir: Path) -> bool:
@@ -185,8 +247,7 @@ def counted_once(run_dir: Path) -> bool:
     )
     wins = arrays["scheduler.posterior_a"] - state["scheduler.prior_a"]
     losses = arrays["scheduler.posterior_b"] - state["scheduler.prior_b"]
-    for line in (run_dir / "evidence.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in entries(run_dir, "evidence"):
         for prompt, won, tried in zip(entry["prompt_ids"], entry["successes"], entry["trials"]):
             wins[prompt] -= won
             losses[prompt] -= tried - won
@@ -203,6 +264,11 @@ class Row:
     sha256: str
     same: bool  # the kill happened, and the restarted run ended as the uninterrupted one
     counted_once: bool
+    logged_once: bool
+
+    @property
+    def good(self) -> bool:
+        return self.same and self.counted_once and self.logged_once
 
 
 def kill_and_resume(
@@ -210,11 +276,18 @@ def kill_and_resume(
 ) -> Row:
     """One line of the sweep: kill at `point`, resume, compare with the fingerprint `wanted`."""
     at, name = at or where(point), point.replace(".", "_") + (at or "")[-1:]
-    killed = train(out, name, settings=settings, fault=f"{point}{at}:sigkill")
-    resumed = train(out, name, "--resume", "auto", settings=settings)
     run_dir = out / name
+    before = PREPARED.get(point)
+    flags: list[str] = []
+    if before is not None:
+        train(out, name, *before.flags, settings=settings, fault=before.fault)
+        flags = [flag.format(run=run_dir) for flag in before.then]
+    fault = f"{before.also_fault if before else ''}{point}{at}:sigkill"
+    killed = train(out, name, *flags, settings=settings, fault=fault)
+    resumed = train(out, name, "--resume", "auto", settings=settings)
     source = re.search(r"resumed from .*(step_\d+):|begins again at (step 0)", resumed.text)
-    found = fingerprint(run_dir) if resumed.codes == [0, 0] else resumed.text[-300:]
+    ended = resumed.codes == [0, 0]
+    found = fingerprint(run_dir) if ended else resumed.text[-300:]
     return Row(
         point,
         at,
@@ -223,16 +296,29 @@ def kill_and_resume(
         resumed.codes,
         found,
         same=found == wanted and -9 in killed.codes,
-        counted_once=resumed.codes == [0, 0] and counted_once(run_dir),
+        counted_once=ended and counted_once(run_dir),
+        logged_once=ended and logged_once(run_dir),
     )
 
 
 def row_text(row: Row) -> str:
-    verdict = "same" if row.same and row.counted_once else "DIFFERS"
+    verdict = "same" if row.good else "DIFFERS"
     return (
         f"{row.point:<26} {row.where:<16} {row.killed_codes!s:<10} {row.resumed_from:<13} "
         f"{row.sha256[:16]:<17} {verdict}"
     )
+
+
+def start_warm() -> None:
+    """Ranks as forks of a process that has imported everything, as the tests start theirs."""
+    global start_rank
+    sys.path.insert(0, str(ROOT / "tests"))
+    warm = importlib.import_module("warm_ranks").WarmRank
+
+    def start(line: list[str], environment: dict[str, str], log: Path) -> Any:
+        return warm(line, ROOT, environment, log)
+
+    start_rank = start
 
 
 def main() -> int:
@@ -253,6 +339,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=Path, metavar="FILE", help="append one JSON row a point")
     arguments = parser.parse_args()
+    start_warm()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         uncut = train(out, "uncut", settings=arguments.settings)
@@ -261,7 +348,8 @@ def main() -> int:
             return 1
         wanted = fingerprint(out / "uncut")
         print(f"{'killed at':<26} {'where':<16} {'exits':<10} {'resumed from':<13} {'sha256':<17}")
-        once = "counted once" if counted_once(out / "uncut") else "COUNTED WRONGLY"
+        right = counted_once(out / "uncut") and logged_once(out / "uncut")
+        once = "counted once" if right else "COUNTED WRONGLY"
         print(
             f"{'(nothing)':<26} {'':<16} {uncut.codes!s:<10} {'':<13} {wanted[:16]:<17} {once}",
             flush=True,
@@ -274,7 +362,7 @@ def main() -> int:
         good = 0
         for point in arguments.points:
             row = kill_and_resume(out, point, wanted, arguments.settings)
-            good += row.same and row.counted_once
+            good += row.good
             print(row_text(row), flush=True)
             if arguments.rows is not None:
                 with arguments.rows.open("a", encoding="utf-8") as file:

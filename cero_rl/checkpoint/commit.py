@@ -2,8 +2,8 @@
 state.
 
 Everything is written into tmp.step_N.JOB/, hashed and made durable by the rank that wrote it; when
-all ranks are done, rank 0 writes the manifest, renames the directory to step_N, replaces
-latest.json and removes what is superfluous. A kill at any point leaves the previous checkpoint
+all ranks are done, rank 0 looks that every part is there, writes the manifest, renames the
+directory to step_N and replaces latest.json. A kill at any point leaves the previous checkpoint
 valid. With `checkpoint.asynchronous` the writing happens in a thread on a copy of the state, and
 the commit at the edge of a later step; an error then surfaces there.
 """
@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,29 @@ import torch
 from safetensors.numpy import save_file
 
 from cero_rl import __version__
-from cero_rl.checkpoint.manifest import LATEST, MANIFEST, files_of
-from cero_rl.checkpoint.retention import prune, unfinished
+from cero_rl.checkpoint.lineage import LOGS, REPLACED, origin_of, put_back
+from cero_rl.checkpoint.manifest import (
+    ARRAYS,
+    LATEST,
+    MANIFEST,
+    SHARDS,
+    STATE,
+    files_of,
+    lacks,
+    parent_of,
+    rank_file,
+    read_manifest,
+    write_latest,
+)
+from cero_rl.checkpoint.retention import Score, prune, unfinished
 from cero_rl.config.run import CheckpointConfig
 from cero_rl.distributed.group import Group
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
 from cero_rl.files.durable import describe_file, fsync, write_json
 from cero_rl.job import faults
 from cero_rl.zero.shards import ShardFiles, save_shards
 
-ZERO_TAG = "zero"
+_LITTLE_ROOM_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -53,23 +67,37 @@ def _rng_state() -> dict[str, np.ndarray]:
     return states
 
 
+def _why_not_written(error: Exception, directory: Path) -> CheckpointError:
+    """A writer's error in words. Of a full disk torch says "unexpected pos": the room is said."""
+    words = f"{type(error).__name__}: {first_line(error)}"
+    free = shutil.disk_usage(directory).free if directory.exists() else _LITTLE_ROOM_BYTES
+    if free < _LITTLE_ROOM_BYTES:
+        words += f"; the disk is full ({free / 1e6:.1f} MB free in {directory.parent})"
+    return CheckpointError(words)
+
+
 class _Writing:
-    """One rank's files of one checkpoint on their way to the disk."""
+    """One rank's files of one checkpoint on their way to the disk. expected: their names."""
 
     def __init__(
-        self, step: int, directory: Path, score: float | None, write: Callable[[], dict[str, Any]]
+        self,
+        step: int,
+        directory: Path,
+        score: Score | None,
+        expected: list[str],
+        write: Callable[[], dict[str, Any]],
     ) -> None:
-        self.step, self.directory, self.score = step, directory, score
+        self.step, self.directory, self.score, self.expected = step, directory, score, expected
         self.files: dict[str, Any] = {}
-        self.failure: OSError | RuntimeError | ValueError | None = None
+        self.failure: CheckpointError | None = None
         self._write = write
         self._thread: threading.Thread | None = None
 
     def run(self) -> None:
         try:
             self.files = self._write()
-        except (OSError, RuntimeError, ValueError) as error:
-            self.failure = error
+        except Exception as error:  # whatever it is: safetensors' own class is a bare Exception
+            self.failure = _why_not_written(error, self.directory)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self.run, name="checkpoint-writer", daemon=True)
@@ -102,10 +130,18 @@ class Checkpoints:
         self._shards = ShardFiles()
         self._engine.checkpoint_engine = self._shards
         self._writing: _Writing | None = None
-        self.committed_step: int | None = None  # the newest of this job
+        self.committed_step: int | None = None  # the newest of this run
+        self._parent: dict[str, Any] | None = None
         self._job = group.gather_json(os.environ.get("SLURM_JOB_ID") or str(os.getpid()))[0]
 
-    def save(self, step: int, state: RunState, score: float | None, *, wait: bool) -> bool:
+    def goes_on_from(self, directory: Path) -> None:
+        """The checkpoint that this job resumed from, of this run or from elsewhere."""
+        manifest = read_manifest(directory)
+        self._parent = parent_of(manifest)
+        if directory.resolve().parent == self._root.resolve():
+            self.committed_step = manifest["step"]
+
+    def save(self, step: int, state: RunState, score: Score | None, *, wait: bool) -> bool:
         """Begin a checkpoint; with `wait`, or unless they are asynchronous, it is committed on
         return (True)."""
         self.poll(wait=True)
@@ -117,6 +153,7 @@ class Checkpoints:
 
         def prepare() -> None:
             if self._group.is_main:
+                put_back(self._run_dir)
                 for stale in unfinished(self._run_dir):
                     shutil.rmtree(stale)
                 directory.mkdir(parents=True)
@@ -124,29 +161,25 @@ class Checkpoints:
 
         self._attempt(step, "prepare", prepare)
         self._shards.copies = copies
-        self._attempt(step, "gather", lambda: save_shards(self._engine, directory, ZERO_TAG))
+        self._attempt(step, "gather", lambda: save_shards(self._engine, directory, SHARDS))
         noted = self._shards.take()
+        ours = [rank_file(self._group.rank), *([STATE, ARRAYS] if self._group.is_main else [])]
+        expected = [*(path.relative_to(directory).as_posix() for path, _ in noted), *ours]
 
         def write() -> dict[str, Any]:
             faults.point("checkpoint.write")
-            written = []
             while noted:  # the copies are let go one by one
                 path, shard = noted.pop(0)
                 torch.save(shard, path)
-                written.append(path)
-            save_file(own, directory / f"rank{self._group.rank}.safetensors")
-            written.append(directory / f"rank{self._group.rank}.safetensors")
+            save_file(own, directory / rank_file(self._group.rank))
             if self._group.is_main:
-                (directory / "state.json").write_text(scalars, encoding="utf-8")
-                save_file(shared, directory / "arrays.safetensors")
-                written += [directory / "state.json", directory / "arrays.safetensors"]
-            entries = {
-                path.relative_to(directory).as_posix(): describe_file(path) for path in written
-            }
-            faults.point("checkpoint.written", path=written[0])
+                (directory / STATE).write_text(scalars, encoding="utf-8")
+                save_file(shared, directory / ARRAYS)
+            entries = {name: describe_file(directory / name) for name in expected}
+            faults.point("checkpoint.written", path=directory / expected[0])
             return entries
 
-        self._writing = _Writing(step, directory, score, write)
+        self._writing = _Writing(step, directory, score, expected, write)
         if copies:
             self._writing.start()
             return False
@@ -167,12 +200,21 @@ class Checkpoints:
         def written() -> None:
             if writing.failure is not None:
                 raise writing.failure
+            if missing := sorted(set(writing.expected) - set(writing.files)):
+                raise CheckpointError(f"{missing[0]} was not written")
 
-        self._attempt(writing.step, "write", written)
-        everyone: dict[str, Any] = {}
-        for files in self._group.gather_json(writing.files):
-            everyone |= files
-        self._attempt(writing.step, "commit", lambda: self._commit(writing, everyone))
+        try:
+            self._attempt(writing.step, "write", written)
+            everyone: dict[str, Any] = {}
+            for files in self._group.gather_json(writing.files):
+                everyone |= files
+            self._attempt(writing.step, "commit", lambda: self._commit(writing, everyone))
+        except CheckpointError:
+            if self._group.is_main:
+                put_back(self._run_dir)
+                # half a checkpoint only takes the room of the next
+                shutil.rmtree(writing.directory, ignore_errors=True)
+            raise
         self.committed_step = writing.step
         return True
 
@@ -184,37 +226,76 @@ class Checkpoints:
             name = path.relative_to(directory).as_posix()
             if name not in files:
                 files[name] = describe_file(path)
+        there = {
+            name: entry
+            for name, entry in files.items()
+            if (directory / name).is_file() and (directory / name).stat().st_size == entry["bytes"]
+        }
+        part = lacks(there, self._group.world_size) or next(iter(set(files) - set(there)), None)
+        if part is not None:
+            raise CheckpointError(f"{directory}: has no {part}, or not all of it")
+        for log in LOGS:  # their lines up to this step are older than the checkpoint
+            if (self._run_dir / log).exists():
+                fsync(self._run_dir / log)
         faults.point("checkpoint.manifest")
-        manifest = {
+        score = writing.score
+        manifest: dict[str, Any] = {
             "step": writing.step,
+            "run": origin_of(self._run_dir).id,
+            "parent": self._parent,
             "world_size": self._group.world_size,
-            "score": writing.score,
+            "score": score.value if score is not None else None,
+            "score_of": score.of if score is not None else None,
             "cero_rl": __version__,
             "torch": torch.__version__,
             **self.identity,
             "files": files,
         }
+        manifest["id"] = parent_of(manifest)["id"]
+        before = final.with_name(REPLACED + final.name)
+        if final.exists():
+            with suppress(CheckpointError):
+                manifest["parent"] = read_manifest(final).get("parent")
         write_json(directory / MANIFEST, manifest)
-        fsync(directory / ZERO_TAG)
+        fsync(directory / SHARDS)
         faults.point("checkpoint.before_rename")
-        before = final.with_name(f"tmp.old_{final.name}")
-        if final.exists():  # the same step once more, after a resume: what was there is as good
+        if final.exists():  # the same step once more: `recover` puts it back after a kill
             final.rename(before)
+            faults.point("checkpoint.replacing")
         directory.rename(final)
         fsync(self._root)
+        self._parent = parent_of(manifest)
         faults.point("checkpoint.renamed", path=final)
-        write_json(
-            self._run_dir / LATEST, {"step": writing.step, "directory": f"checkpoints/{final.name}"}
-        )
+        write_latest(self._run_dir, final)
         faults.point("checkpoint.latest", path=self._run_dir / LATEST)
         shutil.rmtree(before, ignore_errors=True)
+
+    def rescore(self, score: Score) -> None:
+        """Write down what the newest checkpoint is worth, which was measured after it was saved."""
+
+        def write() -> None:
+            final = self._root / f"step_{self.committed_step:06d}"
+            manifest = read_manifest(final)
+            write_json(final / MANIFEST, {**manifest, "score": score.value, "score_of": score.of})
+
+        assert self.committed_step is not None
+        step = self.committed_step
+        self._attempt(step, "score", lambda: write() if self._group.is_main else None)
+
+    def tidy(self) -> None:
+        """Remove what the settings do not keep."""
         keep = self._settings
-        prune(
-            self._run_dir,
-            keep_last=keep.keep_last,
-            keep_best=keep.keep_best,
-            keep_every_steps=keep.keep_every_steps,
-        )
+
+        def remove() -> None:
+            prune(
+                self._run_dir,
+                keep_last=keep.keep_last,
+                keep_best=keep.keep_best,
+                keep_every_steps=keep.keep_every_steps,
+            )
+
+        step = self.committed_step or 0
+        self._attempt(step, "prune", lambda: remove() if self._group.is_main else None)
 
     def _attempt(self, step: int, what: str, action: Callable[[], Any]) -> None:
         self._group.together(f"checkpoint of step {step}, {what}", action, CheckpointError)

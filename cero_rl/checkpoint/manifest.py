@@ -4,31 +4,82 @@ last and checked first.
     checkpoints/step_000010/   zero/ (DeepSpeed shards)  state.json  arrays.safetensors
                                rank0.safetensors ...  MANIFEST.json
 
-A directory without a manifest is no checkpoint. Neither DeepSpeed nor safetensors notices a flipped
+A directory without a manifest is no checkpoint, and one whose manifest lists less than `lacks` asks
+for is none either. Neither DeepSpeed nor safetensors notices a flipped
 bit, so hashes are checked before either opens a file. Standard library only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from cero_rl.errors import CheckpointError
-from cero_rl.files.durable import sha256
+from cero_rl.files.durable import sha256, write_json
 
 MANIFEST = "MANIFEST.json"
 LATEST = "latest.json"
+STATE, ARRAYS, SHARDS = "state.json", "arrays.safetensors", "zero"  # and rankN.safetensors
+_STEP = re.compile(r"step_(\d{6,})")
 
 
 def files_of(directory: Path) -> list[Path]:
     return sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
 
 
+def rank_file(rank: int) -> str:
+    return f"rank{rank}.safetensors"
+
+
+def step_of(directory: Path) -> int:
+    """Of a directory of `all_steps`."""
+    return int(directory.name.removeprefix("step_"))
+
+
+def all_steps(run_dir: Path) -> list[Path]:
+    """Every step_N of a run, newest first, whatever is in it."""
+    found = [p for p in (run_dir / "checkpoints").glob("step_*") if _STEP.fullmatch(p.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
 def step_dirs(run_dir: Path) -> list[Path]:
     """Committed checkpoints, newest first, from a scan of the disk."""
-    found = [p for p in (run_dir / "checkpoints").glob("step_*") if (p / MANIFEST).is_file()]
-    return sorted(found, key=lambda p: p.name, reverse=True)
+    return [p for p in all_steps(run_dir) if (p / MANIFEST).is_file()]
+
+
+def write_latest(run_dir: Path, directory: Path) -> None:
+    """For a person: the program scans the disk."""
+    entry = {"step": step_of(directory), "directory": f"checkpoints/{directory.name}"}
+    write_json(run_dir / LATEST, entry)
+
+
+def commit_id(manifest: dict[str, Any]) -> str:
+    """What names a checkpoint's content: a score that comes later does not change it."""
+    files = json.dumps(manifest["files"], sort_keys=True)
+    return str(manifest.get("id") or hashlib.sha256(files.encode()).hexdigest()[:16])
+
+
+def parent_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """How a manifest names the checkpoint that it goes on from."""
+    return {"step": manifest["step"], "id": commit_id(manifest)}
+
+
+def lacks(names: Collection[str], world_size: int, *, universal: bool = False) -> str | None:
+    """The first part that a checkpoint of so many ranks must have and `names` has not."""
+    ranks = 0 if universal else world_size
+    for wanted in (STATE, ARRAYS, *(rank_file(rank) for rank in range(ranks))):
+        if wanted not in names:
+            return wanted
+    if not any(name.startswith(f"{SHARDS}/") for name in names):
+        return f"{SHARDS}/, DeepSpeed's shards"
+    optimizers = sum(name.endswith("optim_states.pt") for name in names)
+    if not universal and optimizers not in (0, world_size):
+        return f"optimizer states of {world_size - optimizers} of {world_size} ranks"
+    return None
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -36,10 +87,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     be read."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(manifest["files"], dict) and isinstance(manifest["step"], int):
+        entries = [set(entry) for entry in manifest["files"].values()]
+        numbers = (manifest["step"], manifest["world_size"])
+        if all({"bytes", "sha256"} <= entry for entry in entries) and all(
+            isinstance(number, int) for number in numbers
+        ):
             return manifest
         problem = "wrong fields"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = type(error).__name__
     raise CheckpointError(
         f"{directory}: no readable {MANIFEST} ({problem}); {_what_it_is(directory)}"
@@ -49,6 +104,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def _what_it_is(directory: Path) -> str:
     if not directory.is_dir():
         return "it is no directory; give one of checkpoints/step_* of a run"
+    if steps := step_dirs(directory.parent) if directory.name == "checkpoints" else []:
+        names = ", ".join(step.name for step in reversed(steps))
+        return f"it holds a run's checkpoints; give one of them ({names}), or --resume auto"
+    if directory.name in ("checkpoints", "abandoned") or any(directory.glob("tmp.step_*")):
+        return "it holds no committed checkpoint; give one of checkpoints/step_* of a run"
+    if (directory.parent / MANIFEST).is_file():
+        return f"it is a part of a checkpoint; give {directory.parent}"
     if (directory / "config.resolved.yaml").exists():
         return (
             "it is a run's directory; give its name with --resume auto, or one of its "
@@ -68,10 +130,13 @@ def _what_it_is(directory: Path) -> str:
 
 
 def verify(directory: Path) -> dict[str, Any]:
-    """The manifest, after every file's size and hash has been checked. Raises CheckpointError
-    naming the first bad file."""
+    """The manifest, after every part has been looked for, and every file's size and hash checked.
+    Raises CheckpointError naming the first bad file."""
     manifest = read_manifest(directory)
     listed: dict[str, dict[str, Any]] = manifest["files"]
+    universal = bool(manifest.get("universal"))
+    if (part := lacks(listed, manifest["world_size"], universal=universal)) is not None:
+        raise CheckpointError(f"{directory}: has no {part}; use an older checkpoint")
     present = {p.relative_to(directory).as_posix() for p in files_of(directory)}
     for name, entry in listed.items():
         path = directory / name

@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from safetensors.numpy import load_file
 
-from cero_rl.checkpoint.commit import ZERO_TAG, RunState
-from cero_rl.checkpoint.manifest import read_manifest, step_dirs, verify
+from cero_rl.checkpoint.commit import RunState
+from cero_rl.checkpoint.manifest import (
+    ARRAYS,
+    SHARDS,
+    STATE,
+    rank_file,
+    read_manifest,
+    step_dirs,
+    verify,
+)
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
 from cero_rl.zero.shards import load_shards, read_shard
@@ -65,10 +73,10 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
 
     def restore() -> None:
         if universal:  # DeepSpeed opens these files itself, and would run what they hold
-            for path in sorted((directory / ZERO_TAG).rglob("*.pt")):
+            for path in sorted((directory / SHARDS).rglob("*.pt")):
                 read_shard(path)
-        load_shards(ds_engine, directory, ZERO_TAG)
-        if not (path := directory / f"rank{group.rank}.safetensors").exists():
+        load_shards(ds_engine, directory, SHARDS)
+        if not (path := directory / rank_file(group.rank)).exists():
             return  # a universal checkpoint for more ranks than it has random states for
         own.update(load_file(path))
         torch.set_rng_state(torch.from_numpy(own["rng.cpu"]))
@@ -76,8 +84,8 @@ def load(directory: Path, group: Group, ds_engine: Any, *, identity: Mapping[str
             torch.cuda.set_rng_state(torch.from_numpy(own["rng.cuda"]))
 
     group.together(f"loading {directory}", restore, CheckpointError)
-    scalars = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    scalars = json.loads((directory / STATE).read_text(encoding="utf-8"))
     # Rollouts that were generated ahead belong to the ranks that did it.
     as_many = manifest["world_size"] == group.world_size
     own = {name: v for name, v in own.items() if as_many and not name.startswith("rng.")}
-    return RunState(scalars, load_file(directory / "arrays.safetensors"), own)
+    return RunState(scalars, load_file(directory / ARRAYS), own)

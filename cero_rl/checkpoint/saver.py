@@ -7,11 +7,13 @@ at the edge of a later step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cero_rl.checkpoint.commit import Checkpoints, RunState
+from cero_rl.checkpoint.retention import Score
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
@@ -41,20 +43,39 @@ class Saver:
         self._say = say
         self._checkpoints = Checkpoints(run_dir, group, ds_engine, config.checkpoint, self.identity)
 
+    def goes_on_from(self, directory: Path) -> None:
+        """The checkpoint that this job resumed from."""
+        self._checkpoints.goes_on_from(directory)
+        self._saved_step = self._checkpoints.committed_step
+
     def step_done(
-        self, step: int, state: Callable[[], RunState], score: float | None, *, last: bool
+        self, step: int, state: Callable[[], RunState], score: Score | None, *, last: bool
     ) -> None:
-        """Save if it is time to, if the save before failed, or if this is the `last` chance to."""
+        """Save if it is time to, if the save before failed, if this is the `last` chance to, or if
+        the step has a score and the best are kept."""
+        score = _number(score)
         self._try(lambda: self._checkpoints.poll(wait=last))
-        every = self._settings.every_steps
-        if not (last or self.failed_saves or (every and step % every == 0)):
+        every, scored = self._settings.every_steps, score is not None and self._settings.keep_best
+        if not (last or self.failed_saves or scored or (every and step % every == 0)):
             return
-        if self._saved_step == step and (score is None or not self._settings.keep_best):
+        if self._saved_step == step:
             return
         while (
             not self._try(lambda: self._checkpoints.save(step, state(), score, wait=last)) and last
         ):
             pass
+
+    def scored(self, score: Score | None) -> None:
+        """What the newest checkpoint is worth, measured after it was saved. A collective."""
+        if (score := _number(score)) is not None and self._saved_step is not None:
+            self._say_only(lambda: self._checkpoints.rescore(score), "accuracy not written down")
+            self._say_only(self._checkpoints.tidy, "old checkpoints not removed")
+
+    def _say_only(self, action: Callable[[], None], what: str) -> None:
+        try:
+            action()
+        except CheckpointError as error:
+            self._say(f"{what}: {error}")
 
     def _try(self, action: Callable[[], bool]) -> bool:
         try:
@@ -72,4 +93,10 @@ class Saver:
         if committed != self._saved_step:  # also one that a later save waited for
             self.failed_saves = 0
             self._saved_step = committed
+            self._say_only(self._checkpoints.tidy, "old checkpoints not removed")
         return True
+
+
+def _number(score: Score | None) -> Score | None:
+    """None also where no reward was known: such a score compares with nothing."""
+    return score if score is not None and math.isfinite(score.value) else None

@@ -98,6 +98,7 @@ class Config(Section):
                 f"{capacity} = {scheduler.rounds * capacity}; raise scheduler.rounds or "
                 "scheduler.capacity_rollouts, or lower budget.total_rollouts"
             )
+        self._best_can_be_told()
         too_large = [
             k
             for k in self.evaluation.pass_k
@@ -110,6 +111,30 @@ class Config(Section):
                 "raise evaluation.samples_per_prompt (or final_samples_per_prompt), or drop that k"
             )
         return self
+
+    def _best_can_be_told(self) -> None:
+        """checkpoint.keep_best compares accuracies of the same number of samples a prompt."""
+        best, evaluation = self.checkpoint.keep_best, self.evaluation
+        if not best:
+            return
+        if not evaluation.every_steps:
+            raise ValueError(
+                f"checkpoint.keep_best: got {best} with evaluation.every_steps = 0, so only the "
+                "last checkpoint would have a held-out accuracy; set evaluation.every_steps, or "
+                "keep_best: 0"
+            )
+        if self.data.heldout_source is None and not self.data.heldout_fraction:
+            raise ValueError(
+                f"checkpoint.keep_best: got {best} without held-out prompts; set "
+                "data.heldout_source or data.heldout_fraction, or keep_best: 0"
+            )
+        final = evaluation.final_samples_per_prompt or evaluation.samples_per_prompt
+        if final < evaluation.samples_per_prompt:
+            raise ValueError(
+                f"checkpoint.keep_best: got {best} with evaluation.final_samples_per_prompt = "
+                f"{final} below samples_per_prompt = {evaluation.samples_per_prompt}, so the last "
+                "checkpoint could not be compared; raise it, or keep_best: 0"
+            )
 
     @property
     def capacity_rollouts(self) -> int:

@@ -39,7 +39,9 @@ class CheckpointConfig(Section):
         default=2, ge=2, description="older checkpoints are removed after a newer one is committed"
     )
     keep_best: NonNegativeInt = Field(
-        default=0, description="and those with the best held-out accuracy, as many as this"
+        default=0,
+        description="and those with the best held-out accuracy, as many as this; a step that is "
+        "evaluated is then saved too",
     )
     keep_every_steps: NonNegativeInt = Field(
         default=0, description="and every step that is a multiple of this; 0: none"
@@ -76,6 +78,9 @@ class WatchdogConfig(Section):
 class LoggingConfig(Section):
     tensorboard: bool = True
     wandb: bool = Field(default=False, description="needs the extra [wandb] and your own login")
+    wandb_project: str | None = Field(
+        default=None, description="None: the environment's WANDB_PROJECT, else cero_rl"
+    )
     sample_dumps: bool = Field(
         default=True, description="write some rollouts of each step to samples.jsonl"
     )

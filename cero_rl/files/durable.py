@@ -30,10 +30,25 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically and durably."""
+def beside(path: Path, text: str) -> Path:
+    """A durable file beside `path` that is to take its place. What was read as surrogateescape is
+    written back as it was."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True), encoding="utf-8")
-    fsync(temporary)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+        fsync(temporary)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def replace(path: Path, temporary: Path) -> None:
+    """Put `temporary` in the place of `path`, durably and at once."""
     temporary.replace(path)
     fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` atomically and durably."""
+    replace(path, beside(path, json.dumps(value, indent=1, sort_keys=True)))

@@ -1,36 +1,48 @@
 """Where numbers go: metrics.jsonl, TensorBoard, and wandb where asked for. Rank 0 only.
 
-One JSON object per optimizer step, with the names that users of other trainers know; non-finite
-numbers are written as null.
+One JSON object per optimizer step and a `final` one at the end of the run, with the names that
+users of other trainers know; non-finite numbers are written as null. A resumed run goes on in the
+same trackers: TensorBoard is told from which step on the earlier points are void, wandb gets the
+run's id again.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cero_rl import redact
+from cero_rl.checkpoint.lineage import origin_of
 from cero_rl.config import Config
 from cero_rl.errors import first_line
-from cero_rl.files.jsonl import append_jsonl
+from cero_rl.files.jsonl import append_jsonl, lines_up_to
 
 
 class Recorder:
     """Writes each step's numbers to every sink. A tracker that fails is said once and left out;
-    metrics.jsonl is never left out."""
+    metrics.jsonl is never left out. first_step: the first that this job will write."""
 
-    def __init__(self, run_dir: Path, config: Config, *, active: bool) -> None:
+    def __init__(self, run_dir: Path, config: Config, *, active: bool, first_step: int = 0) -> None:
+        self._run_dir, self._config, self._first_step = run_dir, config, first_step
         self._path = run_dir / "metrics.jsonl"
         self._active = active
+        self._open = False
         self._trackers: dict[str, Any] = {}
-        if active and config.logging.tensorboard:
-            self._guard(
-                "tensorboard", lambda: self._trackers.update(tensorboard=_tensorboard(run_dir))
-            )
-        if active and config.logging.wandb:
-            self._guard("wandb", lambda: self._trackers.update(wandb=_wandb(run_dir, config)))
+
+    def _open_trackers(self) -> None:
+        """At the first line: a finished run that is started again leaves them as they are."""
+        self._open = True
+        run_dir, config, add = self._run_dir, self._config, self._trackers.update
+        if config.logging.tensorboard:
+            first = self._first_step
+            self._guard("tensorboard", lambda: add(tensorboard=_tensorboard(run_dir, first)))
+        if config.logging.wandb:
+            self._guard("wandb", lambda: add(wandb=_wandb(run_dir, config)))
 
     def _guard(self, name: str, action: Callable[[], Any]) -> None:
         try:
@@ -45,12 +57,26 @@ class Recorder:
                 flush=True,
             )
 
-    def write(self, step: int, numbers: Mapping[str, float | int]) -> None:
+    def write(self, step: int, numbers: Mapping[str, float | int], *, final: bool = False) -> None:
+        """`final`: the run's last line, beside that of its last step."""
         if not self._active:
             return
-        append_jsonl(self._path, {"step": step, **numbers})
+        append_jsonl(self._path, {"step": step, **({"final": True} if final else {}), **numbers})
+        if not self._open:
+            self._open_trackers()
         for name, tracker in list(self._trackers.items()):
             self._guard(name, lambda tracker=tracker: tracker.write(step, numbers))
+
+    def is_final(self, step: int) -> bool:
+        """Has the run ended at `step` before? False on other ranks than 0."""
+        if not self._active or not self._path.exists():
+            return False
+        for line in lines_up_to(self._path, step).kept:
+            with suppress(ValueError, AttributeError):
+                entry = json.loads(line)
+                if entry.get("final") is True and entry.get("step") == step:
+                    return True
+        return False
 
     def close(self) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -64,10 +90,10 @@ class _Tracker:
         self.write, self.close = write, close
 
 
-def _tensorboard(run_dir: Path) -> _Tracker:
+def _tensorboard(run_dir: Path, first_step: int) -> _Tracker:
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(run_dir / "tensorboard"))
+    board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=first_step)
 
     def write(step: int, numbers: Mapping[str, float | int]) -> None:
         for name, value in numbers.items():
@@ -78,12 +104,18 @@ def _tensorboard(run_dir: Path) -> _Tracker:
 
 
 def _wandb(run_dir: Path, config: Config) -> _Tracker:
+    """The same run of wandb at every start. Its points carry the step themselves: wandb's own
+    counter drops what is older than its newest point, and a resumed run begins with such."""
     import wandb  # pyright: ignore[reportMissingImports]  # an extra
 
+    project = config.logging.wandb_project or os.environ.get("WANDB_PROJECT") or "cero_rl"
     run = wandb.init(
-        project="cero_rl",
+        project=project,
         name=config.name,
+        id=os.environ.get("WANDB_RUN_ID") or f"{config.name}-{origin_of(run_dir).id}",
+        resume="allow",
         dir=str(run_dir),
         config=redact.tree(config.model_dump(mode="json")),
     )
-    return _Tracker(lambda step, numbers: run.log(dict(numbers), step=step), run.finish)
+    run.define_metric("*", step_metric="step")
+    return _Tracker(lambda step, numbers: run.log({"step": step, **numbers}), run.finish)

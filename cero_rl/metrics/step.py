@@ -67,7 +67,7 @@ NAMES = {
     "eval/*": "held-out: avg@k, pass@k, standard error, rollouts",
     "checkpoint/failed_saves": "in a row",
     "step_time": "seconds from sampling to synced weights",
-    "timing_s/*": "seconds by phase on rank 0",
+    "timing_s/*": "seconds by phase on rank 0; checkpoint: of the save before this line",
     "perf/tokens_per_second": "tokens generated over step_time",
     "perf/peak_memory_gb": "resident memory of the largest rank",
     "skew/*": "slowest rank over the mean, by phase; which rank it was",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.checkpoint.retention import Score
 from cero_rl.config import Config
 from cero_rl.data.pool import Pool
 from cero_rl.distributed.group import Group
@@ -49,6 +50,9 @@ class EvaluationResult:
     standard_error: float  # over prompts
     pass_at: dict[int, float]
     samples_per_prompt: int
+    # by which checkpoints are compared: of the first evaluation.samples_per_prompt samples alone,
+    # which an evaluation on the way draws too
+    score: Score
 
     def metrics(self) -> dict[str, float | int]:
         numbers: dict[str, float | int] = {
@@ -105,17 +109,20 @@ def evaluate(
         )
     with watchdog.phase("reward", "verifiers and all ranks"):
         scored = score_together(groups, prompts, rewards, group).values
-    counts = np.zeros((2, len(prompts)), dtype=np.int64)
+    compared = min(samples_per_prompt, settings.samples_per_prompt)
+    counts = np.zeros((4, len(prompts)), dtype=np.int64)
     for index, values in zip(mine, scored):
-        known = values[~np.isnan(values)]
-        counts[:, index] = (known > config.reward.success_threshold).sum(), known.size
-    successes, trials = group.sum_counts(counts)
-    known = trials > 0
-    rates = successes[known] / trials[known]
+        for row, drawn in enumerate((values, values[:compared])):
+            known = drawn[~np.isnan(drawn)]
+            wins = (known > config.reward.success_threshold).sum()
+            counts[2 * row : 2 * row + 2, index] = wins, known.size
+    successes, trials, *first = group.sum_counts(counts)
+    rates = _rates(successes, trials)
+    on = f"avg@{compared} of {len(prompts)} prompts at temperature {settings.temperature:g}"
     return EvaluationResult(
         prompts=len(prompts),
         rollouts=len(prompts) * samples_per_prompt,
-        average=float(rates.mean()) if rates.size else float("nan"),
+        average=_mean(rates),
         standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size))
         if rates.size > 1
         else float("nan"),
@@ -123,4 +130,17 @@ def evaluate(
             k: pass_at_k(successes, trials, k) for k in settings.pass_k if k <= samples_per_prompt
         },
         samples_per_prompt=samples_per_prompt,
+        score=Score(_mean(_rates(*first)), on),
     )
+
+
+def _rates(
+    successes: npt.NDArray[np.int64], trials: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Of the prompts with a known reward."""
+    known = trials > 0
+    return successes[known] / trials[known]
+
+
+def _mean(rates: npt.NDArray[np.float64]) -> float:
+    return float(rates.mean()) if rates.size else float("nan")

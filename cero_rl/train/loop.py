@@ -17,6 +17,7 @@ from cero_rl.checkpoint.export import export_model
 from cero_rl.checkpoint.identity import Identity
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.checkpoint.restore import is_universal
+from cero_rl.checkpoint.retention import Score
 from cero_rl.checkpoint.rollout_store import pack_groups, unpack_groups
 from cero_rl.checkpoint.saver import Saver
 from cero_rl.config import Config
@@ -111,7 +112,9 @@ class Trainer:
         """Resume where that is asked for, then `run` with everything open that must be closed."""
         if self.options.resume is not None:
             self.restore(self.options.resume)
-        recorder = Recorder(self.run_dir, self.config, active=self.group.is_main)
+        first_step = self.progress.step + 1 if self.progress.step else 0
+        active = self.group.is_main
+        recorder = Recorder(self.run_dir, self.config, active=active, first_step=first_step)
         with closing(self.console), closing(recorder), self.rewards, self.interrupt:
             self.recorder = recorder
             self.metrics = StepMetrics(
@@ -156,8 +159,8 @@ class Trainer:
             line.log(rollouts, update, parity, version)  # ledger, evidence, samples
             score = self.evaluate_if_due(line)
             stop = self.stop_agreed(line)  # one answer on all ranks
-            self.save(line, score, last=stop is not None)
             line.write(self.saver.failed_saves)  # metrics.jsonl, trackers, console
+            self.save(line, score, last=stop is not None)  # after the step's lines: they are kept
             if stop is not None:
                 self.say_stopped(stop)
             faults.point("step.end")
@@ -208,7 +211,7 @@ class Trainer:
         self.recorder.write(0, {**before.metrics(), **self.progress.ledger.metrics()})
         self.console.say(f"held-out before training: {before.describe()}")
 
-    def evaluate_if_due(self, line: StepLine) -> float | None:
+    def evaluate_if_due(self, line: StepLine) -> Score | None:
         """Held-out accuracy, where this step has one."""
         every = self.config.evaluation.every_steps
         due = every and self.progress.step % every == 0 and self.progress.ledger.remaining_rollouts
@@ -218,7 +221,7 @@ class Trainer:
             result = self.evaluate(final=False)
         line.evaluated(result.metrics())
         self.console.say(f"held-out after step {self.progress.step}: {result.describe()}")
-        return result.average
+        return result.score
 
     def stop_before_start(self) -> int:
         """The exit code of a run that was told to stop before its first step, else 0."""
@@ -241,13 +244,13 @@ class Trainer:
         why = "interrupted" if stop == EXIT_INTERRUPT else "stopped"
         self.console.say(f"{why} after step {self.progress.step}; saved. {GO_ON}")
 
-    def save(self, line: StepLine, score: float | None, *, last: bool) -> None:
+    def save(self, line: StepLine, score: Score | None, *, last: bool) -> None:
         before = line.seconds("checkpoint")
         with line.clock("checkpoint"):
             self.save_now(score, last=last)
         self.stopping.took(save_seconds=line.seconds("checkpoint") - before)
 
-    def save_now(self, score: float | None, *, last: bool) -> None:
+    def save_now(self, score: Score | None, *, last: bool) -> None:
         ahead = self.collector.ahead()
         own = pack_groups(ahead) if ahead is not None else {}
         state = partial(self.progress.state, self.scheduler, own)
@@ -270,6 +273,7 @@ class Trainer:
                 self.scheduler,
                 self.config.budget.total_rollouts,
             )
+        self.saver.goes_on_from(directory)
         self.collector.resume_with(lambda requests: unpack_groups(own, requests))
         spent = self.progress.ledger.spent_rollouts
         self.console.say(
@@ -277,29 +281,38 @@ class Trainer:
         )
 
     def finish(self) -> int:
-        ledger = self.progress.ledger
+        ledger, step = self.progress.ledger, self.progress.step
+        spent = f"{step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts"
+        if self.group.all_max(int(self.recorder.is_final(step))):
+            where = f"; {self.export()}" if self.export_is_missing() else ""
+            self.console.say(f"done before: {spent}; nothing to add{where}")
+            return 0
+        self.save_now(None, last=True)
+        faults.point("finish.saved")
         numbers: dict[str, float | int] = dict(ledger.metrics())
-        score = None
         if len(self.data.heldout):
             after = self.evaluate(final=True)
+            faults.point("finish.evaluated")
             numbers |= after.metrics()
-            score = after.average
             change = after.change_from(self.progress.eval_before)
             self.console.say(f"held-out accuracy{change}, {after.describe()}")
-        faults.point("finish.evaluated")
-        self.save_now(score, last=True)
-        faults.point("finish.saved")
+            with self.watchdog.phase("checkpoint", "the disk and all ranks"):
+                self.saver.scored(after.score)
         if self.group.is_main:
-            posterior = self.run_dir / "posterior.parquet"
-            save_evidence(posterior, self.scheduler, self.data.train.prompts)
-        where = f"model in {self.run_dir}"
-        if self.config.checkpoint.export:
-            with self.watchdog.phase("checkpoint", "the export of all ranks' shards"):
-                where = export_model(
-                    self.policy, self.tokenizer, self.run_dir, self.config, self.group
-                )
-                faults.point("export.written")
-        self.recorder.write(self.progress.step, numbers)
-        spent, total = ledger.spent_rollouts, ledger.total_rollouts
-        self.console.say(f"done: {self.progress.step} steps, {spent} of {total} rollouts; {where}")
+            with self.watchdog.phase("posterior", "the disk"):
+                posterior = self.run_dir / "posterior.parquet"
+                save_evidence(posterior, self.scheduler, self.data.train.prompts)
+        where = self.export() if self.config.checkpoint.export else f"model in {self.run_dir}"
+        self.recorder.write(step, numbers, final=True)  # the last: it says that all is there
+        self.console.say(f"done: {spent}; {where}")
         return 0
+
+    def export_is_missing(self) -> bool:
+        missing = self.config.checkpoint.export and not (self.run_dir / "export").exists()
+        return bool(self.group.all_max(int(missing)))
+
+    def export(self) -> str:
+        with self.watchdog.phase("export", "the disk and all ranks' shards"):
+            where = export_model(self.policy, self.tokenizer, self.run_dir, self.config, self.group)
+            faults.point("export.written")
+        return where

@@ -14,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from cero_rl.checkpoint.identity import Change, Identity, changes_since, refuse_other_ranks
-from cero_rl.checkpoint.manifest import LATEST, read_manifest, step_dirs
+from cero_rl.checkpoint.lineage import (
+    ABANDONED,
+    arrive,
+    begin,
+    cut_logs,
+    origin_of,
+    recover,
+    refuse_foreign,
+)
+from cero_rl.checkpoint.manifest import LATEST, all_steps, read_manifest
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.checkpoint.restore import check, find_valid, load
 from cero_rl.config import Config, dump_config
 from cero_rl.config.sizes import derived_sizes
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError, ConfigError, NoProgressError
-from cero_rl.files.jsonl import truncate_jsonl
 from cero_rl.job.lock import LOCK, RunLock
 from cero_rl.job.restarts import (
     Attempt,
@@ -33,7 +41,6 @@ from cero_rl.job.restarts import (
 )
 from cero_rl.scheduler.protocol import Scheduler
 
-LOGS = ("metrics.jsonl", "ledger.jsonl", "evidence.jsonl", "samples.jsonl")
 _RESOLVED = "config.resolved.yaml"
 
 
@@ -71,6 +78,11 @@ def open_run_dir(
 ) -> Path | None:
     """Lock and prepare the directory; returns the checkpoint to resume from, which is of the same
     run. The same answer or the same error on every rank."""
+    if start.resume is not None and start.overwrite:
+        raise ConfigError(
+            f"--overwrite with --resume {start.resume}: one deletes what the other goes on from; "
+            "give one of them"
+        )
     given = Path(start.resume) if start.resume not in (None, "auto") else None
     if given is not None and (problem := check(given, group)) is not None:
         raise CheckpointError(f"--resume {given}: {problem}")
@@ -82,22 +94,20 @@ def open_run_dir(
         )
     _on_main(group, lambda: _lock(run_dir))
     if filled and start.resume is not None:
-        found = given or find_valid(
-            run_dir,
-            group,
-            lambda text: print(text, file=sys.stderr, flush=True) if group.is_main else None,
-        )
+        _on_main(group, lambda: _recover(run_dir, given))
+        found = given or _newest(run_dir, group)
         changes: list[Change] = []
         if found is None:
             _on_main(group, lambda: _start_over(run_dir))
         else:
             changes = _changes(found, identity, start, group)
+            _on_main(group, lambda: _goes_on_elsewhere(run_dir, given))
         _on_main(group, lambda: _begin_attempt(run_dir, found, changes))
         if changes:
             _on_main(group, lambda: _write_resolved(run_dir, config, num_prompts))
         return found
     changes = [] if given is None else _changes(given, identity, start, group)
-    _on_main(group, lambda: _prepare(run_dir, config, num_prompts))
+    _on_main(group, lambda: _prepare(run_dir, config, num_prompts, given))
     _on_main(group, lambda: _begin_attempt(run_dir, given, changes))
     return given
 
@@ -110,6 +120,37 @@ def _changes(checkpoint: Path, identity: Identity, start: Start, group: Group) -
     if changes and group.is_main:
         print(f"changed since {checkpoint}: {'; '.join(map(str, changes))}", flush=True)
     return changes
+
+
+def _recover(run_dir: Path, given: Path | None) -> None:
+    """Finish what a kill cut off, and look at a checkpoint that was given by name."""
+    for text in recover(run_dir):
+        print(text, flush=True)
+    if given is not None:
+        refuse_foreign(run_dir, given, read_manifest(given))
+
+
+def _goes_on_elsewhere(run_dir: Path, given: Path | None) -> None:
+    """Until its next save the run has no checkpoint of its own to come back to."""
+    if given is not None and given.resolve().parent != (run_dir / "checkpoints").resolve():
+        begin(run_dir, given, origin_of(run_dir).id)
+
+
+def _newest(run_dir: Path, group: Group) -> Path | None:
+    """The newest valid checkpoint of the run, or the one elsewhere that it began from."""
+
+    def report(text: str) -> None:
+        if group.is_main:
+            print(text, file=sys.stderr, flush=True)
+
+    if (found := find_valid(run_dir, group, report)) is not None:
+        return found
+    origin = group.gather_json(str(origin_of(run_dir).begun_from or "") if group.is_main else "")[0]
+    if not origin or any(all_steps(run_dir)):
+        return None
+    if (problem := check(Path(origin), group)) is not None:
+        raise CheckpointError(f"--resume auto: the run began from {origin}: {problem}")
+    return Path(origin)
 
 
 def close_attempt(run_dir: Path, exit_code: int) -> None:
@@ -140,7 +181,7 @@ def _lock(run_dir: Path) -> None:
     RunLock(run_dir)  # until the process ends
 
 
-def _prepare(run_dir: Path, config: Config, num_prompts: int) -> None:
+def _prepare(run_dir: Path, config: Config, num_prompts: int, begun_from: Path | None) -> None:
     for path in run_dir.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -152,6 +193,7 @@ def _write_resolved(run_dir: Path, config: Config, num_prompts: int) -> None:
     sizes = "".join(
         f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts)
     )
+    begin(run_dir, begun_from)
     (run_dir / _RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
 
 
@@ -163,11 +205,7 @@ def _start_over(run_dir: Path) -> None:
             f"--resume auto: {run_dir} holds files but no run of this program; set another "
             "name, or use --overwrite"
         )
-    if (
-        (run_dir / LATEST).exists()
-        or step_dirs(run_dir)
-        or any((run_dir / "checkpoints").glob("step_*"))
-    ):
+    if (run_dir / LATEST).exists() or all_steps(run_dir) or (run_dir / ABANDONED).exists():
         raise CheckpointError(
             f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with "
             "--overwrite or another name"
@@ -177,8 +215,7 @@ def _start_over(run_dir: Path) -> None:
         "again at step 0",
         flush=True,
     )
-    for name in LOGS:
-        truncate_jsonl(run_dir / name, -1)
+    cut_logs(run_dir, -1)
 
 
 def run_directory(config: Config) -> Path:
@@ -195,16 +232,18 @@ def restore(
     scheduler: Scheduler,
     total_rollouts: int,
 ) -> dict[str, Any]:
-    """Take over a checkpoint, with this run's budget, and cut the logs back to its step; returns
-    this rank's own arrays.
+    """Take over a checkpoint, with this run's budget, set aside what the run did after it, and cut
+    the logs back to its step; returns this rank's own arrays.
 
     Raises CheckpointError for one that does not fit this run. A collective.
     """
     state = load(checkpoint, group, ds_engine, identity=identity)
     progress.restore(state, scheduler)
     progress.set_budget(total_rollouts, scheduler)
-    if group.is_main:
-        for name in LOGS:
-            truncate_jsonl(run_dir / name, progress.step)
-    group.barrier()
+
+    def settle() -> None:
+        for text in arrive(run_dir, progress.step):
+            print(text, flush=True)
+
+    group.on_main(settle, (CheckpointError,))
     return state.own

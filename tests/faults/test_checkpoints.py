@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cero_rl.checkpoint import MANIFEST, prune, step_dirs, unfinished, verify
 from cero_rl.checkpoint.manifest import files_of
-from cero_rl.checkpoint.retention import superfluous
+from cero_rl.checkpoint.retention import Score, superfluous
 from cero_rl.commands.main import main
 from cero_rl.errors import CheckpointError
 from cero_rl.files.durable import describe_file, write_json
@@ -27,12 +27,15 @@ def make(run: Path, step: int, score: float | None = None) -> Path:
     directory = run / f"checkpoints/step_{step:06d}"
     (directory / "zero").mkdir(parents=True)
     (directory / "state.json").write_text(json.dumps({"step": step}))
+    for name in ("arrays", "rank0", "rank1"):
+        (directory / f"{name}.safetensors").write_bytes(b"arrays")
     (directory / "zero/shard.pt").write_bytes(bytes(range(256)) * 16)
     files = {p.relative_to(directory).as_posix(): describe_file(p) for p in files_of(directory)}
     manifest = {
         "step": step,
         "world_size": 2,
         "score": score,
+        "score_of": None if score is None else "avg@1",
         "cero_rl": "0",
         "torch": "0",
         "files": files,
@@ -93,25 +96,29 @@ def test_damage_is_refused_by_name(tmp_path: Path, damage: Callable[[Path], Any]
         verify(directory)
 
 
+SCORES = st.none() | st.builds(Score, st.floats(0, 1), st.sampled_from(["avg@1", "avg@4"]))
+
+
 @given(
-    st.dictionaries(st.integers(0, 60), st.none() | st.floats(0, 1), max_size=12),
+    st.dictionaries(st.integers(0, 60), SCORES, max_size=12),
     st.integers(1, 4),
     st.integers(0, 3),
     st.sampled_from([0, 5, 10]),
 )
-def test_retention_keeps_the_newest_the_best_and_every_mth(
-    found: dict[int, float | None], last: int, best: int, every: int
+def test_retention_keeps_the_newest_the_best_of_a_kind_and_every_mth(
+    found: dict[int, Score | None], last: int, best: int, every: int
 ):
     gone = set(
         superfluous(list(found.items()), keep_last=last, keep_best=best, keep_every_steps=every)
     )
     stay = set(found) - gone
     assert set(sorted(found)[-last:]) <= stay
-    scores = sorted((s for s in found.values() if s is not None), reverse=True)
-    kept_scores = sorted((s for step in stay if (s := found[step]) is not None), reverse=True)
-    assert kept_scores[:best] == scores[:best]
+    for kind in ("avg@1", "avg@4"):
+        alike = {step: s.value for step, s in found.items() if s is not None and s.of == kind}
+        kept = sorted((value for step, value in alike.items() if step in stay), reverse=True)
+        assert kept[:best] == sorted(alike.values(), reverse=True)[:best]
     assert not every or {step for step in found if step % every == 0} <= stay
-    assert len(stay) <= last + best + (sum(step % every == 0 for step in found) if every else 0)
+    assert len(stay) <= last + 2 * best + (sum(s % every == 0 for s in found) if every else 0)
 
 
 @pytest.mark.covers("stale tmp directories")
@@ -140,7 +147,7 @@ def test_the_command_lists_verifies_and_prunes(tmp_path: Path, capsys: pytest.Ca
     assert main(["checkpoints", "verify", str(tmp_path)]) == 4
     shown = capsys.readouterr()
     assert "1 of 4 checkpoints are damaged (step_000004)" in shown.err
-    assert shown.out.count("ok: 2 files") == 3
+    assert shown.out.count("ok: 5 files") == 3
     assert (
         main(
             [
