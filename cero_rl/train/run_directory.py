@@ -185,6 +185,7 @@ def _prepare(run_dir: Path, config: Config, num_prompts: int, begun_from: Path |
     for path in run_dir.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    begin(run_dir, begun_from)
     _write_resolved(run_dir, config, num_prompts)
 
 
@@ -193,7 +194,6 @@ def _write_resolved(run_dir: Path, config: Config, num_prompts: int) -> None:
     sizes = "".join(
         f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts)
     )
-    begin(run_dir, begun_from)
     (run_dir / _RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
 
 
