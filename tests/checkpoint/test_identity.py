@@ -225,8 +225,9 @@ def test_an_older_checkpoint_is_refused_with_the_reason():
 
 def checkpoint_of(run: Path, was: Identity, step: int = 2) -> Path:
     directory = run / f"checkpoints/step_{step:06d}"
-    directory.mkdir(parents=True)
-    (directory / "state.json").write_text("{}")
+    (directory / "zero").mkdir(parents=True)
+    for name in ("state.json", "arrays.safetensors", "rank0.safetensors", "zero/shard.pt"):
+        (directory / name).write_text("{}")
     files = {p.relative_to(directory).as_posix(): describe_file(p) for p in files_of(directory)}
     whole = {**manifest_of(was), "world_size": 1, "step": step, "cero_rl": "0", "files": files}
     write_json(directory / MANIFEST, whole)
