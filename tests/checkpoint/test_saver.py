@@ -3,12 +3,14 @@ stood in for, and a full disk is made by CERO_FAULT."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import warm_ranks
 from safetensors import SafetensorError
 from step_cases import config_of
 
@@ -24,6 +26,7 @@ from cero_rl.errors import CheckpointError
 from cero_rl.files.durable import describe_file
 from cero_rl.job import faults
 
+ROOT = Path(__file__).resolve().parents[2]
 FULL = "checkpoint.write:enospc"
 BEST = ("checkpoint.keep_best=1", "evaluation.every_steps=3")
 KEEP_ALL = "checkpoint.keep_last=99"
@@ -343,6 +346,35 @@ def test_what_cannot_be_pruned_is_said_and_costs_no_save(tmp_path: Path, monkeyp
     assert run.steps == [2, 3]
     assert run.saver.failed_saves == 0
     assert run.said[0].startswith("old checkpoints not removed: checkpoint of step 3, prune")
+
+
+@pytest.mark.covers("disk full in one part of a checkpoint", "disk full in a log")
+@pytest.mark.parametrize(
+    ("asynchronous", "part", "error"),
+    [
+        (True, "arrays", "SafetensorError: "),
+        (False, "arrays", "SafetensorError: "),
+        (False, "shards", "RuntimeError: "),
+    ],
+)
+def test_a_disk_that_is_really_full(tmp_path: Path, asynchronous: bool, part: str, error: str):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    driver = ["tests/checkpoint/full_disk_driver.py", str(disk), str(asynchronous), part]
+    meet = {**warm_ranks.environment(), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = warm_ranks.run(driver, ROOT, meet, tmp_path, ranks=1)
+    if done.returncode == 77:
+        pytest.skip("this user may not mount a tmpfs")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["steps"] == [1, 3]
+    (said,) = told["said"]
+    assert said.startswith("not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, wr")
+    assert error in said
+    assert "No space left on device" in said or "the disk is full (0.0 MB free in " in said
+    assert told["left"] == []
+    assert told["full"], "the log met the full disk too"
+    assert told["whole"], "and kept no half a line"
 
 
 # --- asynchronous writers

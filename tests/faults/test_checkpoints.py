@@ -12,36 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_checkpoints import make
 
 from cero_rl.checkpoint import MANIFEST, prune, step_dirs, unfinished, verify
-from cero_rl.checkpoint.manifest import files_of
 from cero_rl.checkpoint.retention import Score, superfluous
 from cero_rl.commands.main import main
 from cero_rl.errors import CheckpointError
-from cero_rl.files.durable import describe_file, write_json
 from cero_rl.job.lock import RunLock
-
-
-def make(run: Path, step: int, score: float | None = None) -> Path:
-    """A committed directory with the layout of a real one."""
-    directory = run / f"checkpoints/step_{step:06d}"
-    (directory / "zero").mkdir(parents=True)
-    (directory / "state.json").write_text(json.dumps({"step": step}))
-    for name in ("arrays", "rank0", "rank1"):
-        (directory / f"{name}.safetensors").write_bytes(b"arrays")
-    (directory / "zero/shard.pt").write_bytes(bytes(range(256)) * 16)
-    files = {p.relative_to(directory).as_posix(): describe_file(p) for p in files_of(directory)}
-    manifest = {
-        "step": step,
-        "world_size": 2,
-        "score": score,
-        "score_of": None if score is None else "avg@1",
-        "cero_rl": "0",
-        "torch": "0",
-        "files": files,
-    }
-    write_json(directory / MANIFEST, manifest)
-    return directory
 
 
 def flip(path: Path) -> None:
