@@ -33,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     refuse_unfit()
     from cero_rl.data.pool import load_data
     from cero_rl.job.watchdog import Watchdog
+    from cero_rl.models.directory import find_model
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rewards.pool import RewardPool, check_reward
     from cero_rl.rollout.engines.build import build_rollout_engine
@@ -41,9 +42,10 @@ def run(arguments: argparse.Namespace) -> int:
     from cero_rl.zero import launch
 
     check_reward(config.reward)
+    path = arguments.model or config.model.path
+    find_model(path, "--model" if arguments.model else "model.path")
     group = launch.start()
     try:
-        path = arguments.model or config.model.path
         tokenizer = load_tokenizer(path)
         check_model(config, path, tokenizer)
         data = load_data(config, tokenizer)

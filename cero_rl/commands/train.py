@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cero_rl import __version__
 from cero_rl.commands.common import Parser, add_config, guard
-from cero_rl.commands.validate import print_sizes, report_validation
+from cero_rl.commands.validate import print_rows, print_sizes, report_validation, text_notes
 from cero_rl.config import load_config
 from cero_rl.config.paths import text_argument
 from cero_rl.config.sizes import check_pool
@@ -77,21 +77,24 @@ def _train(arguments: argparse.Namespace) -> int:
         time.time(),
     )
     from cero_rl.job import faults
+    from cero_rl.models.directory import find_model
     from cero_rl.rewards.pool import check_reward
 
     faults.check()
     if os.environ.get("RANK", "0") == "0":
         check_reward(config.reward)
+    find_model(config.model.path)
     refuse_unfit()
     if arguments.dry_run:
-        return report_validation(config) if os.environ.get("RANK", "0") == "0" else 0
+        main = os.environ.get("RANK", "0") == "0"
+        return report_validation(config, look_up=True) if main else 0
     from cero_rl.checkpoint.identity import identity_of
     from cero_rl.data.pool import load_data
     from cero_rl.job.watchdog import Watchdog, explained
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rollout.engines.choose import choose_engine
     from cero_rl.train.loop import Options, Trainer
-    from cero_rl.train.preflight import check_model, export_repairs
+    from cero_rl.train.preflight import check_model, export_repairs, try_rewards
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero import launch
 
@@ -103,6 +106,7 @@ def _train(arguments: argparse.Namespace) -> int:
     repairs = export_repairs(config) if config.checkpoint.export else ()
     data = load_data(config, tokenizer)
     check_pool(config, len(data.train))
+    rewards = try_rewards(config, data, group)
     prompts = data.train.prompts
     scheduler = scheduler_for_pool(config, prompts, warm=arguments.resume is None)
     run_dir = run_directory(config)
@@ -119,11 +123,11 @@ def _train(arguments: argparse.Namespace) -> int:
             f"{group.device.type} rank(s), scheduler {config.scheduler.name}"
         )
         print(f"  {'prompts':<15} {len(data.train)} to train on, {len(data.heldout)} held out")
-        for line in data.report:
-            print(f"  {'data':<15} {line}")
+        print_rows("data", data.report)
+        print_rows("reward", rewards)
+        print_rows("note", text_notes(config))
         print_sizes(config, len(data.train))
-        for repair in repairs:
-            print(f"  {'export':<15} generation_config.json: {repair}")
+        print_rows("export", [f"generation_config.json: {repair}" for repair in repairs])
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)

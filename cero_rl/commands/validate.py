@@ -1,16 +1,26 @@
-"""`cero-rl validate`: everything that can be checked without a model, and the sizes that follow.
-Starts without torch."""
+"""`cero-rl validate`: everything that can be told before weights are loaded, cheap things first,
+and the sizes that follow. Starts without torch, which only a model in a local directory needs."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import re
+from collections.abc import Sequence
 
 from cero_rl.commands.common import add_config
 from cero_rl.config import Config, dump_config, load_config
 from cero_rl.config.sizes import check_pool, derived_sizes
-from cero_rl.train.scheduler import build_scheduler
+from cero_rl.train.scheduler import build_scheduler, scheduler_for_pool
 
 HELP = "check a configuration and print the sizes that follow from it"
+# LaTeX has \neq and \nabla; what follows a line break is no small letter
+_WRITTEN_BREAK = re.compile(r"\\n(?![a-z])")
+
+
+def print_rows(name: str, lines: Sequence[str]) -> None:
+    for line in lines:
+        print(f"  {name:<15} {line}")
 
 
 def print_sizes(config: Config, num_prompts: int | None) -> None:
@@ -18,20 +28,61 @@ def print_sizes(config: Config, num_prompts: int | None) -> None:
         print(f"  {name:<15} {equation}")
 
 
-def report_validation(config: Config) -> int:
-    from cero_rl.data.load import count_prompts
+def text_notes(config: Config) -> list[str]:
+    """Free text that may not be what was meant."""
+    texts = {
+        "data.system_prompt": config.data.system_prompt or "",
+        "data.prompt_suffix": config.data.prompt_suffix,
+    }
+    return [
+        f"{key} holds a backslash and an n, two characters; for a line break write $'...' in bash"
+        for key, text in texts.items()
+        if _WRITTEN_BREAK.search(text)
+    ]
 
-    num_prompts = count_prompts(config.data)
+
+def report_validation(config: Config, *, look_up: bool = False) -> int:
+    """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
+    from cero_rl.data.load import count_prompts, left_out_lines, read_local
+    from cero_rl.models.directory import find_model
+    from cero_rl.rewards.pool import check_reward
+    from cero_rl.rewards.trial import try_reward
+
+    check_reward(config.reward)
+    where = find_model(config.model.path)
+    rewards: list[str] = []
+    data = [] if (split := read_local(config.data, config.seed)) is None else left_out_lines(split)
+    if split is not None:
+        rewards += try_reward(config.reward, split.train, "data.source")
+        rewards += try_reward(config.reward, split.heldout, "held-out prompts")
+    model = [f"{config.model.path} is a Hugging Face id, looked up at the start"]
+    num_prompts = count_prompts(config.data) if split is None else len(split.train)
+    if where == "directory" or look_up:
+        if importlib.util.find_spec("torch") is None:
+            model = [f"{config.model.path} is not tried: torch is not installed here"]
+        else:
+            from cero_rl.data.pool import load_data
+            from cero_rl.train.preflight import try_model
+
+            tokenizer, model = try_model(config)
+            if split is not None:
+                loaded = load_data(config, tokenizer)
+                data, num_prompts = list(loaded.report), len(loaded.train)
+                check_pool(config, num_prompts)
+                scheduler_for_pool(config, loaded.train.prompts)
     if num_prompts is not None:
         check_pool(config, num_prompts)
     group = config.scheduler.rollouts_per_unit * config.scheduler.max_units_per_prompt
     # its options are checked by building it
     build_scheduler(config, num_prompts or -(-config.capacity_rollouts // group))
     print(f"{config.name}: the configuration is valid")
-    print(
-        f"  {'prompts':<15} "
-        f"{num_prompts if num_prompts is not None else 'known once the data is loaded'}"
+    print_rows(
+        "prompts", ["known once the data is loaded" if num_prompts is None else str(num_prompts)]
     )
+    print_rows("data", data)
+    print_rows("reward", rewards)
+    print_rows("model", model)
+    print_rows("note", text_notes(config))
     print_sizes(config, num_prompts)
     return 0
 

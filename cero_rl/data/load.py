@@ -97,7 +97,7 @@ def _unique(prompts: list[Prompt], field: str) -> tuple[list[Prompt], list[LeftO
     said = []
     if same:
         prompt, first = same[0]
-        said.append(LeftOut("duplicate", len(same), f"{prompt.where} repeats {first.where}"))
+        said.append(LeftOut("exact duplicate", len(same), f"{prompt.where} repeats {first.where}"))
     if other:
         prompt, first = other[0]
         names = dict.fromkeys((*first.columns, *prompt.columns))

@@ -53,7 +53,8 @@ def load_data(config: Config, tokenizer: Any) -> Data:
         train.first_overlong or heldout.first_overlong,
     )
     templated, total = train.templated + heldout.templated, len(kept) + len(aside)
-    template = f"chat template: on {templated} of {total} prompts (data.chat_template)"
+    key = f"data.chat_template: {config.data.chat_template}"
+    template = f"chat template: on {templated} of {total} prompts ({key})"
     report = (*left_out_lines(split, overlong), template)
     return Data(kept, aside, fingerprint(kept.prompts), report)
 

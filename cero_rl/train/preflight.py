@@ -7,14 +7,18 @@ from typing import Any
 import torch
 
 from cero_rl.config import Config
-from cero_rl.errors import ConfigError
+from cero_rl.data.pool import Data
+from cero_rl.distributed.group import Group
+from cero_rl.errors import ConfigError, DataError, RewardError
 from cero_rl.models.attention import choose_attention
 from cero_rl.models.generation import exportable_generation_config, read_generation_config
 from cero_rl.models.load import (
     adapter_without_weights,
     load_model_config,
+    load_tokenizer,
     refuse_other_architectures,
 )
+from cero_rl.rewards.trial import try_reward
 from cero_rl.rollout.engines.choose import choose_engine
 
 
@@ -42,3 +46,30 @@ def export_repairs(config: Config) -> tuple[str, ...]:
     ConfigError for settings that could be neither saved nor repaired when all rollouts are paid."""
     path = config.model.path
     return exportable_generation_config(read_generation_config(path), path)[1]
+
+
+def try_model(config: Config) -> tuple[Any, list[str]]:
+    """(tokenizer, lines for the user) of the start model, for a validation on another machine than
+    the run's: a GPU or vllm that this one lacks is no fault. Raises ConfigError, EngineError."""
+    path, rollout = config.model.path, config.rollout
+    if rollout.engine == "vllm":  # as installed elsewhere
+        rollout = rollout.model_copy(update={"mode": "server"})
+    model = config.model.model_copy(update={"attention": "auto"})
+    tokenizer = load_tokenizer(path)
+    check_model(config.model_copy(update={"model": model, "rollout": rollout}), path, tokenizer)
+    repairs = export_repairs(config) if config.checkpoint.export else ()
+    lines = [f"{path}: tokenizer, architecture, lengths and generation settings fit"]
+    return tokenizer, lines + [f"export: generation_config.json: {repair}" for repair in repairs]
+
+
+def try_rewards(config: Config, data: Data, group: Group) -> list[str]:
+    """What is to be said of the reward on the reference answers of both pools; tried on rank 0,
+    refused on all. A collective."""
+    said: list[str] = []
+
+    def tried() -> None:
+        for pool, field in ((data.train, "data.source"), (data.heldout, "held-out prompts")):
+            said.extend(try_reward(config.reward, pool.prompts, field))
+
+    group.on_main(tried, (RewardError, DataError))
+    return said

@@ -133,7 +133,7 @@ def test_the_first_of_equal_rows_stays_in_its_place(tmp_path: Path) -> None:
     assert [p.where for p in split.train] == [f"{source}:{n}" for n in (1, 2, 4, 6)]
     lines = left_out_lines(split, LeftOut("overlong", 0, ""))
     assert lines[0] == "6 rows read; left out: 2 duplicate, 0 contaminated, 0 overlong"
-    assert lines[1] == f"1 duplicate; the first: {source}:5 repeats {source}:2"
+    assert lines[1] == f"1 exact duplicate; the first: {source}:5 repeats {source}:2"
     assert lines[2].startswith(
         f"1 duplicate in prompt and answer alone; the first: {source}:3 repeats {source}:1 with "
         "another tests, which is not used"
@@ -155,7 +155,7 @@ def test_every_row_that_vanishes_is_counted_with_its_first(tmp_path: Path) -> No
     assert lines[0] == (
         "40 rows and 3 held-out rows read; left out: 0 duplicate, 1 contaminated, 2 overlong"
     )
-    assert f"1 held-out duplicate; the first: {held}:2 repeats {held}:1" in lines
+    assert f"1 held-out exact duplicate; the first: {held}:2 repeats {held}:1" in lines
     assert f"1 contaminated; the first: {source}:4 asks what {held}:1 asks" in lines
     assert "2 overlong; the first: there" in lines
     cut = load_prompts(DataConfig(source=source, heldout_fraction=0.5, heldout_limit=7), 0)
