@@ -37,7 +37,7 @@ RUNNABLE = ["README.md", "docs/scheduler.md", "docs/scheduler-rivals.md"]
 OF_OTHERS = """
 path/to/* path.py:name owner/name reasoning_gym:NAME runs/* OUTPUT_DIR/* weights_dir/*
 out/megatron .NAME.tmp-*
-/ .bin .netrc /* https:// hf_... sk-... ghp_... AKIA... api_key hf_token HF_TOKEN WANDB_API_KEY
+/ .netrc /* https:// hf_... sk-... ghp_... AKIA... api_key hf_token HF_TOKEN WANDB_API_KEY
 $* srun AuthInfo BeginTime cred_expire
 .deepspeed_env DS_ENV_FILE PDSH_SSH_ARGS_APPEND --no_ssh_check ds_to_universal
 --api-key fullgraph=True F.linear_cross_entropy --load GPTModel
