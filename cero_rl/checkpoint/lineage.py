@@ -77,6 +77,11 @@ def refuse_foreign(run_dir: Path, checkpoint: Path, manifest: dict[str, Any]) ->
         )
 
 
+def abandoned(run_dir: Path) -> list[Path]:
+    """Futures that were set aside; each is laid out as a run. Nothing here removes them."""
+    return sorted(p for p in (run_dir / ABANDONED).glob("after_step_*") if p.is_dir())
+
+
 # --- going back
 
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from cero_rl.checkpoint import prune, read_manifest, step_dirs, unfinished, verify
+from cero_rl.checkpoint.lineage import abandoned, put_back
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import CheckpointError, ConfigError
 from cero_rl.job.lock import is_locked
@@ -88,7 +89,9 @@ def _list(arguments: argparse.Namespace) -> int:
             "bytes": _bytes(directory),
             "world_size": manifest["world_size"],
         }
+        parent = (manifest.get("parent") or {}).get("step")
         entry |= {
+            "parent": parent,
             "score": manifest.get("score"),
             "cero_rl": manifest["cero_rl"],
             "torch": manifest["torch"],
@@ -97,11 +100,19 @@ def _list(arguments: argparse.Namespace) -> int:
             print(json.dumps(entry))
             continue
         score = "" if entry["score"] is None else f"  held-out accuracy {entry['score']:.3f}"
-        print(f"{directory.name}  {_megabytes(directory)}  {entry['world_size']} rank(s){score}")
+        after = "" if parent is None else f"  after step {parent}"
+        size, ranks = _megabytes(directory), entry["world_size"]
+        print(f"{directory.name}  {size}  {ranks} rank(s){after}{score}")
     for directory in [] if arguments.json else unfinished(arguments.run):
         print(
             f"{directory.name}  {_megabytes(directory)}  "
             f"unfinished{', a job is at work' if is_locked(arguments.run) else ''}"
+        )
+    for directory in [] if arguments.json else abandoned(arguments.run):
+        steps = ", ".join(step.name for step in reversed(step_dirs(directory)))
+        print(
+            f"{directory.relative_to(arguments.run)}  {_megabytes(directory)}  set aside when the "
+            f"run went back: {steps}"
         )
     return 0
 
@@ -133,6 +144,8 @@ def _prune(arguments: argparse.Namespace) -> int:
             f"RUN: a job works in {arguments.run}; it prunes by itself (checkpoint.keep_last)"
         )
     word = "would remove" if arguments.dry_run else "removed"
+    for text in [] if arguments.dry_run else put_back(arguments.run):
+        print(text)
     stale = unfinished(arguments.run)
     for directory in stale:
         print(f"{word} {directory.name}  {_megabytes(directory)}  unfinished")

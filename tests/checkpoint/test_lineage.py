@@ -17,6 +17,7 @@ from cero_rl.checkpoint.lineage import LOGS, arrive, begin, cut_logs, origin_of,
 from cero_rl.checkpoint.lineage import refuse_foreign as refuse
 from cero_rl.checkpoint.manifest import all_steps, read_manifest, step_dirs, verify
 from cero_rl.checkpoint.retention import prune
+from cero_rl.commands.main import main
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError, ConfigError
 from cero_rl.files.durable import write_json
@@ -331,6 +332,22 @@ def test_a_manifest_that_lists_too_little_is_refused(tmp_path: Path, part: str):
     write_json(directory / "MANIFEST.json", manifest)
     with pytest.raises(CheckpointError, match=f"has no {part.split('/')[0]}"):
         verify(directory)
+
+
+@pytest.mark.covers("killed between the renames of a commit")
+def test_the_command_shows_what_was_set_aside_and_prunes_no_only_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = run_of(tmp_path / "run", 6)
+    arrive(run, 4)
+    newest = step_dirs(run)[0]
+    newest.rename(newest.with_name("tmp.old_step_000004"))
+    assert main(["checkpoints", "prune", str(run)]) == 0
+    assert numbers(run) == [2, 4]
+    assert main(["checkpoints", "list", str(run)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("abandoned/after_step_000004  0.0 MB  set aside when the run went back")
+    assert last.endswith(": step_000006")
 
 
 def test_steps_are_numbers_and_nothing_else_is_a_step(tmp_path: Path):

@@ -333,3 +333,40 @@ def test_planned_steps_and_derived_sizes_agree() -> None:
     assert rows["planned steps"] == "640 / 32 x 2 = 40"
     assert rows["fair share"].startswith("640 / 100 prompts = 6.4 rollouts")
     assert "fair share" not in dict(derived_sizes(config, None))
+
+
+BEST = ["checkpoint.keep_best=1", "evaluation.every_steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(
+            [BEST[0]],
+            "checkpoint.keep_best: got 1 with evaluation.every_steps = 0",
+            marks=pytest.mark.covers("keep_best without evaluations"),
+        ),
+        pytest.param(
+            [*BEST, "data.heldout_fraction=0"],
+            "checkpoint.keep_best: got 1 without held-out prompts",
+            marks=pytest.mark.covers("keep_best without evaluations"),
+        ),
+        pytest.param(
+            [*BEST, "evaluation.samples_per_prompt=4", "evaluation.final_samples_per_prompt=2"],
+            "final_samples_per_prompt = 2 below samples_per_prompt = 4",
+            marks=pytest.mark.covers("keep_best with fewer final samples"),
+        ),
+        (BEST, None),
+        ([*BEST, "evaluation.final_samples_per_prompt=8"], None),
+    ],
+)
+def test_the_best_are_kept_where_they_can_be_told(
+    overrides: list[str], message: str | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path, minimal_text())
+    if message is None:
+        assert load_config(path, overrides).checkpoint.keep_best == 1
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert message in str(caught.value)
