@@ -4,7 +4,8 @@ its attention interface.
 Linear layers see the packed [1, T] tokens; only inside attention are queries, keys and values
 laid out as [S, Lmax], causally attended, and packed again. Micro-batches hold sequences of
 similar length, so the padding is small. With flash-attn installed and a GPU, its variable-length
-kernel takes the packed layout as it is.
+kernel takes the packed layout as it is. Sliding windows, caps on the scores (Gemma 2) and sinks
+(gpt-oss) are the layer's own, as its model passes them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cero_rl.errors import ConfigError
 
@@ -29,25 +31,20 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     *,
     packed_cells: Tensor,
     padded_shape: tuple[int, int],
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [1, H, T, D], key and value [1, Hkv, T, D] -> ([1, T, H, D], None). Layout as from
-    `packed_layout`.
+    """query [1, H, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None).
+    Layout as from `packed_layout`; s_aux [H] are the logits of sinks.
 
     transformers builds no mask for an implementation that has no mask function, so
-    attention_mask is None. Raises ValueError for a sliding window shorter than the longest
-    sequence: this path attends to the whole prefix.
+    attention_mask is None. What a model passes beyond this is seen by the trial of `trial.py`.
     """
     sequences, longest = padded_shape
-    if sliding_window is not None and longest > sliding_window:
-        raise ValueError(
-            f"model.attention: sequences of {longest} tokens exceed the model's sliding "
-            f"window of {sliding_window}; set model.attention: flash_attention_2 or shorten "
-            "data.max_prompt_tokens / rollout.max_response_tokens"
-        )
 
     # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain gather
     def padded(packed: Tensor) -> Tensor:
@@ -59,19 +56,59 @@ def packed_attention(
         return tokens.unflatten(0, padded_shape).transpose(1, 2)
 
     q, k, v = padded(query), padded(key), padded(value)
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        is_causal=True,
-        dropout_p=dropout,
-        scale=scaling,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    narrow = sliding_window is not None and longest > sliding_window
+    if softcap is not None or s_aux is not None:
+        mask = _causal_mask(longest, sliding_window, q.device)
+        # the scores are made again in the backward pass, so that one layer's live at a time
+        out = checkpoint(
+            _plain_attention, q, k, v, mask, scaling, softcap, s_aux, use_reentrant=False
+        )
+    else:
+        out = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=_causal_mask(longest, sliding_window, q.device) if narrow else None,
+            is_causal=not narrow,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
     out = out.transpose(1, 2).flatten(0, 1)  # [S * Lmax, H, D]
     if query.shape[2] < out.shape[0]:
         out = out.index_select(0, packed_cells)
     return out.unsqueeze(0), None
+
+
+def _causal_mask(longest: int, window: int | None, device: torch.device) -> Tensor:
+    """bool[L, L]: True where query i may see key j, i - window < j <= i."""
+    ones = torch.ones(longest, longest, dtype=torch.bool, device=device)
+    seen = ones.tril()
+    return seen if window is None else seen & ones.triu(1 - window)
+
+
+def _plain_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Softmax attention with a cap on the scores (2408.00118, section 2) and with sinks: a logit
+    a head that takes part in the softmax and brings no value. The softmax is in float32."""
+    heads = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
+    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+    weights = torch.softmax(scores, -1, dtype=torch.float32)[..., : k.shape[2]]
+    return weights.to(v.dtype) @ v
 
 
 def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[int, int]]:
@@ -106,3 +143,13 @@ def choose_attention(wanted: str) -> str:
         return "flash_attention_2"
     AttentionInterface.register(PACKED, packed_attention)
     return PACKED
+
+
+def sampler_attention(model_config: Any) -> str:
+    """The implementation of transformers that computes what this model says, with a cache and a
+    padding mask: its sdpa leaves out caps on the scores without a word, and has no sinks."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    capped = getattr(model_config, "attn_logit_softcapping", None) is not None
+    has_sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]._supports_sdpa
+    return "sdpa" if has_sdpa and not capped else "eager"

@@ -18,8 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from cero_rl.models.attention import PACKED, packed_layout
 
 _CHUNK_BYTES = 2**29  # float32 logits of one chunk
-# Gemma 2 and 3, Cohere, Granite
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def head_chunk_tokens(vocabulary: int) -> int:
@@ -31,20 +29,36 @@ class PolicyModule(nn.Module):
     """A causal language model that answers with log-probabilities. `temperature` divides the
     logits, as in sampling.
 
-    Raises ValueError for a model that caps or scales its logits after the head: that is not
-    applied here.
+    What a model does to its logits after the head is done here too: Cohere's `logit_scale`,
+    Granite's `logits_scaling`, the cap of Gemma 2 (2408.00118, section 2). A model that does
+    anything else is found by `trial.py`.
     """
 
     def __init__(self, causal_lm: Any, *, temperature: float = 1.0) -> None:
         super().__init__()
-        for name in _LOGIT_TRANSFORMS:
-            if getattr(causal_lm.config, name, None) not in (None, 1, 1.0):
-                raise ValueError(
-                    f"model.path: {type(causal_lm).__name__} changes its logits after the "
-                    f"head ({name}), which this trainer does not apply; use a model without it"
-                )
         self.causal_lm = causal_lm
         self._temperature = temperature
+        config = causal_lm.config
+        self._scale = (getattr(config, "logit_scale", None) or 1.0) / (
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        self._cap = getattr(config, "final_logit_softcapping", None)
+
+    def train(self, mode: bool = True) -> PolicyModule:
+        """The model stays in evaluation mode, so that it is the policy that sampled: no dropout,
+        no jitter, no layer left out. Only layers that make their activations again in the backward
+        pass hear of training, for they do it in no other mode."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        super().train(False)
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+                module.training = mode
+                for name, value in vars(module).items():
+                    if "drop" in name and isinstance(value, float):
+                        setattr(module, name, 0.0)
+        self.training = mode
+        return self
 
     def forward(
         self,
@@ -72,7 +86,7 @@ class PolicyModule(nn.Module):
                 "max_length_q": max_seqlen,
                 "max_length_k": max_seqlen,
             }
-        hidden = self.causal_lm.model(
+        hidden = self.causal_lm.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout
         ).last_hidden_state[0]
         target = loss_mask.nonzero().squeeze(1)
@@ -111,7 +125,12 @@ class PolicyModule(nn.Module):
     def _head(self, rows: Tensor, wanted: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
         """rows [n, hidden], wanted i64[n] -> (log-prob of each wanted token f32[n], entropy
         f32[n])."""
-        logits = self.causal_lm.lm_head(rows).float() / self._temperature
+        logits = self.causal_lm.get_output_embeddings()(rows).float()
+        if self._scale != 1.0:
+            logits = logits * self._scale
+        if self._cap is not None:
+            logits = self._cap * torch.tanh(logits / self._cap)
+        logits = logits / self._temperature
         every = torch.log_softmax(logits, dim=-1)
         logp = every.gather(-1, wanted[:, None]).squeeze(1)
         entropy = torch.zeros_like(logp, requires_grad=False)
