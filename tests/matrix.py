@@ -137,6 +137,9 @@ BAD_INPUT = (
     "keep_best without evaluations",
     "keep_best with fewer final samples",
     "manifest of another form",
+    "architecture that cannot be trained",
+    "dropout in the start model",
+    "start weights that are not finite",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

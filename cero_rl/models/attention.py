@@ -34,8 +34,8 @@ def packed_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     *,
-    packed_cells: Tensor,
-    padded_shape: tuple[int, int],
+    packed_cells: Tensor | None = None,
+    padded_shape: tuple[int, int] | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None).
@@ -43,7 +43,10 @@ def packed_attention(
 
     transformers builds no mask for an implementation that has no mask function, so
     attention_mask is None. What a model passes beyond this is seen by the trial of `trial.py`.
+    Raises ValueError for a model that does not pass the layout on.
     """
+    if packed_cells is None or padded_shape is None:
+        raise ValueError("the layout of packed sequences does not reach its attention layers")
     sequences, longest = padded_shape
 
     # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain gather
@@ -151,5 +154,6 @@ def sampler_attention(model_config: Any) -> str:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     capped = getattr(model_config, "attn_logit_softcapping", None) is not None
-    has_sdpa = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]._supports_sdpa
+    mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    has_sdpa = mapping[type(model_config)]._supports_sdpa
     return "sdpa" if has_sdpa and not capped else "eager"

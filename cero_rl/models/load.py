@@ -15,6 +15,10 @@ from cero_rl.config import Config
 from cero_rl.errors import ConfigError, EngineError, first_line
 from cero_rl.models.lora import Adapter, add_adapter
 
+# how the names of classes end that predict the next token
+_HEADS = ("ForCausalLM", "LMHeadModel", "LMHead")
+_ROPE_OF_THE_CALL = ("longrope", "dynamic")
+
 
 def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
@@ -46,23 +50,35 @@ def load_model_config(path: str) -> Any:
 
 
 def refuse_other_architectures(path: str, model: Any, tokenizer: Any) -> None:
-    """Is this configuration a causal language model's, with a row for every token of the
-    tokenizer? Raises ConfigError."""
+    """Is this configuration a causal language model's, of float weights, with a row for every token
+    of the tokenizer? Raises ConfigError. How such a model computes is tried by `trial.py`."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    named = (
-        f"{path!r} is a {model.model_type} "
-        f"({', '.join(model.architectures or ['no architecture named'])})"
-    )
+    named = _named(path, model)
     if model.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(
             f"model.path: {named}, wanted a causal language model; give a decoder such as "
             "Qwen, Llama or SmolLM"
         )
-    if not isinstance(getattr(model, "max_position_embeddings", None), int):
+    if model.get_text_config() is not model or model.is_encoder_decoder:
         raise ConfigError(
-            f"model.path: {named}, whose config.json states no max_position_embeddings; "
-            "give a model that does"
+            f"model.path: {named}, of which a language model is only a part; save that part as a "
+            "model of its own, or give a decoder such as Qwen, Llama or SmolLM"
+        )
+    mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+    own = mapping[type(model)].__name__
+    if model.architectures and not any(
+        name == own or name.endswith(_HEADS) for name in model.architectures
+    ):
+        raise ConfigError(
+            f"model.path: {named}, which has no head that predicts the next token, wanted a "
+            f"{own}; give the language model that it was made from"
+        )
+    if getattr(model, "quantization_config", None):
+        raise ConfigError(
+            f"model.path: {named} with quantised weights (quantization_config), which cannot be "
+            "trained; dequantise it first, or give the float model that it was made from"
         )
     if (tokens := len(tokenizer)) > model.vocab_size:
         raise ConfigError(
@@ -70,6 +86,34 @@ def refuse_other_architectures(path: str, model: Any, tokenizer: Any) -> None:
             f"{model.vocab_size} rows of embeddings; "
             "use the tokenizer that the model was trained with"
         )
+
+
+def usable_positions(path: str, model: Any) -> tuple[int, str]:
+    """(the longest sequence that a model of this configuration can be trained on, in tokens; why
+    that is not all of its positions, or nothing). Raises ConfigError where there is none.
+
+    With rope types longrope and dynamic the factors of a sequence depend on the longest of the
+    call: what it is worth would depend on its micro-batch, and on the step at which the sampler's
+    cache was filled. Up to the original length the factors are the same for all.
+    """
+    longest = getattr(model, "max_position_embeddings", None)
+    if not isinstance(longest, int):
+        raise ConfigError(
+            f"model.path: {_named(path, model)}, whose config.json states no "
+            "max_position_embeddings; give a model that does"
+        )
+    ropes = getattr(model, "rope_parameters", None) or {}
+    by_layer = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    for rope in by_layer or [ropes]:
+        kind, original = rope.get("rope_type"), rope.get("original_max_position_embeddings")
+        if kind in _ROPE_OF_THE_CALL and isinstance(original, int) and original < longest:
+            return original, f" before its {kind} factors change (original_max_position_embeddings)"
+    return longest, ""
+
+
+def _named(path: str, model: Any) -> str:
+    kinds = ", ".join(model.architectures or ["no architecture named"])
+    return f"{path!r} is a {model.model_type} ({kinds})"
 
 
 def load_model(path: str, dtype: str, attention: str) -> Any:
@@ -107,6 +151,18 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
                 f"model.path: {path!r} {problem.format(len(names))} ({shown}); "
                 "config.json and weights belong to different models, or a file is missing"
             )
+    broken = [
+        name
+        for name, weight in [*model.named_parameters(), *model.named_buffers()]
+        # one pass without a copy; the sum of what is finite is finite in float32
+        if weight.is_floating_point() and not bool(weight.sum(dtype=torch.float32).isfinite())
+    ]
+    if broken:
+        shown = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise EngineError(
+            f"model.path: {path!r} holds {len(broken)} weights that are not finite ({shown}); "
+            "the file is damaged, or was saved by a training that had diverged"
+        )
     return model
 
 

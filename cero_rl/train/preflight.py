@@ -17,27 +17,36 @@ from cero_rl.models.load import (
     load_model_config,
     load_tokenizer,
     refuse_other_architectures,
+    usable_positions,
 )
 from cero_rl.rewards.trial import try_reward
 from cero_rl.rollout.engines.choose import choose_engine
+from cero_rl.train.trial import try_architecture
 
 
 def check_model(config: Config, path: str, tokenizer: Any) -> None:
     """What can be told without the weights, before anything is written: does this machine run it,
-    is it a causal language model, do tokenizer and lengths fit? Raises ConfigError."""
+    is it a causal language model that learner and sampler compute as its own code does, do
+    tokenizer and lengths fit? Raises ConfigError."""
     choose_attention(config.model.attention)
-    choose_engine(config, on_gpu=torch.cuda.is_available())
+    engine = choose_engine(config, on_gpu=torch.cuda.is_available()).rollout.engine
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)
+    try_architecture(
+        path,
+        model,
+        with_sampler=engine == "transformers",
+        checkpointing=config.model.gradient_checkpointing,
+    )
     if config.lora.rank and path == config.model.path:
         adapter_without_weights(config)
-    longest = model.max_position_embeddings
+    longest, why = usable_positions(path, model)
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if wanted > longest:
         raise ConfigError(
             "data.max_prompt_tokens + rollout.max_response_tokens = "
             f"{config.data.max_prompt_tokens} + {config.rollout.max_response_tokens} = "
-            f"{wanted}, but the model has {longest} positions; lower one of them"
+            f"{wanted}, but the model has {longest} positions{why}; lower one of them"
         )
 
 

@@ -95,7 +95,7 @@ def small_config(config: Any) -> Any:
     for name, value in per_layer.items():
         setattr(small, name, [value[i] for i in chosen])
     small.num_hidden_layers = len(chosen)
-    small.vocab_size = min(_VOCABULARY, config.vocab_size)
+    small.vocab_size = _VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(config, name, None) is not None:
             setattr(small, name, 0)
@@ -142,7 +142,7 @@ def _small_model(small: Any) -> Any:
             with torch.device("meta"):
                 parameters = sum(p.numel() for p in make().parameters())
             if parameters > _LARGEST:
-                break
+                raise ValueError(f"the smallest that can be made has {parameters:,} parameters")
             torch.manual_seed(_SEED)
             model = make()
             with torch.no_grad():

@@ -25,6 +25,7 @@ from cero_rl.errors import EngineError
 from cero_rl.job import faults
 from cero_rl.job.watchdog import Limit, Watchdog
 from cero_rl.learner.packing import pack_rollouts
+from cero_rl.models.load import usable_positions
 from cero_rl.models.logprob import head_chunk_tokens
 from cero_rl.rollout.protocol import (
     PROBE_PROMPT_TOKENS,
@@ -99,9 +100,8 @@ class WeightSync:
         self._config = config
         self._group = group
         self._watchdog = watchdog
-        self._requests = probe_requests(
-            prompts, int(policy.causal_lm.config.max_position_embeddings)
-        )
+        positions, _ = usable_positions(config.model.path, policy.causal_lm.config)
+        self._requests = probe_requests(prompts, positions)
         rows = head_chunk_tokens(policy.causal_lm.config.vocab_size)
         self._head_chunks = -(-len(self._requests) * PROBE_TOKENS // rows)
 

@@ -221,20 +221,6 @@ def test_packed_layout() -> None:
     assert cells.tolist() == [0, 1, 2, 3, 6, 7]
 
 
-def test_a_sequence_longer_than_the_sliding_window_is_refused(batch: RolloutBatch) -> None:
-    changes = {"use_sliding_window": True, "max_window_layers": 0}
-    micro = plan(batch, 1000).micro_batches[0]
-    narrow = tiny_model(
-        "Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens - 1, **changes
-    )
-    with pytest.raises(ValueError, match="exceed the model's sliding window"):
-        forward(PolicyModule(narrow), micro)
-    wide = tiny_model(
-        "Qwen3", attention="packed", sliding_window=micro.max_seqlen_tokens, **changes
-    )
-    assert bool(forward(PolicyModule(wide), micro)[0].isfinite().all())
-
-
 @pytest.mark.parametrize(("gpu", "flash"), [(True, True), (True, False), (False, False)])
 def test_choose_attention(monkeypatch: pytest.MonkeyPatch, gpu: bool, flash: bool) -> None:
     import transformers.utils.import_utils
@@ -250,13 +236,3 @@ def test_choose_attention(monkeypatch: pytest.MonkeyPatch, gpu: bool, flash: boo
             ConfigError, match="flash-attn is not installed" if gpu else "torch sees no GPU"
         ):
             choose_attention("flash_attention_2")
-
-
-@pytest.mark.parametrize("name", ["final_logit_softcapping", "logit_scale", "logits_scaling"])
-def test_models_that_change_their_logits_after_the_head_are_refused(name: str) -> None:
-    model = tiny_model("Llama")
-    setattr(model.config, name, 30.0)
-    with pytest.raises(ValueError, match=name):
-        PolicyModule(model)
-    setattr(model.config, name, None)
-    PolicyModule(model)

@@ -15,7 +15,8 @@ from cero_rl.config import Config
 from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
 from cero_rl.errors import ConfigError
-from cero_rl.models.load import load_model, load_model_config
+from cero_rl.models.attention import sampler_attention
+from cero_rl.models.load import load_model, load_model_config, usable_positions
 from cero_rl.models.lora import add_adapter
 from cero_rl.rollout.engines.choose import choose_engine
 from cero_rl.rollout.engines.server_key import read_key
@@ -55,7 +56,7 @@ def build_rollout_engine(
 
 
 def _transformers(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutEngine:
-    model = load_model(path, config.model.dtype, "sdpa")
+    model = load_model(path, config.model.dtype, sampler_attention(load_model_config(path)))
     if config.lora.adapter_only:
         add_adapter(model, config)
     pad = tokenizer.pad_token_id
@@ -97,7 +98,7 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
     )
     return VllmSettings(
         dtype=config.model.dtype,
-        max_model_tokens=min(longest, model.max_position_embeddings),
+        max_model_tokens=min(longest, usable_positions(path, model)[0]),
         max_response_tokens=rollout.max_response_tokens,
         max_batch_tokens=rollout.max_batch_tokens,
         gpu_memory_fraction=rollout.gpu_memory_fraction,
