@@ -70,9 +70,14 @@ FAULTS = (
     "finished run started again",
     "branch killed before its first checkpoint",
     "evaluations and saves that do not meet",
+    "bad gradient at ZeRO stage 0",
+    "rounds that make more steps than planned",
+    "all rewards missing",
+    "rewards missing in evaluation",
 )
 
 BAD_INPUT = (
+    "gradient type that the stage cannot sum in",
     "unknown key or flag",
     "override without '='",
     "override of the wrong type",

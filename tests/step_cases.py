@@ -191,7 +191,7 @@ def made_rollouts(
     values = [np.array(r, dtype=np.float32) for r in rewards]
     counts = GroupCounts.zeros(len(groups))
     for j, (group, own) in enumerate(zip(groups, values)):
-        counts.count(j, group, own, own, np.float32(0.5))
+        counts.count(j, group, own, own)
     scored = int(counts.trials.sum())
     return Rollouts(
         whole_round([g.prompt_id for g in groups], wanted),

@@ -30,9 +30,12 @@ class Progress:
 
     ledger: Ledger
     lengths: LengthTracker
+    total_tokens: int | None = None  # budget in response tokens
     step: int = 0
     updates: int = 0
     bad_updates: int = 0  # optimizer steps in a row that were skipped for a bad gradient
+    spent_before_step: float = 0.0  # budget position at the step's start; not kept
+    decay_from: float = 0.0  # budget position at the end of the learning rate's warm-up
     eval_before: dict[str, float | int] = field(default_factory=dict)
 
     @classmethod
@@ -40,12 +43,27 @@ class Progress:
         lengths = LengthTracker(
             num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
         )
-        return cls(Ledger(config.budget.total_rollouts), lengths)
+        return cls(Ledger(config.budget.total_rollouts), lengths, config.budget.total_tokens)
+
+    @property
+    def budget_position(self) -> float:
+        """Rollouts spent; where a budget in response tokens is further on, its share in rollouts
+        (below the total while there are rollouts left)."""
+        ledger = self.ledger
+        if self.total_tokens is None:
+            return ledger.spent_rollouts
+        share = int(self.lengths.tokens.sum()) / self.total_tokens
+        by_tokens = min(share * ledger.total_rollouts, ledger.total_rollouts - 1)
+        return max(ledger.spent_rollouts, by_tokens)
 
     def state(self, scheduler: Scheduler, own: dict[str, Any]) -> RunState:
         """What a checkpoint keeps; `own` are this rank's arrays."""
         scalars: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
-        scalars |= {"ledger": self.ledger.state(), "eval_before": self.eval_before}
+        scalars |= {
+            "ledger": self.ledger.state(),
+            "eval_before": self.eval_before,
+            "decay_from": self.decay_from,
+        }
         arrays: dict[str, Any] = {
             "lengths.tokens": self.lengths.tokens,
             "lengths.samples": self.lengths.samples,
@@ -71,6 +89,7 @@ class Progress:
         self.lengths.tokens = arrays["lengths.tokens"]
         self.lengths.samples = arrays["lengths.samples"]
         self.eval_before = scalars["eval_before"]
+        self.decay_from = scalars.get("decay_from", 0.0)  # checkpoints had none before 2026-11-26
         self.ledger = Ledger(**scalars["ledger"])
 
     def set_budget(self, total_rollouts: int, scheduler: Scheduler) -> None:

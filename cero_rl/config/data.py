@@ -92,7 +92,9 @@ class RewardConfig(Section):
         description="a longer response is scored on its last characters, where the answer stands",
     )
     success_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.5, description="a reward above it counts as a success in the posterior"
+        default=0.5,
+        description="a reward above it is a right answer in evaluation (avg@k, pass@k); the "
+        "posterior learns from the reward itself, a half counting half",
     )
 
 

@@ -18,7 +18,7 @@ from cero_rl.config.base import (
 PRESETS: dict[str, dict[str, object]] = {
     "grpo": {
         "advantage": "std",
-        "aggregation": "seq_mean",
+        "aggregation": "group_mean",
         "clip_high": 0.2,
         "zero_variance": "keep",
     },
@@ -34,9 +34,9 @@ PRESETS: dict[str, dict[str, object]] = {
         "clip_high": 0.28,
         "zero_variance": "drop",
     },
-    "rloo": {
+    "rloo": {  # a response is one action: the sum over its tokens, here over a constant length
         "advantage": "rloo",
-        "aggregation": "seq_mean",
+        "aggregation": "constant",
         "clip_high": 0.2,
         "zero_variance": "keep",
     },
@@ -53,10 +53,13 @@ class LearnerConfig(Section):
     advantage: Literal["std", "center", "rloo", "maxrl"] = Field(
         default="std", description="how a group's rewards become advantages"
     )
-    aggregation: Literal["token_mean", "seq_mean", "prompt_mean", "constant"] = Field(
-        default="seq_mean",
-        description="token losses are averaged over all tokens, rollouts or prompts, or "
-        "divided by a constant length",
+    aggregation: Literal["token_mean", "seq_mean", "group_mean", "prompt_mean", "constant"] = Field(
+        default="group_mean",
+        description="the loss is a mean over: all tokens; rollouts (of the mean over their "
+        "tokens); prompts (of the mean over their rollouts of the mean over their tokens: "
+        "every prompt weighs alike, whatever the size of its group); prompts (of the mean over "
+        "all their tokens); rollouts (of the sum over their tokens over "
+        "rollout.max_response_tokens)",
     )
     advantage_eps: PositiveFloat = Field(
         default=1e-6, description="added to the standard deviation"
@@ -80,8 +83,8 @@ class LearnerConfig(Section):
     importance_sampling: Literal["auto", "none", "truncate", "mask"] = Field(
         default="auto",
         description="weight pi_learner / pi_sampler of each token, cut off at importance_cap, "
-        "or set to 0 outside [importance_floor, importance_cap]; auto: truncate where the "
-        "sampler is another implementation (vllm), else none",
+        "or set to 0 outside [importance_floor, importance_cap]; auto: truncate where "
+        "the sampler's log-probs may differ (vllm, bfloat16, overlap), else none",
     )
     importance_level: Literal["token", "sequence"] = Field(
         default="token",
@@ -119,9 +122,12 @@ class OptimizerConfig(Section):
 
     learning_rate: PositiveFloat = Field(default=1e-6, description="after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="constant", description="linear, cosine: down to 0 over the planned steps"
+        default="constant",
+        description="linear, cosine: down to 0 where the budget ends, with the rollouts spent",
     )
-    warmup_steps: NonNegativeInt = Field(default=0, description="linear rise from 0")
+    warmup_steps: NonNegativeInt = Field(
+        default=0, description="optimizer steps of a linear rise from 0"
+    )
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.0
@@ -140,6 +146,12 @@ class ZeroConfig(Section):
     )
     offload_parameters: Literal["none", "cpu"] = Field(
         default="none", description="where parameter shards live; stage 3 only"
+    )
+
+    gradient_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of the sums of gradients over micro-batches and ranks; auto: float32 at "
+        "stages 2 and 3, the model's own at 0 and 1, where DeepSpeed knows no other",
     )
 
     @model_validator(mode="after")

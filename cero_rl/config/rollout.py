@@ -152,7 +152,7 @@ class RolloutConfig(Section):
     parity_bound: PositiveFloat | None = Field(
         default=None,
         description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 "
-        "(float32), 0.2 (bfloat16)",
+        "(float32), 0.2 (bfloat16), divided by a temperature below 1",
     )
     sync_timeout_seconds: Seconds = Field(
         default=600.0, description="a longer weight sync ends the run (exit 6)"

@@ -89,6 +89,12 @@ class Config(Section):
                 "in several waves, which one optimizer step "
                 "learns from; leave it null and set scheduler.rounds"
             )
+        if self.zero.gradient_dtype not in ("auto", self.gradient_dtype):
+            raise ValueError(
+                f"zero.gradient_dtype: got {self.zero.gradient_dtype!r} with model.dtype "
+                f"{self.model.dtype!r} at stage {self.zero.stage}, which sums in "
+                f"{self.gradient_dtype}; set it to auto, or zero.stage to 2 or 3"
+            )
         capacity = self.capacity_rollouts
         if capacity % unit:
             raise ValueError(f"scheduler.capacity_rollouts: {_not_a_multiple(capacity, unit)}")
@@ -146,9 +152,20 @@ class Config(Section):
         return math.ceil(self.budget.total_rollouts / (self.scheduler.rounds * unit)) * unit
 
     @property
+    def gradient_dtype(self) -> str:
+        """In what gradients are summed over micro-batches and ranks."""
+        if self.zero.stage < 2 or self.model.dtype == "float32":
+            return self.model.dtype
+        return "float32" if self.zero.gradient_dtype == "auto" else self.zero.gradient_dtype
+
+    @property
     def parity_bound(self) -> float:
-        """Largest |log-prob difference| of sampler and learner after a sync, in nats."""
-        return self.rollout.parity_bound or {"float32": 1e-4, "bfloat16": 0.2}[self.model.dtype]
+        """Largest |log-prob difference| of sampler and learner after a sync, in nats. A temperature
+        below 1 multiplies logits, and with them what rounding does to them."""
+        if self.rollout.parity_bound is not None:
+            return self.rollout.parity_bound
+        rounding = {"float32": 1e-4, "bfloat16": 0.2}[self.model.dtype]
+        return rounding / min(self.rollout.temperature, 1.0)
 
     @property
     def collective_timeout_seconds(self) -> float:
@@ -167,9 +184,8 @@ class Config(Section):
         return self.scheduler.step_scale / math.sqrt(self.scheduler.rounds)
 
     @property
-    def planned_steps(self) -> int:
-        """Optimizer steps the learning-rate schedule is stretched over, from the budget: what full
-        rounds would make."""
+    def fewest_updates(self) -> int:
+        """Optimizer steps if every step is full; waves, cuts and half-filled rounds make more."""
         per_step = self.learner.rollouts_per_step or self.capacity_rollouts
         return (
             math.ceil(self.budget.total_rollouts / min(per_step, self.capacity_rollouts))

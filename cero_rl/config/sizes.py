@@ -45,8 +45,8 @@ def derived_sizes(config: Config, num_prompts: int | None) -> list[tuple[str, st
         ),
         ("optimizer step", f"{per_step} rollouts x {config.learner.updates_per_batch} update(s)"),
         (
-            "planned steps",
-            f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.planned_steps}",
+            "updates, at least",
+            f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.fewest_updates}",
         ),
     ]
     if num_prompts:

@@ -38,7 +38,6 @@ def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
         packed.group_offsets,
         norm=config.learner.advantage,
         eps=config.learner.advantage_eps,
-        success_threshold=config.reward.success_threshold,
     )
     return TrainingBatch(packed, stats.adv, stats.live)
 

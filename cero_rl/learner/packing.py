@@ -81,21 +81,34 @@ def _weights(
     aggregation: str,
     constant: int,
 ) -> tuple[np.ndarray, float]:
-    """(weight of each response token by rollout f64[R], this rank's share of the denominator)."""
+    """(weight of each response token by rollout f64[R], this rank's share of the denominator).
+
+    The loss is the mean over: token_mean, all tokens; seq_mean, all rollouts, of the mean over
+    their tokens; group_mean, prompts, of the mean over their rollouts of the mean over their tokens
+    (GRPO, arXiv 2402.03300, equation 3); prompt_mean, prompts, of the mean over all their tokens;
+    constant, all rollouts, of the sum over their tokens divided by `constant`.
+    """
+    rollouts_of_group = np.bincount(
+        group_of, weights=counted, minlength=int(group_of.max(initial=-1)) + 1
+    )
     if aggregation == "token_mean":
         return np.ones(len(response)), float(response[counted].sum())
     if aggregation == "seq_mean":
         return 1.0 / np.maximum(response, 1), float(counted.sum())
+    if aggregation == "group_mean":
+        by_rollout = 1.0 / np.maximum(response, 1)
+        weight = by_rollout / np.maximum(rollouts_of_group[group_of], 1)
+        return weight, float((rollouts_of_group > 0).sum())
     if aggregation == "constant":
         return np.ones(len(response)), float(counted.sum()) * constant
     if aggregation == "prompt_mean":
         per_group = np.bincount(
             group_of, weights=response, minlength=int(group_of.max(initial=-1)) + 1
         )
-        return 1.0 / np.maximum(per_group[group_of], 1), float(len(np.unique(group_of[counted])))
+        return 1.0 / np.maximum(per_group[group_of], 1), float((rollouts_of_group > 0).sum())
     raise ValueError(
         f"learner.aggregation: got {aggregation!r}, wanted token_mean, seq_mean, "
-        "prompt_mean or constant"
+        "group_mean, prompt_mean or constant"
     )
 
 

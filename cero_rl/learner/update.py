@@ -8,6 +8,7 @@ step on all; a batch without a live group is skipped before it starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +22,6 @@ from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
-from cero_rl.learner.schedule import learning_rate_at
 from cero_rl.models.logprob import head_chunk_tokens
 from cero_rl.types import MicroBatch, StepPlan
 from cero_rl.zero.policy import Policy, forward_micro
@@ -61,9 +61,9 @@ class Learner:
         self._group = group
         self._head_chunk = head_chunk_tokens(policy.causal_lm.config.vocab_size)
 
-    def update(self, batch: TrainingBatch, updates_before: int) -> UpdateResult:
-        """learner.updates_per_batch steps over one batch. A collective; the metrics are means over
-        all ranks' tokens."""
+    def update(self, batch: TrainingBatch, rates: Sequence[float]) -> UpdateResult:
+        """One optimizer step over the batch for each learning rate. A collective; the metrics are
+        means over all ranks' tokens."""
         plan = build_step_plan(
             batch.packed,
             batch.advantages,
@@ -73,18 +73,18 @@ class Learner:
             head_chunk_tokens=self._head_chunk,
             group=self._group,
         )
-        passes = self._config.learner.updates_per_batch
         if not plan.micro_batches:
-            return _nothing_to_learn(passes)
+            return _nothing_to_learn(rates)
         self._policy.train(False)
-        micro_batches = [self._with_fixed_logps(m, old=passes > 1) for m in plan.micro_batches]
+        old = len(rates) > 1
+        micro_batches = [self._with_fixed_logps(m, old=old) for m in plan.micro_batches]
         self._policy.train(True)
         sums = _Sums()
-        for index in range(passes):
+        for index, rate in enumerate(rates):
             for micro in micro_batches:
                 self._backward(micro, plan.denominator, sums, first_pass=index == 0)
-            self._step(updates_before + index, sums)
-        return self._result(plan, passes, sums)
+            self._step(rate, sums)
+        return self._result(plan, len(rates), sums)
 
     @torch.no_grad()
     def _with_fixed_logps(self, micro: MicroBatch, *, old: bool) -> MicroBatch:
@@ -110,11 +110,10 @@ class Learner:
             sums.ratios += terms.ratio_counts
             sums.largest_gap = max(sums.largest_gap, float(terms.largest_logp_gap))
 
-    def _step(self, update: int, sums: _Sums) -> None:
-        planned = self._config.planned_steps
-        sums.learning_rate = learning_rate_at(update, self._config.optimizer, planned)
+    def _step(self, rate: float, sums: _Sums) -> None:
+        sums.learning_rate = rate
         faults.point("learner.before_step")
-        outcome = self._policy.step(sums.learning_rate)
+        outcome = self._policy.step(rate)
         faults.point("learner.after_step")
         sums.applied |= outcome.applied
         sums.bad += not outcome.applied
@@ -140,10 +139,16 @@ class Learner:
         return UpdateResult(sums.applied, sums.bad, gap, metrics)
 
 
-def _nothing_to_learn(passes: int) -> UpdateResult:
+def _nothing_to_learn(rates: Sequence[float]) -> UpdateResult:
     """No live group on any rank: all skip together."""
     metrics = reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0) | ratio_quantiles([0.0])
-    metrics |= {"loss": 0.0, "grad_norm": 0.0, "learning_rate": 0.0, "skipped_updates": passes}
+    metrics |= {
+        "loss": 0.0,
+        "grad_norm": 0.0,
+        "learning_rate": rates[-1],
+        "skipped_updates": len(rates),
+        "micro_batches": 0,
+    }
     return UpdateResult(False, 0, 0.0, metrics)
 
 

@@ -45,7 +45,7 @@ NAMES = {
     "trained_tokens": "response tokens in the loss",
     "loss": "policy loss, KL term included",
     "grad_norm": "before clipping",
-    "learning_rate": "of the last update",
+    "learning_rate": "of the last update, taken or skipped",
     "skipped_updates": "optimizer steps skipped for a bad gradient, or for want of a live group",
     "micro_batches": "forward and backward passes of a rank",
     "kl": "KL(policy || start model) a token",

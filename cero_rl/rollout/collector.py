@@ -250,10 +250,9 @@ class Collector:
         with clock("reward"), self._watchdog.phase("reward", "verifiers"):
             scores = score_together(groups, self._pool.prompts, self._rewards, self._group)
         counts = GroupCounts.zeros(len(wave.where))
-        threshold = np.float32(self._config.reward.success_threshold)
         for j, done, values in zip(wave.mine, groups, scores.values):
             so_far = sampling.take(int(wave.where[j]), done, values)
-            counts.count(int(j), done, values, so_far, threshold)
+            counts.count(int(j), done, values, so_far)
         awaits = "all ranks' rollouts and rewards"
         with clock("reduce_counts"), self._watchdog.phase("counts", awaits):
             faults.point("counts.before")

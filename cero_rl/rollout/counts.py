@@ -23,7 +23,6 @@ class GroupCounts:
 
     generated: Ids  # completions delivered
     trials: Ids  # completions with a reward
-    wins: Ids  # rewards above the success threshold
     successes: Ids  # sum of rewards, fixed point
     squares: Ids  # sum of their squares, fixed point; never more than `successes`
     response_tokens: Ids
@@ -40,7 +39,6 @@ class GroupCounts:
         wave: RolloutGroup,
         rewards: npt.NDArray[np.float32],
         so_far: npt.NDArray[np.float32],
-        threshold: np.float32,
     ) -> None:
         """Write down what a wave brought to one group: its rewards f32[n], nan where missing, and
         all rewards of the group so far, this wave's included."""
@@ -49,7 +47,6 @@ class GroupCounts:
         all_known = so_far[~np.isnan(so_far)]
         self.generated[group] = len(wave.completions)
         self.trials[group] = known.size
-        self.wins[group] = (known > threshold).sum()
         self.successes[group] = np.rint(graded * FIXED_POINT).sum()
         self.squares[group] = np.floor(graded**2 * FIXED_POINT).sum()
         self.response_tokens[group] = sum(len(c.token_ids) for c in wave.completions)
@@ -87,7 +84,6 @@ def _arrays(counts: GroupCounts) -> tuple[Ids, ...]:
     return (
         counts.generated,
         counts.trials,
-        counts.wins,
         counts.successes,
         counts.squares,
         counts.response_tokens,

@@ -28,6 +28,7 @@ from cero_rl.job import faults
 from cero_rl.job.stopping import Interrupt, Stopping, Walltime
 from cero_rl.job.watchdog import Watchdog
 from cero_rl.learner.batch import TrainingBatch, make_batch
+from cero_rl.learner.schedule import Spending, learning_rates
 from cero_rl.learner.update import Learner, UpdateResult, refuse_divergence
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
@@ -180,9 +181,26 @@ class Trainer:
         elif (step := self.rounds.peek()) is not None:
             self.collector.begin(step)
 
+    def learning_rates(self) -> list[float]:
+        """Of each update on this step's batch, from the budget that it spent."""
+        progress = self.progress
+        batch = Spending(
+            progress.spent_before_step,
+            progress.budget_position,
+            progress.ledger.total_rollouts,
+            progress.decay_from,
+        )
+        rates, progress.decay_from = learning_rates(
+            self.config.optimizer,
+            batch,
+            updates_before=progress.updates,
+            passes=self.config.learner.updates_per_batch,
+        )
+        return rates
+
     def update(self, batch: TrainingBatch) -> UpdateResult:
         with self.watchdog.phase("learner", "its own passes and all ranks' shards"):
-            return self.learner.update(batch, self.progress.updates)
+            return self.learner.update(batch, self.learning_rates())
 
     def count_update(self, update: UpdateResult) -> int:
         """Refuse a run that diverged; returns the version of the weights that learned."""

@@ -61,6 +61,7 @@ class Rounds:
         evidence = rollouts.evidence
         with self._clock("scheduler"):
             self._scheduler.observe(evidence)
+        self._progress.spent_before_step = self._progress.budget_position
         self._progress.lengths.update(rollouts.prompt_ids, rollouts.counts)
         generated = int(rollouts.counts.generated.sum())
         self._progress.ledger.book(generated, evidence.failed_rollouts)

@@ -21,6 +21,15 @@ def _zero_section(config: Config, *, trains: bool) -> dict[str, Any]:
     return section
 
 
+def _gradient_types(config: Config) -> dict[str, Any]:
+    """In what gradients are summed over micro-batches and over ranks. Without a word DeepSpeed
+    takes the model's type, whose rounding grows with the number of summands."""
+    wanted = config.gradient_dtype
+    if wanted == config.model.dtype:
+        return {}
+    return {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
+
+
 def policy_config(config: Config, world_size: int, *, universal: bool = False) -> dict[str, Any]:
     """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from
     step to step.
@@ -38,6 +47,7 @@ def policy_config(config: Config, world_size: int, *, universal: bool = False) -
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_force_ds_cpu_optimizer": config.zero.offload_optimizer == "cpu",
         "zero_optimization": _zero_section(config, trains=True),
+        **_gradient_types(config),
         "optimizer": {
             "type": "AdamW",
             "params": {

@@ -7,6 +7,7 @@ the same start model. Models are loaded, and refused, in models/load.py.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ class Policy:
                 model=self._module, model_parameters=parameters, config=settings
             )
         self.engine: Any = engine
+        self._norm_of_plain_step: float | None = None
+        if config.zero.stage == 0 and config.model.dtype == "float32":
+            self.engine.clip_fp32_gradients = self._clip_plain_gradients
         self.causal_lm = causal_lm
 
     def logps(self, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
@@ -83,11 +87,23 @@ class Policy:
             parameters["lr"] = learning_rate
         with _quiet_deepspeed():
             self.engine.step()
-        norm = self.engine.get_global_grad_norm()
+        norm = self._norm_of_plain_step
+        if norm is not None:
+            return StepOutcome(applied=math.isfinite(norm), grad_norm=norm)
         return StepOutcome(
             applied=bool(self.engine.was_step_applied()),
-            grad_norm=float(norm) if norm is not None else 0.0,
+            grad_norm=float(self.engine.get_global_grad_norm()),
         )
+
+    def _clip_plain_gradients(self) -> None:
+        """In the place of DeepSpeed's own, which at stage 0 in float32 looks at no gradient and
+        tells no norm. Gradients are all ranks' by now; without them the optimizer steps nowhere."""
+        parameters = [p for p in self._module.parameters() if p.grad is not None]
+        limit = self._config.optimizer.max_grad_norm
+        self._norm_of_plain_step = float(nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(self._norm_of_plain_step):
+            for parameter in parameters:
+                parameter.grad = None
 
     def train(self, mode: bool) -> None:
         self.engine.train(mode)

@@ -326,11 +326,11 @@ def test_config_cannot_change_after_validation() -> None:
         build().budget.total_rollouts = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_planned_steps_and_derived_sizes_agree() -> None:
+def test_fewest_updates_and_derived_sizes_agree() -> None:
     config = build(learner={"rollouts_per_step": 32, "updates_per_batch": 2})
-    assert config.planned_steps == 40
+    assert config.fewest_updates == 40
     rows = dict(derived_sizes(config, 100))
-    assert rows["planned steps"] == "640 / 32 x 2 = 40"
+    assert rows["updates, at least"] == "640 / 32 x 2 = 40"
     assert rows["fair share"].startswith("640 / 100 prompts = 6.4 rollouts")
     assert "fair share" not in dict(derived_sizes(config, None))
 
@@ -370,3 +370,19 @@ def test_the_best_are_kept_where_they_can_be_told(
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     assert message in str(caught.value)
+
+
+def test_the_parity_bound_grows_with_what_the_temperature_does_to_logits() -> None:
+    assert build(rollout={"temperature": 1.0}).parity_bound == 0.2
+    assert build(rollout={"temperature": 0.1}).parity_bound == pytest.approx(2.0)
+    assert build(rollout={"temperature": 2.0}).parity_bound == 0.2
+    assert build(rollout={"temperature": 0.1, "parity_bound": 0.3}).parity_bound == 0.3
+
+
+@pytest.mark.covers("gradient type that the stage cannot sum in")
+def test_gradients_are_summed_in_float32_where_zero_can() -> None:
+    for stage, wanted in ((0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (3, "float32")):
+        assert build(zero={"stage": stage}).gradient_dtype == wanted
+    assert build(zero={"gradient_dtype": "bfloat16"}).gradient_dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"zero.gradient_dtype: got 'float32' .* stage 1"):
+        build(zero={"stage": 1, "gradient_dtype": "float32"})

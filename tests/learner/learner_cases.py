@@ -16,7 +16,7 @@ from cero_rl.types import Completion, MicroBatch, RolloutBatch, RolloutGroup, St
 CPU = torch.device("cpu")
 VOCABULARY = 32
 MAX_RESPONSE_TOKENS = 8
-AGGREGATIONS = ("token_mean", "seq_mean", "prompt_mean", "constant")
+AGGREGATIONS = ("token_mean", "seq_mean", "group_mean", "prompt_mean", "constant")
 
 
 def make_group(

@@ -104,6 +104,9 @@ def naive_loss(
         return everything.mean()
     if config.aggregation == "seq_mean":
         return torch.stack([torch.stack(tokens).mean() for tokens in sequences]).mean()
+    if config.aggregation == "group_mean":
+        by_rollout = [[torch.stack(tokens).mean() for tokens in group] for group in groups]
+        return torch.stack([torch.stack(group).mean() for group in by_rollout]).mean()
     if config.aggregation == "prompt_mean":
         return torch.stack(
             [torch.stack([loss for tokens in group for loss in tokens]).mean() for group in groups]

@@ -192,6 +192,7 @@ def test_zero_variance_option_decides_who_is_in_the_denominator() -> None:
     expected = {
         "token_mean": (10, 5),
         "seq_mean": (4, 2),
+        "group_mean": (2, 1),
         "prompt_mean": (2, 1),
         "constant": (4 * longest, 2 * longest),
     }
@@ -203,6 +204,26 @@ def test_zero_variance_option_decides_who_is_in_the_denominator() -> None:
             assert plan.denominator == wanted
             # the dead group needs no forward pass
             assert sum(len(m.seq_rollout) for m in plan.micro_batches) == 2
+
+
+def test_a_prompt_weighs_alike_in_the_group_mean_whatever_its_group() -> None:
+    """Groups of 8 and of 2: in the mean over rollouts the first weighs 4 times the second, in the
+    mean over prompts as much; where groups are equal the two are the same bits."""
+
+    def shares(sizes: tuple[int, int], aggregation: str) -> list[float]:
+        batches = batches_of([[[(3, float(i % 2)) for i in range(n)] for n in sizes]])
+        plan = plan_on_ranks(batches, LearnerConfig(aggregation=aggregation))[0]
+        of_group = [0.0, 0.0]
+        for micro in plan.micro_batches:
+            lengths = micro.cu_seqlens.diff().long()
+            owner = micro.seq_rollout.long().repeat_interleave(lengths)
+            for group, mine in enumerate((owner < sizes[0], owner >= sizes[0])):
+                of_group[group] += float(micro.seq_weight[mine & micro.loss_mask].sum())
+        return [total / plan.denominator for total in of_group]
+
+    assert shares((8, 2), "seq_mean") == pytest.approx([0.8, 0.2])
+    assert shares((8, 2), "group_mean") == pytest.approx([0.5, 0.5])
+    assert shares((8, 8), "group_mean") == shares((8, 8), "seq_mean")
 
 
 @pytest.mark.parametrize("zero_variance", ["keep", "drop"])

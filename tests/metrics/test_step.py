@@ -193,7 +193,7 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     believed = rank.scheduler.metrics()
     line.believes(believed)
     rank.rounds.close_if_last(step)
-    update = learner.update(make_batch(rollouts, rank.scheduler.keep, config), 0)
+    update = learner.update(make_batch(rollouts, rank.scheduler.keep, config), [1e-4])
     rank.progress.updates += 1
     rank.progress.step += 1
     line.log(rollouts, update, weights.push(1), 0)

@@ -12,7 +12,6 @@ from step_cases import made_group
 from cero_rl.distributed.group import Group
 from cero_rl.rollout.counts import FIXED_POINT, GroupCounts
 
-HALF = np.float32(0.5)
 nan = float("nan")
 
 
@@ -24,7 +23,7 @@ def counted(values: np.ndarray, so_far: np.ndarray | None = None) -> GroupCounts
     """The counts of one group of one-token completions."""
     counts = GroupCounts.zeros(1)
     so_far = values if so_far is None else so_far
-    counts.count(0, made_group(0, [1] * len(values)), values, so_far, HALF)
+    counts.count(0, made_group(0, [1] * len(values)), values, so_far)
     return counts
 
 
@@ -35,11 +34,10 @@ def as_lists(counts: GroupCounts) -> dict[str, list[int]]:
 def test_a_group_is_counted_and_a_missing_reward_is_no_trial():
     counts = GroupCounts.zeros(3)
     rewards = rewards_of(1, 0, nan, 0.75)
-    counts.count(1, made_group(7, [3, 2, 5, 1], cut=[2, 3]), rewards, rewards, HALF)
+    counts.count(1, made_group(7, [3, 2, 5, 1], cut=[2, 3]), rewards, rewards)
     assert as_lists(counts) == {
         "generated": [0, 4, 0],
         "trials": [0, 3, 0],
-        "wins": [0, 2, 0],
         "successes": [0, FIXED_POINT + FIXED_POINT * 3 // 4, 0],
         "squares": [0, FIXED_POINT + FIXED_POINT * 9 // 16, 0],
         "response_tokens": [0, 11, 0],
@@ -51,20 +49,12 @@ def test_a_group_is_counted_and_a_missing_reward_is_no_trial():
 def test_a_group_without_any_reward_is_generated_and_no_more():
     counts = counted(rewards_of(nan, nan))
     assert counts.generated.tolist() == [2]
-    assert counts.trials.tolist() == counts.wins.tolist() == counts.live.tolist() == [0]
+    assert counts.trials.tolist() == counts.live.tolist() == [0]
     assert counts.successes.tolist() == counts.squares.tolist() == [0]
 
 
 def test_a_group_that_came_back_empty_counts_nothing():
     assert as_lists(counted(rewards_of())) == as_lists(GroupCounts.zeros(1))
-
-
-def test_a_win_is_above_the_threshold_not_at_it():
-    assert counted(rewards_of(0.5, 0.5 + 2**-24, 0.25)).wins.tolist() == [1]
-    tenth = np.float32(0.1)
-    counts = GroupCounts.zeros(1)
-    counts.count(0, made_group(0, [1]), rewards_of(0.1), rewards_of(0.1), tenth)
-    assert counts.wins.tolist() == [0]
 
 
 def test_a_group_of_equal_rewards_is_dead():
@@ -99,20 +89,19 @@ def test_a_second_wave_is_added_and_its_word_on_life_stands():
     first = GroupCounts.zeros(3)
     seen = [rewards_of(1, 1), rewards_of(0, 1), rewards_of(0, 1)]
     for j, rewards in enumerate(seen):
-        first.count(j, made_group(j, [2, 2]), rewards, rewards, HALF)
+        first.count(j, made_group(j, [2, 2]), rewards, rewards)
     total = GroupCounts.zeros(3)
     total.add(np.arange(3), first)
     assert total.live.tolist() == [0, 1, 1]
     second = GroupCounts.zeros(2)
     for j, (group, rewards) in enumerate([(1, rewards_of(nan)), (0, rewards_of(0))]):
         so_far = np.concatenate((seen[group], rewards))
-        second.count(j, made_group(group, [3]), rewards, so_far, HALF)
+        second.count(j, made_group(group, [3]), rewards, so_far)
     assert second.live.tolist() == [1, 1]  # together with the first wave, not on its own
     total.add(np.array([1, 0]), second)
     assert as_lists(total) == {
         "generated": [3, 3, 2],
         "trials": [3, 2, 2],
-        "wins": [2, 1, 1],
         "successes": [2 * FIXED_POINT, FIXED_POINT, FIXED_POINT],
         "squares": [2 * FIXED_POINT, FIXED_POINT, FIXED_POINT],
         "response_tokens": [7, 7, 4],
@@ -143,9 +132,9 @@ def test_a_sum_over_one_rank_is_a_copy():
 def test_evidence_names_what_failed_and_what_it_cost():
     counts = GroupCounts.zeros(2)
     whole = rewards_of(1, 0.5, nan)
-    counts.count(0, made_group(5, [1, 2, 3]), whole, whole, HALF)
+    counts.count(0, made_group(5, [1, 2, 3]), whole, whole)
     short = rewards_of(0)
-    counts.count(1, made_group(2, [4]), short, short, HALF)
+    counts.count(1, made_group(2, [4]), short, short)
     evidence = counts.evidence(np.array([5, 2]), np.array([3, 4]))
     assert evidence.prompt_ids.tolist() == [5, 2]
     assert evidence.successes.tolist() == [1.5, 0.0]

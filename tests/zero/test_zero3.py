@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import warm_ranks
-from zero3_driver import ROOT, make_groups, settings
+from zero3_driver import ROOT, SIZES, make_groups, settings
 
 from cero_rl.learner.losses import kl_estimate
 from cero_rl.models.lora import add_adapter
@@ -58,6 +58,10 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
                     torch.from_numpy(group.prompt_tokens),
                     torch.from_numpy(completion.token_ids),
                     advantage,
+                    1
+                    / (
+                        len(known) * len(SIZES)
+                    ),  # the mean over prompts of the mean over each group
                 )
             )
 
@@ -66,11 +70,11 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
         return torch.log_softmax(logits, -1).gather(-1, response[:, None]).squeeze(1)
 
     with torch.no_grad():
-        old = [logps(p, r) for p, r, _ in rollouts]
+        old = [logps(p, r) for p, r, *_ in rollouts]
     gradients = []
     for _ in range(learner.updates_per_batch):
         model.zero_grad()
-        for (prompt, response, advantage), before in zip(rollouts, old):
+        for (prompt, response, advantage, weight), before in zip(rollouts, old):
             now = logps(prompt, response)
             ratio = torch.exp(now - before)
             loss = -torch.minimum(
@@ -81,7 +85,7 @@ def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
                 loss = loss + learner.kl_coefficient * kl_estimate(
                     now, before, learner.kl_estimator
                 )
-            (loss.mean() / len(rollouts)).backward()
+            (loss.mean() * weight).backward()
         gradients.append({name: p.grad.numpy().copy() for name, p in trained.items()})
         torch.nn.utils.clip_grad_norm_(trained.values(), config.optimizer.max_grad_norm)
         optimizer.step()
@@ -167,10 +171,13 @@ def test_lora_trains_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
             np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
 
 
-@pytest.mark.covers("NaN gradient with finite loss")
-def test_a_bad_gradient_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path):
-    clean = run_ranks(tmp_path, "one_pass", 2, [])
-    poisoned = run_ranks(tmp_path, "poisoned", 2, [])
+@pytest.mark.covers("NaN gradient with finite loss", "bad gradient at ZeRO stage 0")
+@pytest.mark.parametrize("stage", [3, 0])
+def test_a_bad_gradient_on_one_rank_is_skipped_on_all_and_leaves_no_trace(tmp_path, stage):
+    stage = [f"zero.stage={stage}"]
+    clean = run_ranks(tmp_path, "one_pass", 2, stage)
+    poisoned = run_ranks(tmp_path, "poisoned", 2, stage)
+    assert clean[0]["clean/grad_norm"] > 0 and not np.isfinite(poisoned[0]["poisoned/grad_norm"])
     start = {name: p.numpy() for name, p in _start_weights()}
     for rank in poisoned:
         assert not rank["poisoned/applied"]
@@ -187,3 +194,17 @@ def _start_weights():
 
     model = AutoModelForCausalLM.from_pretrained(settings([]).model.path, dtype=torch.float32)
     return [(name, p.detach()) for name, p in model.named_parameters()]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_of_a_bfloat16_model_are_summed_in_float32(tmp_path, stage):
+    """Over micro-batches and ranks: the sums have bits that bfloat16 does not hold."""
+    settings = ["model.dtype=bfloat16", f"zero.stage={stage}", "learner.max_micro_batch_tokens=64"]
+    ranks = run_ranks(tmp_path, "summed", 2, settings)
+    assert ranks[0]["clean/micro_batches"] > 2
+    rounded = 0
+    for name, value in ranks[0].items():
+        if name.startswith("gradient/"):
+            as_bfloat16 = torch.from_numpy(value).bfloat16().float().numpy()
+            rounded += int((as_bfloat16 != value).sum())
+    assert rounded > 0

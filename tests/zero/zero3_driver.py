@@ -96,13 +96,15 @@ def main() -> int:
 
     def learn(label: str, advantages: torch.Tensor) -> None:
         learner = Learner(policy, reference, config, group)
-        result = learner.update(TrainingBatch(batch, advantages, stats.live), 0)
+        rates = [config.optimizer.learning_rate] * config.learner.updates_per_batch
+        result = learner.update(TrainingBatch(batch, advantages, stats.live), rates)
         weights = full_state_dict(policy.weights(), keep=True)
         saved.update(
             {f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()}
         )
         saved[f"{label}/applied"] = np.array(result.applied)
         saved[f"{label}/micro_batches"] = np.array(result.metrics["micro_batches"])
+        saved[f"{label}/grad_norm"] = np.array(result.metrics["grad_norm"])
         saved[f"{label}/loss"] = np.array(result.metrics["loss"])
 
     def logps(engine: object) -> list[np.ndarray]:

@@ -25,10 +25,12 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
     elif engine == "vllm" and not installed:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
     sampling = config.learner.importance_sampling
-    # the transformers engine runs the learner's own code, on the learner's weights unless it works
-    # ahead
     if sampling == "auto":
-        sampling = "truncate" if engine == "vllm" or config.rollout.overlap else "none"
+        # the transformers engine runs the learner's own code on the learner's weights, unless it
+        # works ahead; in bfloat16 its batches round otherwise than the learner's
+        same = engine == "transformers" and not config.rollout.overlap
+        same &= config.model.dtype == "float32"
+        sampling = "none" if same else "truncate"
     return config.model_copy(
         update={
             "rollout": config.rollout.model_copy(update={"engine": engine}),

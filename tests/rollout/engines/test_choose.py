@@ -40,6 +40,13 @@ def test_generation_ahead_is_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
     ) == ("transformers", "none")
 
 
+def test_a_bfloat16_sampler_rounds_otherwise_and_is_corrected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = ("transformers", "truncate")
+    assert choose(monkeypatch, False, False, "model.dtype=bfloat16") == wanted
+
+
 def test_what_is_given_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, True, False, "rollout.engine=vllm") == ("vllm", "truncate")
     assert choose(
