@@ -150,11 +150,13 @@ def test_any_cut_of_a_budget_falls_from_the_peak_and_never_to_0(
     assert all(0 < rate <= RATE for rate in found)
     if not growth:
         rise, fall = found[:warmup], found[warmup:]
-        assert rise == sorted(rise) and fall == sorted(fall, reverse=True)
+        assert rise == sorted(rise)
+        assert fall == sorted(fall, reverse=True)
 
 
 def test_constant_stays():
     optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=1)
     batch = Spending(0, 10, 10, 0.0)
     rates, decay_from = learning_rates(optimizer, batch, updates_before=0, passes=2)
-    assert rates == [RATE, RATE] and decay_from == 5
+    assert rates == [RATE, RATE]
+    assert decay_from == 5
