@@ -52,5 +52,5 @@ def first_line(error: BaseException) -> str:
     """An error in one line: the first of its text (with the next, where it ends in a colon), or its
     type where it has no text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    count = 2 if lines[0].endswith(":") else 1
+    count = 2 if lines[0].rstrip().endswith(":") else 1
     return " ".join(line.strip() for line in lines[:count])

@@ -14,6 +14,7 @@ from cero_rl.config.sizes import check_pool, derived_sizes
 from cero_rl.train.scheduler import build_scheduler, scheduler_for_pool
 
 HELP = "check a configuration and print the sizes that follow from it"
+SAMPLE_ROWS = 256  # of a large file
 # LaTeX has \neq and \nabla; what follows a line break is no small letter
 _WRITTEN_BREAK = re.compile(r"\\n(?![a-z])")
 
@@ -43,7 +44,7 @@ def text_notes(config: Config) -> list[str]:
 
 def report_validation(config: Config, *, look_up: bool = False) -> int:
     """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
-    from cero_rl.data.load import count_prompts, left_out_lines, read_local
+    from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
     from cero_rl.models.directory import find_model
     from cero_rl.rewards.pool import check_reward
     from cero_rl.rewards.trial import try_reward
@@ -55,6 +56,9 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     if split is not None:
         rewards += try_reward(config.reward, split.train, "data.source")
         rewards += try_reward(config.reward, split.heldout, "held-out prompts")
+    else:
+        sample = read_sample(config.data, SAMPLE_ROWS, config.seed)
+        rewards += try_reward(config.reward, sample, "the first rows of data.source")
     model = [f"{config.model.path} is a Hugging Face id, looked up at the start"]
     num_prompts = count_prompts(config.data) if split is None else len(split.train)
     if where == "directory" or look_up:

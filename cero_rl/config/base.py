@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import types
+import typing
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 _MOST = 2**53  # beyond it, floats cannot count
 PositiveInt = Annotated[int, Field(ge=1, le=_MOST)]
@@ -22,3 +24,25 @@ class Section(BaseModel):
     validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """pydantic takes true for 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = kinds_of(cls.model_fields[info.field_name].annotation)
+            of_words = [type(word) for kind in kinds for word in typing.get_args(kind)]
+            if bool not in kinds and {int, float} & {*of_words, *kinds}:
+                raise ValueError(f"got {str(value).lower()}; wanted a number")
+        return value
+
+
+def kinds_of(annotation: Any) -> list[Any]:
+    """The types that a field of this annotation may hold, without what is asked of them."""
+    match typing.get_origin(annotation):
+        case types.UnionType | typing.Union:
+            return [kind for o in typing.get_args(annotation) for kind in kinds_of(o)]
+        case typing.Annotated:
+            return kinds_of(typing.get_args(annotation)[0])
+        case _:
+            return [annotation]

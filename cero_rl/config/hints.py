@@ -4,13 +4,12 @@ the word that other trainers use for it."""
 from __future__ import annotations
 
 import difflib
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from cero_rl.config.base import kinds_of
 from cero_rl.config.root import Config
 
 # The field's other words, and those of other trainers. A value that is no key is said as it is.
@@ -77,17 +76,6 @@ _MEANT = {
 _MEANT |= dict.fromkeys(("stop_strings", "stop_token_ids"), _MEANT["stop"])
 
 
-def kinds_of(annotation: Any) -> list[Any]:
-    """The types that a field of this annotation may hold, without what is asked of them."""
-    match typing.get_origin(annotation):
-        case types.UnionType | typing.Union:
-            return [kind for o in typing.get_args(annotation) for kind in kinds_of(o)]
-        case typing.Annotated:
-            return kinds_of(typing.get_args(annotation)[0])
-        case _:
-            return [annotation]
-
-
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field of this annotation may hold."""
     return [o for o in kinds_of(annotation) if isinstance(o, type) and issubclass(o, BaseModel)]
@@ -123,7 +111,8 @@ def key_hint(unknown: str, path: Sequence[Any]) -> str:
     if elsewhere:
         return f"did you mean {elsewhere[0]}?"
     near = difflib.get_close_matches(unknown, section.model_fields, n=1, cutoff=0.7)
-    if near:
+    begun = [name for name in section.model_fields if name.startswith(unknown)]
+    if near := near or (begun if len(begun) == 1 and len(unknown) > 2 else []):
         return f"did you mean {'.'.join([*map(str, path), near[0]])}?"
     names = [name for name, _ in _keys(Config)]
     if far := difflib.get_close_matches(unknown, names, n=1, cutoff=0.85):

@@ -16,7 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from cero_rl import redact
-from cero_rl.config.hints import key_hint, kinds_of, section_at
+from cero_rl.config.base import kinds_of
+from cero_rl.config.hints import key_hint, section_at
 from cero_rl.config.root import Config
 from cero_rl.errors import ConfigError, first_line
 

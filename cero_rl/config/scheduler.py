@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import MISSING, fields
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from cero_rl.config.base import (
     Fraction,
@@ -129,6 +130,14 @@ class SchedulerConfig(Section):
     keep_share: Fraction = Field(
         default=0.5, description="share of a group that keep_rule lets through"
     )
+
+    @field_validator("options")
+    @classmethod
+    def _finite(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}: got {value}; wanted a finite number")
+        return options
 
     @model_validator(mode="after")
     def _options_fit_the_name(self) -> SchedulerConfig:

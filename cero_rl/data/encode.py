@@ -78,7 +78,7 @@ def _plain_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: DataCon
             f"{named(prompt)} has tools, which only a chat template can show to the model; use "
             "one, or take the column 'tools' and the tool_calls out of the data"
         )
-    text = "\n\n".join(message["content"] for message in messages)
+    text = "\n\n".join(m["content"] for m in messages if m["content"])
     ids = list(tokenizer.encode(text))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     twice = bos is not None and ids[:2] == [bos, bos]

@@ -200,6 +200,14 @@ def count_prompts(data: DataConfig) -> int | None:
     return size - max(1, round(data.heldout_fraction * size))
 
 
+def read_sample(data: DataConfig, rows: int, seed: int = 0) -> tuple[Prompt, ...]:
+    """The first prompts of a source that `read_local` leaves alone; none of one on the network."""
+    if kind_of(data.source, "data.source") == "hub":
+        return ()
+    first = {"limit": min(rows, data.limit or rows), "heldout_source": None}
+    return load_prompts(data.model_copy(update={**first, "heldout_fraction": 0.0}), seed).train
+
+
 def read_local(data: DataConfig, seed: int = 0) -> PromptSplit | None:
     """The split where files of at most 32 MiB hold it, as `load_prompts` makes it; None where
     there are others. A held-out hub or procedural set is left aside."""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from cero_rl.config import Config
-from cero_rl.config.hints import _MEANT, _keys, kinds_of, sections_of
+from cero_rl.config.base import kinds_of
+from cero_rl.config.hints import _MEANT, _keys, sections_of
 from cero_rl.config.io import dump_config, load_config
 from cero_rl.config.paths import expand_path
 from cero_rl.errors import ConfigError
@@ -178,7 +179,7 @@ def test_no_key_takes_a_number_that_is_none(file: Path) -> None:
     keys = list(numbers(Config))
     assert len(keys) > 30
     for key in keys:
-        for value in (".nan", ".inf", "-.inf", "-1"):
+        for value in (".nan", ".inf", "-.inf", "-1", "true"):
             with pytest.raises(ConfigError) as caught:
                 load_config(file, [f"{key}={value}"])
             assert f"{key}: got" in str(caught.value)
@@ -198,6 +199,18 @@ def test_no_key_takes_a_number_that_is_none(file: Path) -> None:
 def test_numbers_out_of_range_are_refused(file: Path, override: str) -> None:
     with pytest.raises(ConfigError, match=r"input should be|exceeded maximum size"):
         load_config(file, [override])
+
+
+@pytest.mark.covers("override of the wrong type")
+def test_no_count_takes_a_truth(file: Path) -> None:
+    for key in ("evaluation.samples_per_prompt", "data.limit", "seed", "scheduler.rounds"):
+        with pytest.raises(ConfigError, match=f"{key}: got true; wanted a number"):
+            load_config(file, [f"{key}=yes"])
+    with pytest.raises(ConfigError):
+        load_config(file, ["zero.stage=true"])
+    options = ["scheduler.name=thompson", "scheduler.options.first_rollouts=.nan"]
+    with pytest.raises(ConfigError, match=r"first_rollouts: got nan; wanted a finite number"):
+        load_config(file, options)
 
 
 # Merge keys.
@@ -250,6 +263,7 @@ def test_merging_hides_no_key_given_twice(tmp_path: Path) -> None:
         ("data.systemprompt", "did you mean data.system_prompt?"),
         ("data.system_promt", "did you mean data.system_prompt?"),
         ("optimizer.dtype", "did you mean model.dtype?"),
+        ("rollout.temp", "did you mean rollout.temperature?"),
         ("zero.qqq", "known keys: stage"),
     ],
 )

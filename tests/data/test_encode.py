@@ -81,6 +81,11 @@ def test_text_is_left_as_it_is() -> None:
     assert shown(text("1+1"), tokenizer(), system_prompt="add") == "add\n\n1+1"
 
 
+def test_an_empty_system_prompt_leaves_no_blank_lines_in_text() -> None:
+    assert shown(text("1+1"), tokenizer(), system_prompt="") == "1+1"
+    assert shown(text("1+1"), tokenizer(TEMPLATE), system_prompt="") == "system:\nuser:1+1\nbot:"
+
+
 def test_begin_token_stays_and_end_token_goes() -> None:
     assert shown(text("ab"), tokenizer(frame=True)) == "[BOS]ab"
 

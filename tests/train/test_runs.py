@@ -190,8 +190,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
         (["data.source=nowhere.jsonl"], 3, "nowhere.jsonl"),
         (
             ["model.path=recipes/assets/no_model"],
-            6,
-            "no tokenizer could be loaded from 'recipes/assets/no_model'",
+            2,
+            "model.path: 'recipes/assets/no_model' does not exist",
         ),
         pytest.param(
             ["reward.function=nowhere.py:score"],
