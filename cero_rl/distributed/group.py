@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from cero_rl.errors import CeroError, EngineError, first_line
 
@@ -91,13 +92,14 @@ class Group:
         Every rank raises `raises` with the words of the first rank that failed, behind `what`.
         Without this a rank that raised alone would leave the others waiting in a collective. What
         `action` raises on purpose (CeroError), what torch, the disk or a library raise
-        (RuntimeError, OSError, ValueError) is caught; anything else is a bug and ends the process.
+        (RuntimeError, OSError, ValueError, safetensors' own class) is caught; anything else is a
+        bug and ends the process.
         """
         failure: Exception | None = None
         result: Any = None
         try:
             result = action()
-        except (CeroError, OSError, RuntimeError, ValueError) as error:
+        except (CeroError, OSError, RuntimeError, ValueError, SafetensorError) as error:
             failure = error
         said = None
         if failure is not None:

@@ -28,13 +28,16 @@ def append_jsonl(path: Path, *entries: Mapping[str, Any]) -> None:
     """Append a line for each entry. Raises OSError, with the file as it was before."""
     lines = [json.dumps({k: _clean(v) for k, v in entry.items()}) + "\n" for entry in entries]
     data = "".join(lines).encode()
+    if not data:
+        return
     with path.open("ab", buffering=0) as file:
         before = file.seek(0, os.SEEK_END)
         try:
             while data:
                 data = data[file.write(data) :]
-        except OSError:
+        except OSError as error:
             file.truncate(before)
+            error.filename = str(path)
             raise
 
 

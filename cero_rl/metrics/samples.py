@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ def dump_samples(
     """Append the first completion of up to `count` groups, spread evenly over this rank's groups,
     to samples.jsonl."""
     total = len(rollouts.groups)
+    entries: list[dict[str, Any]] = []
     for index in (
         np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)) if total else ()
     ):
@@ -27,8 +29,7 @@ def dump_samples(
             continue
         prompt, first = prompts[group.prompt_id], group.completions[0]
         known = rewards[~np.isnan(rewards)]
-        append_jsonl(
-            run_dir / "samples.jsonl",
+        entries.append(
             {
                 "step": step,
                 "prompt_key": prompt.key,
@@ -42,3 +43,4 @@ def dump_samples(
                 "policy_version": first.policy_version,
             },
         )
+    append_jsonl(run_dir / "samples.jsonl", *entries)

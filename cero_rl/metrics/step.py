@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from cero_rl.checkpoint.progress import Progress
 from cero_rl.config import Config
 from cero_rl.data.pool import Pool
 from cero_rl.distributed.group import Group
+from cero_rl.errors import CheckpointError
 from cero_rl.files.jsonl import append_jsonl
 from cero_rl.job import faults
 from cero_rl.learner.update import UpdateResult
@@ -181,9 +182,17 @@ class StepLine:
         }
         self._numbers |= skew_numbers({name: self.seconds(name) for name in _SKEW}, group)
 
+    def _together(self, action: Callable[[], None]) -> None:
+        """What the disk keeps rank 0 from writing ends all ranks: a checkpoint needs its logs."""
+        what = f"logs of step {self._to.progress.step}"
+        self._to.group.together(what, action, CheckpointError)
+
     def _write_books(self, rollouts: Rollouts) -> None:
         to = self._to
-        if to.group.is_main:
+
+        def append() -> None:
+            if not to.group.is_main:
+                return
             step = to.progress.step
             entry = {"step": step, "round": self._step.round, "groups": len(rollouts.prompt_ids)}
             append_jsonl(to.run_dir / "ledger.jsonl", {**entry, **to.progress.ledger.state()})
@@ -194,6 +203,8 @@ class StepLine:
             if to.config.logging.sample_dumps:
                 count = to.config.logging.samples_per_dump
                 dump_samples(to.run_dir, step, rollouts, to.pool.prompts, count)
+
+        self._together(append)
         if rollouts.reward_error is not None and not to.reward_error_said:
             to.reward_error_said = True
             to.console.say(
@@ -214,8 +225,12 @@ class StepLine:
             numbers["timing_s/checkpoint"] = seconds["checkpoint"]
         numbers["checkpoint/failed_saves"] = failed_saves
         step, spent = self._to.progress.step, self._to.progress.ledger.spent_rollouts
-        self._to.recorder.write(step, numbers)
-        faults.point("log.metrics")
+
+        def append() -> None:
+            self._to.recorder.write(step, numbers)
+            faults.point("log.metrics")
+
+        self._together(append)
         self._to.console.progress(
             step,
             spent,

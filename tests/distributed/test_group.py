@@ -18,6 +18,7 @@ from cero_rl.errors import CheckpointError, ConfigError, EngineError, RewardErro
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 import json, os
+from safetensors import SafetensorError
 from cero_rl.errors import *
 from cero_rl.zero import launch
 
@@ -42,6 +43,7 @@ attempt("engine", lambda: group.together("rollout", failing((1,), EngineError("n
 attempt("memory", lambda: group.together("rollout", failing((1,), RuntimeError("out\\nof it"))))
 full = failing((0, 1), OSError(28, "full"))
 attempt("disk", lambda: group.together("save", full, CheckpointError))
+attempt("tensors", lambda: group.together("export", failing((1,), SafetensorError("no space"))))
 attempt("score", lambda: group.together("reward", failing((1,), RewardError("odd")), RewardError))
 attempt("main", lambda: group.on_main(failing((0,), ConfigError("taken")), (ConfigError,)))
 attempt("not main", lambda: group.on_main(failing((1,), ConfigError("never run")), (ConfigError,)))
@@ -79,6 +81,7 @@ def test_what_fails_on_one_rank_fails_on_all_with_the_same_words() -> None:
         "engine": ["EngineError", "rollout: rank 1: no answer"],
         "memory": ["EngineError", "rollout: rank 1: RuntimeError: out"],
         "disk": ["CheckpointError", "save: rank 0: OSError: [Errno 28] full"],
+        "tensors": ["EngineError", "export: rank 1: SafetensorError: no space"],
         "score": ["RewardError", "reward: rank 1: odd"],
         "main": ["ConfigError", "taken"],
         "not main": ["returned", None],

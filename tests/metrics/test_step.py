@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from step_cases import OneRank, PlainPolicy, made_group, made_rollouts
 
+from cero_rl.errors import CheckpointError
+from cero_rl.job import faults
 from cero_rl.learner.batch import make_batch
 from cero_rl.learner.update import Learner, UpdateResult
 from cero_rl.metrics import step as module
@@ -79,6 +81,17 @@ def by_hand() -> Rollouts:
     ]
     rewards = [[1, 0, nan], [1, 1], [0.5, 0.25, nan]]
     return made_rollouts(groups, rewards, requested=[3, 2, 4], timeouts=1, error="no such module")
+
+
+@pytest.mark.covers("disk full in a log")
+@pytest.mark.parametrize("log", ["ledger", "evidence", "metrics"])
+def test_a_log_that_cannot_be_written_ends_all_ranks_in_one_line(
+    rank: OneRank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str
+):
+    monkeypatch.setattr(faults, "_faults", faults.parse(f"log.{log}:enospc"))
+    said = r"logs of step 1: rank 0: OSError: \[Errno 28\] No space left on device"
+    with pytest.raises(CheckpointError, match=said):
+        write(metrics_of(rank, tmp_path), by_hand())
 
 
 # --- clocks
