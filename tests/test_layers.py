@@ -28,8 +28,8 @@ FLOORS = [
     {"__main__"},
 ]
 FILES_OF = {
-    "checkpoint": "__init__ commit export identity lineage manifest progress restore retention "
-    "rollout_store saver",
+    "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
+    "retention rollout_store saver",
     "commands": "__init__ checkpoints common evaluate main serve simulate simulate_report slurm "
     "train validate",
     "commands/doctor": "__init__ drills finding machine peer",

@@ -149,6 +149,9 @@ def _resharded(options: Arguments, ranks: int | None) -> None:
 
             reshard.write_resharded(zero, ranks, target, no_loss_scaling, _say)
             changes = {"world_size": ranks, "resharded_from": zero.world_size}
+        if located.root is None:  # no manifest says whose it is
+            text = f"`{options.source.name}`, converted by {options.command}."
+            (out / "README.md").write_text(hf.card(options.out.name, text, library="deepspeed"))
         if located.root is not None:
             reshard.write_surroundings(
                 located, out, ranks or max(options.ranks, zero.world_size), changes
@@ -214,6 +217,8 @@ def _megatron_export(options: Arguments) -> None:
             report=_say,
         )
         (out / "latest_checkpointed_iteration.txt").write_text(str(options.iteration))
+        text = f"`{options.source.name}` as a Megatron-core checkpoint."
+        (out / "README.md").write_text(hf.card(options.out.name, text, library="megatron-core"))
         (out / "megatron_args.txt").write_text(
             "\n".join(megatron_layout.launch_arguments(shape, config, options.vocab_multiple))
             + "\n"
@@ -307,7 +312,11 @@ def _parser() -> argparse.ArgumentParser:
                 metavar="DIR",
                 help="directory to write; must be empty or new",
             )
-            sub.add_argument("--force", action="store_true", help="replace what --out holds")
+            sub.add_argument(
+                "--force",
+                action="store_true",
+                help="replace an earlier export or conversion in --out",
+            )
         sub.add_argument("--debug", action="store_true", help="show a traceback with an error")
         sub.set_defaults(action=action)
         return sub
@@ -460,7 +469,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.perf_counter()
     try:
         if "out" in options:
-            refuse_full(options.out, force=options.force)
+            given = (options.source, vars(options).get("model"), vars(options).get("base"))
+            sources = [path for path in given if path is not None]
+            refuse_full(options.out, force=options.force, sources=sources)
         options.action(options)
     except (CeroError, OSError) as error:
         if options.debug:

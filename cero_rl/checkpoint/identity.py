@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cero_rl import redact
+from cero_rl.checkpoint.ownership import CONVERTED
 from cero_rl.config import Config
 from cero_rl.data.pool import Data
 from cero_rl.data.prompts import fingerprint
@@ -28,7 +29,6 @@ from cero_rl.errors import CheckpointError, EngineError, RewardError
 from cero_rl.files.durable import sha256
 from cero_rl.models.content import weights_digest
 
-CONVERTED = "converted"  # in a run's directory: its checkpoints for another number of ranks
 MAY_CHANGE = (  # keys and whole sections
     "name",
     "output_dir",

@@ -1,8 +1,8 @@
 """Where a conversion writes: a temporary directory beside the target, made durable and renamed when
 all is there.
 
-A kill at any point leaves the target as it was. A target that holds something is refused unless
-`force` says that it may go.
+A kill at any point leaves the target as it was. A target that holds something is refused, unless
+`force` says that it may go and all of it is an earlier export or conversion.
 """
 
 from __future__ import annotations
@@ -10,21 +10,41 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cero_rl.checkpoint.ownership import foreign_in_output
 from cero_rl.errors import CheckpointError
 from cero_rl.files.durable import fsync
 
 
-def refuse_full(target: Path, *, force: bool) -> None:
-    """Raises CheckpointError where writing to `target` would cost something that is there."""
+def refuse_full(target: Path, *, force: bool, sources: Sequence[Path] = ()) -> None:
+    """Raises CheckpointError where writing to `target` would cost something that is there.
+
+    With `force` an earlier export or conversion may go, and nothing else; `sources`, what the
+    conversion reads, may never be, hold or lie in the target.
+    """
     if target.is_symlink():
         raise CheckpointError(f"{target}: is a link; give the directory itself")
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target}: is a file; --out wants a directory")
-    if target.is_dir() and any(target.iterdir()) and not force:
+    own = target.resolve()
+    for source in sources:
+        read = source.resolve()
+        if own.is_relative_to(read) or read.is_relative_to(own):
+            how = "is" if own == read else "lies in" if own.is_relative_to(read) else "holds"
+            raise CheckpointError(
+                f"{target}: {how} {source}, which is read here; choose another --out"
+            )
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if (foreign := foreign_in_output(target)) is not None:
+        raise CheckpointError(
+            f"{target}: holds {foreign}, which no export or conversion wrote (--force replaces "
+            "theirs alone); choose another --out"
+        )
+    if not force:
         raise CheckpointError(
             f"{target}: is not empty; choose another --out, or give --force to replace it"
         )

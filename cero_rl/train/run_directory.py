@@ -24,6 +24,7 @@ from cero_rl.checkpoint.lineage import (
     refuse_foreign,
 )
 from cero_rl.checkpoint.manifest import LATEST, all_steps, read_manifest
+from cero_rl.checkpoint.ownership import RESOLVED, foreign_in_run
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.checkpoint.restore import check, find_valid, load
 from cero_rl.config import Config, dump_config
@@ -40,8 +41,6 @@ from cero_rl.job.restarts import (
     write_end,
 )
 from cero_rl.scheduler.protocol import Scheduler
-
-_RESOLVED = "config.resolved.yaml"
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,8 @@ def open_run_dir(
     if given is not None and (problem := check(given, group)) is not None:
         raise CheckpointError(f"--resume {given}: {problem}")
     filled = bool(group.all_max(int(_is_filled(run_dir))))
-    if filled and start.resume is None and not start.overwrite:
-        raise ConfigError(
-            f"{run_dir} already holds a run; go on with --resume auto, replace it with "
-            "--overwrite, or set another name"
-        )
+    if filled:
+        _on_main(group, lambda: _refuse_to_lose(run_dir, config, start))
     _on_main(group, lambda: _lock(run_dir))
     if filled and start.resume is not None:
         _on_main(group, lambda: _recover(run_dir, given))
@@ -110,6 +106,53 @@ def open_run_dir(
     _on_main(group, lambda: _prepare(run_dir, config, num_prompts, given))
     _on_main(group, lambda: _begin_attempt(run_dir, given, changes))
     return given
+
+
+def _refuse_to_lose(run_dir: Path, config: Config, start: Start) -> None:
+    """A filled directory is gone on with or replaced only where it is a run's, and replaced only
+    where nothing else is in it. Raises ConfigError or CheckpointError."""
+    foreign = foreign_in_run(run_dir)
+    if not (run_dir / RESOLVED).is_file():
+        words = f"{run_dir} holds {foreign or LATEST}, and no run of this program"
+        if start.resume is not None:
+            raise CheckpointError(f"--resume {start.resume}: {words}; set another name")
+        raise ConfigError(f"{words}; set another name or output_dir")
+    if start.resume is not None:
+        return
+    if foreign is not None and start.overwrite:
+        raise ConfigError(
+            f"--overwrite: {run_dir} holds {foreign}, which is not of a run; move it away, or set "
+            "another name"
+        )
+    if not start.overwrite:
+        raise ConfigError(
+            f"{run_dir} already holds a run; go on with --resume auto{_or_overwrite(run_dir)}, or "
+            "set another name"
+        )
+    for key, named in _sources(config):
+        if Path(named).resolve().is_relative_to(run_dir.resolve()):
+            raise ConfigError(
+                f"--overwrite: {key} is {named}, which lies in {run_dir} and would be deleted "
+                "first; copy it elsewhere, or set another name"
+            )
+
+
+def _or_overwrite(run_dir: Path) -> str:
+    """The remedy, where it is one."""
+    return ", replace it with --overwrite" if foreign_in_run(run_dir) is None else ""
+
+
+def _sources(config: Config) -> list[tuple[str, str]]:
+    """Paths that this run reads."""
+    data = config.data
+    named = {
+        "model.path": config.model.path,
+        "data.source": data.source,
+        "data.heldout_source": data.heldout_source,
+        "reward.function": config.reward.function.rpartition(":")[0],
+        "scheduler.warm_start": config.scheduler.warm_start,
+    }
+    return [(key, path) for key, path in named.items() if path]
 
 
 def _changes(checkpoint: Path, identity: Identity, start: Start, group: Group) -> list[Change]:
@@ -182,7 +225,8 @@ def _lock(run_dir: Path) -> None:
 
 
 def _prepare(run_dir: Path, config: Config, num_prompts: int, begun_from: Path | None) -> None:
-    for path in run_dir.iterdir():
+    # the file that says whose directory this is goes last
+    for path in sorted(run_dir.iterdir(), key=lambda path: path.name == RESOLVED):
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     begin(run_dir, begun_from)
@@ -194,21 +238,16 @@ def _write_resolved(run_dir: Path, config: Config, num_prompts: int) -> None:
     sizes = "".join(
         f"# {name}: {equation}\n" for name, equation in derived_sizes(config, num_prompts)
     )
-    (run_dir / _RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
+    (run_dir / RESOLVED).write_text(sizes + dump_config(config), encoding="utf-8")
 
 
 def _start_over(run_dir: Path) -> None:
     """A run that was cut before its first checkpoint begins again, and says so; one that had a
     checkpoint never does."""
-    if not (run_dir / _RESOLVED).exists():
-        raise CheckpointError(
-            f"--resume auto: {run_dir} holds files but no run of this program; set another "
-            "name, or use --overwrite"
-        )
     if (run_dir / LATEST).exists() or all_steps(run_dir) or (run_dir / ABANDONED).exists():
         raise CheckpointError(
-            f"--resume auto: {run_dir} holds a run but no valid checkpoint; start anew with "
-            "--overwrite or another name"
+            f"--resume auto: {run_dir} holds a run but no valid checkpoint"
+            f"{_or_overwrite(run_dir)}, or set another name"
         )
     print(
         f"{run_dir}: the run ended before its first checkpoint was committed; it begins "

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from cero_rl.convert.hf import card
 from cero_rl.convert.output import staged
 from cero_rl.convert.safetensors_io import open_safetensors, shard_files, write_sharded
 from cero_rl.convert.weights import Spec, Weights, cast
@@ -321,21 +322,23 @@ def test_a_missing_or_strange_tensor_is_named(models, convert, tmp_path, capsys)
 
 @pytest.mark.covers("non-empty output")
 def test_output_that_holds_something_needs_force(models, convert, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/mine.txt").write_text("keep")
-    assert convert("cast", models["qwen3"], "--dtype", "float16", "--out", tmp_path / "out") == 4
-    assert "--force" in capsys.readouterr().err
-    assert (tmp_path / "out/mine.txt").read_text() == "keep"
-    assert (
-        convert("cast", models["qwen3"], "--dtype", "float16", "--out", tmp_path / "out", "--force")
-        == 0
-    )
-    assert not (tmp_path / "out/mine.txt").exists()
+    out = tmp_path / "out"
+    cast = ["cast", models["qwen3"], "--dtype", "float16", "--out", out]
+    assert convert(*cast) == 0
+    capsys.readouterr()
+    assert convert(*cast) == 4
+    assert "give --force to replace it" in capsys.readouterr().err
+    assert convert(*cast, "--force") == 0
+    (out / "mine.txt").write_text("keep")
+    for flags in ([], ["--force"]):
+        assert convert(*cast, *flags) == 4
+        assert "holds mine.txt, which no export or conversion wrote" in capsys.readouterr().err
+    assert (out / "mine.txt").read_text() == "keep"
 
 
 def test_a_stop_in_the_middle_leaves_the_old_output(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("old")
+    (tmp_path / "out/README.md").write_text(card("out", "old"))
 
     def stopped() -> None:
         with staged(tmp_path / "out", force=True) as fresh:
@@ -344,12 +347,12 @@ def test_a_stop_in_the_middle_leaves_the_old_output(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    assert [p.name for p in tmp_path.rglob("*")] == ["out", "old"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["out", "README.md"]
 
 
 def test_a_kill_in_the_middle_leaves_the_old_output(tmp_path):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("old")
+    (tmp_path / "out/README.md").write_text(card("out", "old"))
     code = (
         "import sys, time; from pathlib import Path; from cero_rl.convert.output import staged\n"
         "with staged(Path(sys.argv[1]), force=True) as fresh:\n"
@@ -362,7 +365,7 @@ def test_a_kill_in_the_middle_leaves_the_old_output(tmp_path):
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
         process.kill()
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["old"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["README.md"]
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".out.tmp-")] == ["out"]
 
 

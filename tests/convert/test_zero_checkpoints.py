@@ -111,14 +111,19 @@ def one_rank(runs, convert, tmp_path_factory) -> Path:
     """The float32 run as it was after step 4, for one rank."""
     run = tmp_path_factory.mktemp("one") / "alone"
     shutil.copytree(runs("float32"), run, ignore=shutil.ignore_patterns("step_000006", "export"))
-    step = run / "checkpoints/step_000004"
-    assert convert("reshard", step, "--ranks", 1, "--out", step, "--force") == 0
+    step, out = run / "checkpoints/step_000004", run / "converted/step_000004"
+    assert convert("reshard", step, "--ranks", 1, "--out", out) == 0
     return run
 
 
 def test_run_of_two_ranks_resumes_on_one_and_allocates_the_same(runs, one_rank, training):
     done = training.launch(
-        one_rank.parent, "alone", "--resume", "auto", ranks=1, settings=["model.dtype=float32"]
+        one_rank.parent,
+        "alone",
+        "--resume",
+        str(one_rank / "converted/step_000004"),
+        ranks=1,
+        settings=["model.dtype=float32"],
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from" in done.stdout
@@ -179,16 +184,17 @@ def universal(runs, convert, tmp_path_factory) -> Path:
     return out
 
 
-def test_run_of_two_ranks_resumes_on_one_from_the_universal_layout(
+def test_run_of_two_ranks_resumes_on_one_at_another_stage_from_the_universal_layout(
     runs, convert, training, tmp_path
 ):
     run = tmp_path / "alone"
     shutil.copytree(runs("float32"), run, ignore=shutil.ignore_patterns("step_000006", "export"))
-    step = run / "checkpoints/step_000004"
-    assert convert("zero-to-universal", step, "--out", step, "--force") == 0
-    done = training.launch(
-        tmp_path, "alone", "--resume", "auto", ranks=1, settings=["model.dtype=float32"]
-    )
+    step, out = run / "checkpoints/step_000004", run / "converted/step_000004"
+    assert convert("zero-to-universal", step, "--out", step, "--force") == 4
+    assert convert("zero-to-universal", step, "--out", out) == 0
+    flags = ["--resume", str(out)]
+    settings = ["model.dtype=float32", "zero.stage=2"]
+    done = training.launch(tmp_path, "alone", *flags, ranks=1, settings=settings)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("evidence.jsonl", "ledger.jsonl"):
         assert (run / name).read_bytes() == (runs("float32") / name).read_bytes(), name
