@@ -77,6 +77,7 @@ class GroupCounts:
             self.squares / FIXED_POINT,
             failed_rollouts=int((requested - self.generated).sum()),
             response_tokens=int(self.response_tokens.sum()),
+            generated=self.generated,
         )
 
 

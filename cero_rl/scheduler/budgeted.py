@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.decisions import Decisions
+from cero_rl.scheduler.judging import Unjudged
 from cero_rl.scheduler.open_round import OpenRound
 from cero_rl.scheduler.posterior import (
     BetaPosterior,
     Floats,
-    as_counts,
-    as_squares,
     check_counts,
 )
 from cero_rl.scheduler.protocol import ExpectedTokens, Mask
@@ -40,7 +40,7 @@ from cero_rl.scheduler.state import STATE_VERSION, read_array, read_scalar, refu
 from cero_rl.types import Allocation
 
 
-class BudgetedScheduler:
+class BudgetedScheduler(Decisions):
     """Protocol, budget and posterior of a run; abstract in `_choose`. Raises ValueError (see
     BudgetSpec, BetaPosterior)."""
 
@@ -58,49 +58,14 @@ class BudgetedScheduler:
         self._configured_rollouts = spec.budget_rollouts
         self._round = 0
         self._remaining = spec.budget_rollouts
-        self._refundable = 0
-        self._current: OpenRound | None = None
+        self._pace = spec.budget_rollouts, spec.rounds  # rollouts and rounds that share them
+        self._latest: OpenRound | None = None
+        self._current: OpenRound | None = None  # the latest, while it is open
+        self._unjudged = Unjudged(spec.num_prompts)
         self._value: Floats = self.posterior.value()
         self._prior_identity = self.posterior.prior_identity()
 
-    # --- what a scheduler decides and learns
-
-    def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
-        """Distinct prompt ids i64[G] in execution order and their units i64[G] >= 1, before the
-        budget clips them."""
-        raise NotImplementedError
-
-    def _choose_more(self, so_far: Evidence, units_left: int) -> tuple[Ids, Ids] | None:
-        """A further wave of the open round (a prompt may come again), or None to close it; clipped
-        by the budget like a plan."""
-        return None
-
-    def _keep(self, samples: Samples) -> Mask:
-        """bool[R]: which rollouts train, before a keep rule. All of them, unless a subclass says
-        no."""
-        return np.ones(samples.rewards.shape[0], dtype=bool)
-
-    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
-        """Called once a round, after the posterior has taken all of it in, with what the round
-        executed and its counts [G]."""
-
-    def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
-        """Called after each part of a round is in the posterior, with that part of the plan as
-        `_choose` returned it and its share (all parts sum to 1)."""
-
-    def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
-        """Called with evidence that is about to be taken in; may refuse it by a ValueError."""
-
-    def _before_posterior(
-        self, ids: Ids, wins: Floats, tries: Ids, squares: Floats, *, first: bool
-    ) -> None:
-        """Called with checked evidence before the posterior takes it in; `first`: of its round."""
-
-    def _expect_tokens(self, expected_tokens: ExpectedTokens) -> None:
-        """Called before a round is opened, for who prices tokens."""
-
-    def _spend_tokens(self, tokens: int) -> None:
-        """Called with the response tokens that were generated."""
+    # --- worth and identity
 
     def _revalue(self, ids: Ids | None) -> None:
         """Recompute the worth of the prompts `ids` (None: of all) after their posterior changed."""
@@ -108,9 +73,13 @@ class BudgetedScheduler:
             self.posterior.value(out=self._value)
         else:
             self._value[ids] = self.posterior.value_at(ids)
+        self._discount(ids)
 
-    def _exhausted(self) -> bool:
-        return False  # whether another limit than rounds and rollouts has ended the run
+    def _discount(self, ids: Ids | None) -> None:
+        """A rollout is worth something only if it is judged (see judging.py)."""
+        if self._unjudged.any:
+            where = slice(None) if ids is None else ids
+            self._value[where] *= self._unjudged.factor(self.posterior, ids)
 
     def _identity(self) -> dict[str, Scalar]:
         sizes: dict[str, Scalar] = {key: int(value) for key, value in asdict(self.spec).items()}
@@ -126,12 +95,6 @@ class BudgetedScheduler:
             "seed": self.seed,
             **keep,
         }
-
-    def _extra_state(self) -> StateDict:
-        return {}
-
-    def _load_extra(self, state: StateDict) -> None:
-        """Restore `_extra_state`; check everything before changing anything."""
 
     # --- one round
 
@@ -149,13 +112,12 @@ class BudgetedScheduler:
             )
         if expected_tokens is not None:
             self._expect_tokens(expected_tokens)
-        units_left = self._remaining // self.spec.rollouts_per_unit
+        units_left = self._units_left
         if self._round >= self.spec.rounds or units_left == 0 or self._exhausted():
             return None
         ids, units = self._choose(units_left, self.spec.rounds - self._round)
-        self._refundable = 0
-        allocation = self._execute(ids, units, units_left)
-        self._current = OpenRound(allocation, ids, units)
+        allocation = self._execute(ids, units)
+        self._current = self._latest = OpenRound(allocation, ids, units)
         return allocation
 
     def next_wave(self, so_far: Evidence) -> Allocation | None:
@@ -169,11 +131,11 @@ class BudgetedScheduler:
             raise RuntimeError("next_wave() without an open round, or after observe()")
         if not np.array_equal(so_far.prompt_ids, self._current.allocation.prompt_ids):
             raise ValueError("prompt_ids: wanted all groups of the open round, in its order")
-        units_left = self._remaining // self.spec.rollouts_per_unit
+        units_left = self._units_left
         wave = self._choose_more(so_far, units_left) if units_left else None
         if wave is None or not wave[0].size:
             return None
-        allocation = self._execute(*wave, units_left)
+        allocation = self._execute(*wave)
         self._current.grow(allocation)
         return allocation
 
@@ -186,18 +148,22 @@ class BudgetedScheduler:
     @property
     def keeps_all(self) -> bool:
         """Does every rollout train, whatever comes?"""
-        return self.keep_rule is None and type(self)._keep is BudgetedScheduler._keep
+        return self.keep_rule is None and type(self)._keep is Decisions._keep
 
-    def _execute(self, ids: Ids, units: Ids, units_left: int) -> Allocation:
+    @property
+    def _units_left(self) -> int:
+        """Of the budget. Failed rollouts may leave part of a unit: it counts as one, and
+        `_execute` clips its group."""
+        return -(-self._remaining // self.spec.rollouts_per_unit)
+
+    def _execute(self, ids: Ids, units: Ids) -> Allocation:
         """Clip a plan to what the budget still holds, in its order, and book it."""
-        before = np.cumsum(units) - units
-        executed = np.clip(units_left - before, 0, units)
+        wanted = units * self.spec.rollouts_per_unit
+        executed = np.clip(self._remaining - (np.cumsum(wanted) - wanted), 0, wanted)
         kept = executed > 0
-        allocation = Allocation(
-            self._round, ids[kept], (executed[kept] * self.spec.rollouts_per_unit).astype(np.int32)
-        )
-        self._refundable += allocation.total_rollouts
+        allocation = Allocation(self._round, ids[kept], executed[kept].astype(np.int32))
         self._remaining -= allocation.total_rollouts
+        self._serve(allocation.prompt_ids, -(-executed[kept] // self.spec.rollouts_per_unit))
         return allocation
 
     def refund(self, rollouts: int) -> None:
@@ -207,19 +173,32 @@ class BudgetedScheduler:
         For rollouts that never existed (an engine died), not for rollouts whose reward is
         missing: those were generated and stay spent. May be called before or after the
         round is closed, several times; the sum must be the same on every rank. What comes back is
-        offered to later rounds, if they have room. Raises ValueError if it is negative or more
-        than the round spent.
+        offered to later rounds, if they have room, and the prompts that did not get it are not
+        taken for served (evidence with `generated` says which; else rollouts without a reward,
+        the last groups' first). Raises ValueError if it is negative or more than the round spent.
         """
         count = self._check_refund(rollouts)
-        self._refundable -= count
+        latest = self._latest
+        if count == 0 or latest is None:
+            return
+        ids, unit = latest.allocation.prompt_ids, self.spec.rollouts_per_unit
+        closed = self._current is None
+        served = latest.served(unit)
+        missing, weight = latest.unjudged() if closed else (served, served)
+        latest.unplaced += count
         self._remaining += count
+        self._serve(ids, latest.served(unit) - served)
+        if closed:  # the duals have learned already, what is known of prompts has a second look
+            missing_now, weight_now = latest.unjudged()
+            self._unjudged.add(ids, missing_now - missing, weight_now - weight)
+            self._revalue(None)
 
     def _check_refund(self, rollouts: int) -> int:
         count = operator.index(rollouts)
+        most = 0 if self._latest is None else self._latest.refundable
         require(
-            0 <= count <= self._refundable,
-            f"refund({count}): wanted 0 <= rollouts <= {self._refundable}, the latest round's "
-            "spending",
+            0 <= count <= most,
+            f"refund({count}): wanted 0 <= rollouts <= {most}, the latest round's spending",
         )
         return count
 
@@ -241,6 +220,14 @@ class BudgetedScheduler:
             )
         self._remaining += total - self.spec.budget_rollouts
         self.spec = spec
+        still = 0 if self._current is None else self._current.refundable
+        self._pace = self._remaining + still, spec.rounds - self._round
+
+    def _fair_units(self, group: int = 1) -> float:
+        """Groups of `group` units in an equal share of the budget for a round: of the whole
+        budget, or, from the latest set_budget on, of what it left for the rounds left."""
+        rollouts, rounds = self._pace
+        return rollouts / (rounds * group * self.spec.rollouts_per_unit)
 
     # --- evidence
 
@@ -268,21 +255,24 @@ class BudgetedScheduler:
         ValueError for other groups or bad counts; then nothing has changed.
         """
         opened = self._opened("observe()")
-        wins, tries, squares = opened.checked(evidence)
+        refunded = self._check_refund(evidence.failed_rollouts)
+        wins, tries, squares, failed = opened.checked(evidence)
         self._check(evidence.prompt_ids, wins, squares)
-        self._check_refund(evidence.failed_rollouts)
         tokens = operator.index(evidence.response_tokens)
         require(tokens >= 0, f"response_tokens = {tokens}, wanted >= 0")
 
         # Everything is checked: from here on the scheduler changes.
-        self.refund(evidence.failed_rollouts)
         self._spend_tokens(tokens)
-        opened.take(wins, tries, squares)
+        unit = self.spec.rollouts_per_unit
+        served = opened.served(unit)
+        opened.take(wins, tries, squares, failed, refunded - int(failed.sum()))
+        self._remaining += refunded
+        self._serve(opened.allocation.prompt_ids, opened.served(unit) - served)
         if self.streaming and wins.shape[0]:
             part = slice(opened.absorbed, opened.answered)
             self._absorb(opened)
-            share = opened.share_of(part)
-            self._learn_part(opened.plan_ids[part], opened.plan_units[part], share)
+            units = opened.plan_served(unit, part)
+            self._learn_part(opened.plan_ids[part], units, opened.share_of(part))
 
     def close_round(self) -> None:
         """Learn from what is still to be learned, and end the round. Groups that were not observed
@@ -291,10 +281,15 @@ class BudgetedScheduler:
         Required after every Allocation, also an empty one. Raises RuntimeError without one.
         """
         opened = self._opened("close_round()")
+        unit = self.spec.rollouts_per_unit
         opened.silence_the_rest()
         rest, share = slice(opened.absorbed, None), opened.share_left()
         self._absorb(opened)
-        self._learn_part(opened.plan_ids[rest], opened.plan_units[rest], share)
+        missing, weight = opened.unjudged()
+        if missing.any():
+            self._unjudged.add(opened.allocation.prompt_ids, missing, weight)
+            self._revalue(None)
+        self._learn_part(opened.plan_ids[rest], opened.plan_served(unit, rest), share)
         self._learn(opened.allocation, opened.wins, opened.tries)
         self._current = None
         self._round += 1
@@ -314,6 +309,7 @@ class BudgetedScheduler:
         forgets = first and self.posterior.forgetting < 1.0
         if forgets:
             self.posterior.forget()
+            self._unjudged.forget(self.posterior.forgetting)
         self.posterior.add(ids, wins, tries)
         self._revalue(None if forgets else ids)
         opened.absorbed = opened.answered
@@ -337,23 +333,8 @@ class BudgetedScheduler:
         graded rewards. Raises RuntimeError without an Allocation to answer, ValueError on bad
         counts or more trials than the Allocation gave (evidence counted twice).
         """
-        allocation = self._opened("update()").allocation
-        pool, answered = self.spec.num_prompts, self.answered_groups
-        wins, tries = as_counts(successes, trials, pool)
-        rest = allocation.prompt_ids[answered:]
-        for counts in (wins, tries):
-            if np.count_nonzero(counts) != np.count_nonzero(counts[rest]):
-                # something outside the round, or an error to name
-                check_counts(wins, tries, pool)
-                if np.any(tries[allocation.prompt_ids[:answered]]):
-                    raise ValueError(
-                        f"trials counts rollouts that observe() of round {self._round} has taken "
-                        "in already"
-                    )
-                raise ValueError(
-                    f"trials counts rollouts of prompts that round {self._round} did not allocate"
-                )
-        self.observe(Evidence(rest, wins[rest], tries[rest], as_squares(squares, pool, rest)))
+        opened = self._opened("update()")
+        self.observe(opened.pool_evidence(successes, trials, squares, self.spec.num_prompts))
         self.close_round()
 
     # --- what can be read
@@ -390,11 +371,18 @@ class BudgetedScheduler:
         """Successes and failures f64[P] that the posterior holds beyond its prior."""
         return self.posterior.evidence()
 
+    @property
+    def unjudged_rollouts(self) -> Ids:
+        """i64[P] of each prompt that were generated and have no reward, since the run began."""
+        return self._unjudged.rollouts
+
     def metrics(self) -> dict[str, float | int]:
-        """Means over the pool of what is believed, before this round is learned from."""
+        """Means over the pool of what is believed, before this round is learned from; prompts
+        that are set aside because their rollouts are mostly not judged."""
         return {
             "cero/posterior_mean": float(self.posterior_mean.mean()),
             "cero/value_mean": float(self._value.mean()),
+            "cero/set_aside_prompts": self._unjudged.set_aside(self.posterior).shape[0],
         }
 
     # --- state
@@ -407,8 +395,11 @@ class BudgetedScheduler:
             "round": self._round,
             "budget_now_rollouts": self.spec.budget_rollouts,
             "remaining_rollouts": self._remaining,
-            "refundable_rollouts": self._refundable,
-            **OpenRound.state(self._current),
+            "pace_rollouts": self._pace[0],
+            "pace_rounds": self._pace[1],
+            "has_pending": self._current is not None,
+            **OpenRound.state(self._latest),
+            **self._unjudged.state(),
             "posterior_a": self.posterior.a.copy(),
             "posterior_b": self.posterior.b.copy(),
             **self._extra_state(),
@@ -433,20 +424,24 @@ class BudgetedScheduler:
         post_b = read_array(state, "posterior_b", np.float64, pool)
         current = int(read_scalar(state, "round"))
         remaining = int(read_scalar(state, "remaining_rollouts"))
-        refundable = int(read_scalar(state, "refundable_rollouts"))
+        pace = int(read_scalar(state, "pace_rollouts")), int(read_scalar(state, "pace_rounds"))
         budget = int(read_scalar(state, "budget_now_rollouts"))
         spec = replace(self.spec, budget_rollouts=budget)
         require(
-            0 <= remaining <= budget and 0 <= current <= spec.rounds,
+            0 <= remaining <= budget and 0 <= current <= spec.rounds and min(pace) >= 0,
             f"scheduler state is damaged: round {current}, remaining_rollouts {remaining}",
         )
-        opened = OpenRound.read(state, current)
+        is_open = bool(read_scalar(state, "has_pending"))
+        latest = OpenRound.read(state, current - (not is_open))
+        unjudged = Unjudged.read(state, pool)
         self._load_extra(state)
         self.spec = spec
         self.posterior.a = post_a
         self.posterior.b = post_b
-        self._current = opened
+        self._latest = latest
+        self._current = latest if is_open else None
+        self._unjudged = unjudged
         self._round = current
         self._remaining = remaining
-        self._refundable = refundable
+        self._pace = pace
         self._revalue(None)

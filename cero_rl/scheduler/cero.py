@@ -195,6 +195,8 @@ class Cero(BudgetedScheduler):
 
         # Everything is checked: from here on the scheduler changes.
         self.spec = spec
+        self._latest = None  # its groups are of the old pool: nothing of it can fail any more
+        self._unjudged = self._unjudged.carried(change)
         if self._squares is not None:
             fresh = np.broadcast_to(posterior.prior[0], (change.size,))
             self._squares = change.carry(self._squares, fresh)
@@ -246,6 +248,8 @@ class Cero(BudgetedScheduler):
                     self.utility,
                     rng,
                 )
+                if self._unjudged.any:
+                    score *= self._unjudged.factor(self.posterior)
                 price, capacity = -1.0, fair_units(units_left, rounds_left, capacity)
             if self.options.token_costs and self.tokens is not None:
                 score = score / self.tokens.relative()
@@ -283,10 +287,8 @@ class Cero(BudgetedScheduler):
         )
         return np.where(seen, most, self.options.explore_units)
 
-    def _execute(self, ids: Ids, units: Ids, units_left: int):
-        allocation = super()._execute(ids, units, units_left)
-        self._exposure[allocation.prompt_ids] += allocation.rollouts // self.spec.rollouts_per_unit
-        return allocation
+    def _serve(self, ids: Ids, units: Ids) -> None:
+        self._exposure[ids] += units
 
     def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
         if self._squares is None:
@@ -321,15 +323,9 @@ class Cero(BudgetedScheduler):
 
     def _revalue(self, ids: Ids | None) -> None:
         a, b, squares = self.posterior.a, self.posterior.b, self._squares
-        if ids is not None and self.progress is None:
-            worth = (
-                self._worth(a[ids], b[ids])
-                if squares is None
-                else graded_variance(a[ids], b[ids], squares[ids])
-            )
-            self._value[ids] = worth
-            return
-        for part in blocks(a.shape[0]):
+        if self.progress is not None:
+            ids = None  # one prompt's progress changes the factor of all
+        for part in blocks(a.shape[0]) if ids is None else (ids,):
             self._value[part] = (
                 self._worth(a[part], b[part])
                 if squares is None
@@ -337,6 +333,7 @@ class Cero(BudgetedScheduler):
             )
         if self.progress is not None:
             self._value *= self.progress.factor()
+        self._discount(ids)
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
         """One projected gradient step of both duals, each gradient divided by its largest
@@ -352,12 +349,16 @@ class Cero(BudgetedScheduler):
             slope += pull
         self._slope[plan_ids] -= push
         np.clip(self._slope, 0.0, 1.0, out=self._slope)
+        # Slopes move too little a round to follow a prompt that turns out not to be judged: there
+        # the bound of every slope, that of the utility at exposure 0, is imposed.
+        aside = self._unjudged.set_aside(self.posterior)
+        self._slope[aside] = np.minimum(self._slope[aside], 4.0 * self._value[aside])
         costs = (
             self.tokens.relative()[plan_ids]
             if self.options.token_costs and self.tokens is not None
             else 1.0
         )
-        fair, planned = spec.budget_units / spec.rounds, float(np.sum(plan_units * costs))
+        fair, planned = self._fair_units(), float(np.sum(plan_units * costs))
         gradient = (fair * share - planned) / max(fair, spec.capacity_units - fair)
         self._price = min(max(self._price - step * gradient, 0.0), 1.0)
 

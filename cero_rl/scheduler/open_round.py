@@ -1,7 +1,8 @@
-"""A round between open_round() and close_round(): its plan, its Allocation, the evidence so far.
+"""The latest round: its plan, its Allocation, the evidence so far, and what was never generated.
 
 In: what a scheduler planned and what came of it. Out: the parts that the posterior and the duals
-have not learned from yet. Raises ValueError for evidence of other groups, and for bad counts.
+have not learned from yet, and what each group really got. Raises ValueError for evidence of other
+groups, and for bad counts.
 """
 
 from __future__ import annotations
@@ -9,8 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
-from cero_rl.scheduler.posterior import Floats, as_counts, as_squares, check_groups
+from cero_rl.scheduler.judging import missing_weight
+from cero_rl.scheduler.posterior import (
+    Floats,
+    as_counts,
+    as_squares,
+    check_counts,
+    check_groups,
+)
 from cero_rl.scheduler.sizes import Evidence, Ids, StateDict, merged, require
 from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.types import Allocation
@@ -31,6 +40,8 @@ class OpenRound:
     wins: Floats = field(default_factory=lambda: np.empty(0))  # of the groups observed
     tries: Ids = field(default_factory=_no_ids)
     squares: Floats = field(default_factory=lambda: np.empty(0))
+    failed: Ids = field(default_factory=_no_ids)  # rollouts of them that were never generated
+    unplaced: int = 0  # never generated either, of a group that nobody named
     absorbed: int = 0  # groups that the posterior has taken in
 
     @property
@@ -46,8 +57,8 @@ class OpenRound:
         """A further wave."""
         self.allocation = merged(self.allocation, wave)
 
-    def checked(self, evidence: Evidence) -> tuple[Floats, Ids, Floats | None]:
-        """Wins, trials and squares [n] of the next n groups."""
+    def checked(self, evidence: Evidence) -> tuple[Floats, Ids, Floats | None, Ids]:
+        """Wins, trials, squares and failed rollouts [n] of the next n groups."""
         count = evidence.prompt_ids.shape[0]
         part = slice(self.answered, self.answered + count)
         ids = self.allocation.prompt_ids[part]
@@ -58,22 +69,67 @@ class OpenRound:
             )
         wins, tries = as_counts(evidence.successes, evidence.trials, count)
         squares = as_squares(evidence.squares, count)
-        wins, tries = check_groups(
-            ids, self.allocation.rollouts[part], wins, tries, self.allocation.round
-        )
-        return wins, tries, squares
+        asked = self.allocation.rollouts[part]
+        wins, tries = check_groups(ids, asked, wins, tries, self.allocation.round)
+        return wins, tries, squares, _failures(evidence, asked, tries)
 
-    def take(self, wins: Floats, tries: Ids, squares: Floats | None) -> None:
+    def take(
+        self, wins: Floats, tries: Ids, squares: Floats | None, failed: Ids, unplaced: int = 0
+    ) -> None:
         """Write down checked evidence of the next groups."""
         zeros = np.zeros_like(wins)
         self.wins = np.concatenate((self.wins, wins))
         self.tries = np.concatenate((self.tries, tries))
         self.squares = np.concatenate((self.squares, zeros if squares is None else squares))
+        self.failed = np.concatenate((self.failed, failed))
+        self.unplaced += unplaced
 
     def silence_the_rest(self) -> None:
         """The groups that were not observed have no reward."""
         absent = self.groups - self.answered
-        self.take(np.zeros(absent), np.zeros(absent, dtype=np.int64), None)
+        nothing = np.zeros(absent, dtype=np.int64)
+        self.take(np.zeros(absent), nothing, None, nothing)
+
+    # --- what was generated
+
+    @property
+    def refundable(self) -> int:
+        """Rollouts not yet said to have failed."""
+        return self.allocation.total_rollouts - int(self.failed.sum()) - self.unplaced
+
+    @property
+    def complete(self) -> bool:
+        """Was every rollout generated?"""
+        return not self.unplaced and not self.failed.any()
+
+    def generated(self) -> Ids:
+        """i64[G]; failures of no group in particular are laid to rollouts without a reward."""
+        absent = self.groups - self.answered
+        asked = self.allocation.rollouts.astype(np.int64)
+        got = asked - np.pad(self.failed, (0, absent))
+        return got - from_the_end(self.unplaced, got - np.pad(self.tries, (0, absent)))
+
+    def served(self, unit: int) -> Ids:
+        """i64[G] units of which at least one rollout was generated."""
+        return -(-self.generated() // unit)
+
+    def unjudged(self) -> tuple[Ids, Floats]:
+        """Of a round that is over: rollouts [G] that were generated and have no reward, and what
+        they count."""
+        generated = self.generated()
+        missing = generated - self.tries
+        return missing, missing * missing_weight(generated, self.tries)
+
+    def plan_served(self, unit: int, part: slice) -> Ids:
+        """Part of the plan, less the units that were never generated."""
+        units = self.plan_units[part]
+        if self.complete:
+            return units
+        lost = -(-self.allocation.rollouts.astype(np.int64) // unit) - self.served(unit)
+        lost = np.pad(lost, (0, max(self.plan_units.shape[0] - lost.shape[0], 0)))[part]
+        return np.maximum(units - lost[: units.shape[0]], 0)
+
+    # --- the plan's shares
 
     def share_of(self, part: slice) -> float:
         """Of the plan, in units."""
@@ -87,11 +143,10 @@ class OpenRound:
     # --- state
 
     @staticmethod
-    def state(opened: OpenRound | None) -> StateDict:
-        """Fields of a saved scheduler, with or without an open round."""
-        now = opened or OpenRound(Allocation(0, _no_ids(), _no_units()), _no_ids(), _no_ids())
+    def state(latest: OpenRound | None) -> StateDict:
+        """Fields of a saved scheduler, before its first round too."""
+        now = latest or OpenRound(Allocation(0, _no_ids(), _no_units()), _no_ids(), _no_ids())
         return {
-            "has_pending": opened is not None,
             "pending_ids": now.allocation.prompt_ids.copy(),
             "pending_rollouts": now.allocation.rollouts.copy(),
             "plan_ids": now.plan_ids.copy(),
@@ -99,11 +154,13 @@ class OpenRound:
             "observed_successes": now.wins.copy(),
             "observed_trials": now.tries.copy(),
             "observed_squares": now.squares.copy(),
+            "observed_failed": now.failed.copy(),
+            "unplaced_failed": now.unplaced,
             "absorbed_groups": now.absorbed,
         }
 
     @staticmethod
-    def read(state: StateDict, round_index: int) -> OpenRound | None:
+    def read(state: StateDict, round_index: int) -> OpenRound:
         """The inverse of `state`. Raises ValueError for a damaged one."""
         ids = read_array(state, "pending_ids", np.int64, None)
         rollouts = read_array(state, "pending_rollouts", np.int32, ids.shape[0])
@@ -112,16 +169,76 @@ class OpenRound:
         wins = read_array(state, "observed_successes", np.float64, None)
         tries = read_array(state, "observed_trials", np.int64, wins.shape[0])
         squares = read_array(state, "observed_squares", np.float64, wins.shape[0])
+        failed = read_array(state, "observed_failed", np.int64, wins.shape[0])
+        unplaced = int(read_scalar(state, "unplaced_failed"))
         absorbed = int(read_scalar(state, "absorbed_groups"))
         require(
             0 <= absorbed <= wins.shape[0] <= ids.shape[0],
             f"scheduler state is damaged: {absorbed} groups absorbed, {wins.shape[0]} observed of "
             f"{ids.shape[0]}",
         )
-        if not read_scalar(state, "has_pending"):
-            return None
         allocation = Allocation(round_index, ids, rollouts)
-        return OpenRound(allocation, plan_ids, plan_units, wins, tries, squares, absorbed)
+        read = OpenRound(
+            allocation, plan_ids, plan_units, wins, tries, squares, failed, unplaced, absorbed
+        )
+        require(
+            bool((failed >= 0).all()) and unplaced >= 0 and read.refundable >= 0,
+            f"scheduler state is damaged: {unplaced} + {failed.sum()} failed rollouts of "
+            f"{allocation.total_rollouts}",
+        )
+        return read
+
+    def pool_evidence(
+        self,
+        successes: npt.ArrayLike,
+        trials: npt.ArrayLike,
+        squares: npt.ArrayLike | None,
+        pool: int,
+    ) -> Evidence:
+        """Vectors over a pool of `pool` prompts as the evidence of all groups still to be
+        observed."""
+        wins, tries = as_counts(successes, trials, pool)
+        ids = self.allocation.prompt_ids
+        rest, index = ids[self.answered :], self.allocation.round
+        for counts in (wins, tries):
+            if np.count_nonzero(counts) != np.count_nonzero(counts[rest]):
+                # something outside the round, or an error to name
+                check_counts(wins, tries, pool)
+                require(
+                    not np.any(tries[ids[: self.answered]]),
+                    f"trials counts rollouts that observe() of round {index} has taken in already",
+                )
+                raise ValueError(
+                    f"trials counts rollouts of prompts that round {index} did not allocate"
+                )
+        return Evidence(rest, wins[rest], tries[rest], as_squares(squares, pool, rest))
+
+
+def from_the_end(count: int, room: Ids) -> Ids:
+    """i64[n] that sums to `count`, or to all of room i64[n] if that is less: the last entries are
+    filled first."""
+    after = room.sum() - np.cumsum(room)
+    return np.clip(count - after, 0, room)
+
+
+def _failures(evidence: Evidence, asked: npt.NDArray[np.int32], tries: Ids) -> Ids:
+    """i64[n] rollouts of each group that were never generated."""
+    if evidence.generated is None:
+        return from_the_end(evidence.failed_rollouts, asked - tries)
+    generated = np.asarray(evidence.generated)
+    require(
+        generated.shape == asked.shape
+        and generated.dtype.kind in "iu"
+        and bool(((tries <= generated) & (generated <= asked)).all()),
+        "generated: wanted one integer per group, trials <= generated <= rollouts asked for",
+    )
+    failed = asked - generated.astype(np.int64)
+    require(
+        int(failed.sum()) == evidence.failed_rollouts,
+        f"failed_rollouts = {evidence.failed_rollouts}, but {int(failed.sum())} of those asked for "
+        "were not generated",
+    )
+    return failed
 
 
 def _no_units() -> np.ndarray:

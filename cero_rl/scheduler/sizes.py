@@ -27,8 +27,9 @@ class Evidence:
     """What came of groups of the open round, summed over ALL ranks: all that an allocator learns
     from.
 
-    Groups stand in the order of the round's Allocation. A rollout whose reward is missing is in no
-    count.
+    Groups stand in the order of the round's Allocation. A rollout whose reward is missing is
+    generated and in no other count; an allocator that chooses by a posterior sets prompts back that
+    are generated and not judged (see judging.py).
     """
 
     prompt_ids: Ids  # i64[G]
@@ -37,6 +38,9 @@ class Evidence:
     squares: Floats | None = None  # f64[G] sums of squared rewards, for who values graded rewards
     failed_rollouts: int = 0  # asked for and never generated: they go back to the budget
     response_tokens: int = 0  # generated, for who counts tokens
+    # i64[G] rollouts that came, judged or not; None: all that were asked for, but failed_rollouts
+    # of those without a reward, the last groups' first
+    generated: Ids | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Samples:
     rewards: Floats  # f64[R] all known (a missing reward is not a sample)
     offsets: Ids  # i64[G+1]
     lengths: Ids  # i64[R] response tokens
+    # i64[G] rollouts that the round gave each group; None: as many as have a reward
+    asked: Ids | None = None
 
 
 @dataclass(frozen=True, slots=True)

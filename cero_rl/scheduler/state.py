@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from cero_rl.scheduler.sizes import Scalar, ScalarT, StateDict
 
-STATE_VERSION = 3  # 3: the open round's evidence is the scheduler's own
+STATE_VERSION = 4  # 4: failed and unjudged rollouts by prompt, the pace after set_budget
 
 
 def read_scalar(state: StateDict, key: str) -> Scalar:

@@ -50,15 +50,22 @@ class BatchScheduler(RivalScheduler[BatchT], Generic[BatchT]):
             quota // least,
         )
         prompts = max(wanted, -(-quota // most))
-        ids = self._prompts.take(prompts)
+        ids = self._batch(prompts)
         # a rump of the budget that no batch of legal groups holds: shared evenly
         if quota < prompts * least:
             return ids, quota // prompts + (np.arange(prompts) < quota % prompts).astype(np.int64)
         sizes = np.asarray(
             self.spec.rollouts_per_unit * np.arange(least + 1, most + 1), dtype=np.float64
         )
-        extra = exact_greedy(self._gains(ids, sizes), quota - prompts * least, self._tie_rank[ids])
+        gains = self._gains(ids, sizes) * self._unjudged.factor(self.posterior, ids)[:, None]
+        extra = exact_greedy(gains, quota - prompts * least, self._tie_rank[ids])
         return ids, least + extra
+
+    def _batch(self, prompts: int) -> Ids:
+        """The next prompts; one whose rollouts are not judged is passed over like GRESO's."""
+        if not self._unjudged.any:
+            return self._prompts.take(prompts)
+        return self._unskipped(self._prompts, prompts, self._lost())
 
     def _extra_state(self) -> StateDict:
         return self._prompts.state()

@@ -15,8 +15,9 @@ import numpy as np
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.sizes import BudgetSpec, Ids, Scalar, Shared, require
-from cero_rl.scheduler.uniform import even_share
+from cero_rl.scheduler.uniform import NOBODY, PromptOrder, even_share
 
+EXPLORE = 0.01  # least chance of a prompt that a rule would skip
 _TIES, _DRAWS = 0x71E5, 0xD4A3  # tags that keep the streams of one seed apart
 
 
@@ -77,6 +78,26 @@ class RivalScheduler(BudgetedScheduler, Generic[OptionsT]):
         return (
             4.0 * self.saturation * self.spec.num_prompts / self.spec.budget_units
         ) * self._value
+
+    def _lost(self) -> Floats:
+        """f64[P] in [0, 1): how likely the next rollout of a prompt is to come back without a
+        reward, less a hundredth, so that every prompt is tried again; 0 while nothing is
+        missing."""
+        return np.minimum(1.0 - self._unjudged.factor(self.posterior), 1.0 - EXPLORE)
+
+    def _unskipped(self, prompts: PromptOrder, wanted: int, skip: Floats) -> Ids:
+        """i64[wanted] of the next prompts: the turn of prompt i passes with chance skip[i], f64[P].
+        If too few of the pool are left, the first skipped ones fill up."""
+        pool = self.spec.num_prompts
+        draw = self._draws().random(pool)
+        chosen, skipped = NOBODY, NOBODY
+        while chosen.size < wanted and chosen.size + skipped.size < pool:
+            used = np.concatenate((chosen, skipped))
+            fresh = prompts.take(min(wanted - chosen.size, pool - used.size), used)
+            passed = draw[fresh] < skip[fresh]
+            chosen = np.concatenate((chosen, fresh[~passed]))
+            skipped = np.concatenate((skipped, fresh[passed]))
+        return np.concatenate((chosen, skipped[: wanted - chosen.size]))
 
     def _identity(self) -> dict[str, Scalar]:
         options = asdict(self.options)  # pyright: ignore[reportArgumentType]

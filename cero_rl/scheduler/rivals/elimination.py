@@ -53,7 +53,8 @@ class VigorScheduler(WaveScheduler[VigorOptions]):
         racing = np.flatnonzero(seen.units == seen.units.max())
         survivors = max(seen.ids.shape[0] >> wave, 1)
         rate = seen.rate[racing]
-        racing = racing[best(rate * (1.0 - rate), self._tie_rank[seen.ids[racing]], survivors)]
+        variance = np.where(seen.judged[racing], rate * (1.0 - rate), -1.0)
+        racing = racing[best(variance, self._tie_rank[seen.ids[racing]], survivors)]
         more = self._units(self.options.start_rollouts) << wave
         more = min(more, self.spec.max_units_per_prompt - int(seen.units.max()))
         return (
@@ -118,7 +119,10 @@ class ReinforceAdaScheduler(WaveScheduler[ReinforceAdaOptions]):
         else:
             done = seen.successes >= 1.0
         return more_for(
-            seen, ~done, self._units(self.options.wave_rollouts), self.spec.max_units_per_prompt
+            seen,
+            ~done & seen.judged,
+            self._units(self.options.wave_rollouts),
+            self.spec.max_units_per_prompt,
         )
 
     def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
@@ -188,9 +192,11 @@ class AeroScheduler(WaveScheduler[AeroOptions]):
         )
 
     def _extend(self, seen: Waves, left: int) -> Plan:
+        if self._wave + 1 >= self.options.max_waves:
+            return NOTHING
         return more_for(
             seen,
-            seen.successes == 0.0,
+            (seen.successes == 0.0) & seen.judged,
             self._units(self.options.extra_rollouts),
             self.spec.max_units_per_prompt,
         )

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cero_rl.scheduler.posterior import Floats
-from cero_rl.scheduler.rivals.common import RivalScheduler
+from cero_rl.scheduler.rivals.common import EXPLORE, RivalScheduler
 from cero_rl.scheduler.sizes import BudgetSpec, Ids, Shared, StateDict, require
 from cero_rl.scheduler.state import read_array, read_scalar
-from cero_rl.scheduler.uniform import NOBODY, PromptOrder, whole_groups
+from cero_rl.scheduler.uniform import PromptOrder, whole_groups
 from cero_rl.types import Allocation
 
-_STEP, _LOWEST, _HIGHEST, _EXPLORE = 0.01, 0.05, 0.95, 0.01
+_STEP, _LOWEST, _HIGHEST = 0.01, 0.05, 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
     the pool survive, the first skipped ones fill up, so the budget is spent exactly. Departures:
     the paper refills a batch whose groups turned out dead (that is the rival "dapo"); all
     right/all wrong is exact here, the paper's code tolerates about one rollout in nine;
-    adjusting starts at once, there after the first epoch.
+    adjusting starts at once, there after the first epoch; a prompt whose rollouts are not judged
+    has no outcome, and is skipped with the probability of its next one being lost.
     """
 
     name = "greso"
@@ -63,25 +64,15 @@ class GresoScheduler(RivalScheduler[GresoOptions]):
     def skip_probability(self) -> Floats:
         """f64[P] today."""
         base = np.where(self._streak > 0, self._keep_right, self._keep_wrong)
-        return np.where(
-            self._streak == 0, 0.0, 1.0 - np.maximum(base ** np.abs(self._streak), _EXPLORE)
+        streak = np.where(
+            self._streak == 0, 0.0, 1.0 - np.maximum(base ** np.abs(self._streak), EXPLORE)
         )
+        return np.maximum(streak, self._lost()) if self._unjudged.any else streak
 
     def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
         group = self.spec.max_units_per_prompt
         units = whole_groups(self._quota(units_left, rounds_left, group), group)
-        wanted, pool = units.shape[0], self.spec.num_prompts
-        skip, draw = self.skip_probability(), self._draws().random(pool)
-        chosen, skipped = NOBODY, NOBODY
-        while chosen.size < wanted and chosen.size + skipped.size < pool:
-            used = np.concatenate((chosen, skipped))
-            fresh = self._prompts.take(min(wanted - chosen.size, pool - used.size), used)
-            passed = draw[fresh] < skip[fresh]
-            chosen, skipped = (
-                np.concatenate((chosen, fresh[~passed])),
-                np.concatenate((skipped, fresh[passed])),
-            )
-        return np.concatenate((chosen, skipped[: wanted - chosen.size])), units
+        return self._unskipped(self._prompts, units.shape[0], self.skip_probability()), units
 
     def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
         known = tries > 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.judging import judged_share
 from cero_rl.scheduler.rivals.batch_rules import hit_gains
 from cero_rl.scheduler.rivals.common import exact_greedy
 from cero_rl.scheduler.rivals.elimination import more_for
@@ -61,6 +62,8 @@ class HoraScheduler(WaveScheduler[HoraOptions]):
         unit = self.spec.rollouts_per_unit
         sizes = np.asarray(unit * np.arange(1, room + 1), dtype=np.float64)
         gains = hit_gains(1.0 + seen.successes, 1.0 + seen.trials - seen.successes, sizes, unit)
+        asked = seen.units * unit
+        gains *= judged_share(seen.trials, np.maximum(asked - seen.trials, 0))[:, None]
         more = exact_greedy(gains, left, self._tie_rank[seen.ids])
         return seen.ids[more > 0], more[more > 0]
 
@@ -72,7 +75,7 @@ class ScreenOptions:
     pilot_share: float = 0.5  # of what the round has left, for looking
     lowest_rate: float = 0.25  # Pilot-Commit only: pass rates of the pilots that qualify
     highest_rate: float = 0.75
-    max_waves: int = 4  # SPEED-RL only
+    max_waves: int = 4  # SPEED-RL only: pilots are not begun where no wave is left to commit in
 
     def __post_init__(self) -> None:
         require(self.pilot_rollouts >= 2, f"pilot_rollouts = {self.pilot_rollouts}, wanted >= 2")
@@ -120,14 +123,11 @@ class SpeedScheduler(_Screening):
     def _extend(self, seen: Waves, left: int) -> Plan:
         pilot = self._units(self.options.pilot_rollouts)
         commit = self._units(self.options.commit_rollouts)
+        waves_left = self.options.max_waves - (self._wave + 1)
         waiting = seen.live & (seen.units == pilot)
-        if waiting.any():
+        if waves_left and waiting.any():
             return more_for(seen, waiting, commit, self.spec.max_units_per_prompt)
-        if (
-            self._wave + 1 >= self.options.max_waves
-            or left < pilot + commit
-            or seen.ids.size >= self.spec.num_prompts
-        ):
+        if waves_left < 2 or left < pilot + commit or seen.ids.size >= self.spec.num_prompts:
             return NOTHING
         return self._pilots(left, seen.ids)
 
@@ -160,4 +160,6 @@ class PilotCommitScheduler(_Screening):
 
     def _keep(self, samples: Samples) -> npt.NDArray[np.bool_]:
         pilot = self._units(self.options.pilot_rollouts) * self.spec.rollouts_per_unit
-        return (np.diff(samples.offsets) > pilot)[group_of(samples.offsets)]
+        # known rewards alone would take a committed group that lost some for one of pilots
+        asked = np.diff(samples.offsets) if samples.asked is None else samples.asked
+        return (asked > pilot)[group_of(samples.offsets)]

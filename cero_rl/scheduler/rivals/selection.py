@@ -29,8 +29,8 @@ class _Exposed(RivalScheduler[NoOptions]):
         super().__init__(spec, shared, options)
         self._exposure: Ids = np.zeros(spec.num_prompts, dtype=np.int64)
 
-    def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
-        self._exposure[allocation.prompt_ids] += allocation.rollouts // self.spec.rollouts_per_unit
+    def _serve(self, ids: Ids, units: Ids) -> None:
+        self._exposure[ids] += units
 
     def _extra_state(self) -> StateDict:
         return {"exposure": self._exposure.copy()}
@@ -137,8 +137,8 @@ class ThompsonScheduler(RivalScheduler[ThompsonOptions]):
     group (Nmax units) each.
 
     Thompson sampling explores by the draw, so it needs neither price nor utility; forgetting < 1
-    lets it return to prompts that a moving policy has changed. With `first_rollouts` a prompt never
-    seen gets a smaller first group.
+    lets it return to prompts that a moving policy has changed. With `first_rollouts` a prompt of
+    which no rollout was judged yet gets a smaller group.
     """
 
     name = "thompson"
@@ -157,14 +157,21 @@ class ThompsonScheduler(RivalScheduler[ThompsonOptions]):
             else self._units(self.options.first_rollouts)
         )
         wanted = min(-(-quota // first), self.spec.num_prompts)
-        ids = best(drawn * (1.0 - drawn), self._tie_rank, wanted)
+        worth = drawn * (1.0 - drawn)
+        if self._unjudged.any:
+            worth *= self._unjudged.factor(self.posterior)
+        ids = best(worth, self._tie_rank, wanted)
         sizes = np.where(self._seen[ids], group, first)
         before = np.cumsum(sizes) - sizes
         sizes = np.clip(quota - before, 0, sizes)
         return ids[sizes > 0], _topped_up(sizes[sizes > 0], quota, group)
 
+    def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
+        super().warm_start(successes, failures)
+        self._seen |= np.asarray(successes) + np.asarray(failures) >= 1.0
+
     def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
-        self._seen[allocation.prompt_ids] = True
+        self._seen[allocation.prompt_ids[tries > 0]] = True
 
     def _extra_state(self) -> StateDict:
         return {"seen": self._seen.copy()}

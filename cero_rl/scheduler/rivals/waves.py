@@ -60,7 +60,7 @@ class WaveScheduler(RivalScheduler[WaveT], Generic[WaveT]):
         pending = self.pending
         if left <= 0 or pending is None or pending.prompt_ids.size == 0:
             return None
-        units = pending.rollouts.astype(np.int64) // self.spec.rollouts_per_unit
+        units = -(-pending.rollouts.astype(np.int64) // self.spec.rollouts_per_unit)
         seen = Waves(pending.prompt_ids, units, so_far.successes, so_far.trials)
         ids, units = clip_units(*self._extend(seen, left), left)
         if not ids.size:
@@ -85,7 +85,7 @@ class Waves:
     """The open round so far, by group in the order of first appearance."""
 
     ids: Ids  # [G]
-    units: Ids  # [G] planned, all waves
+    units: Ids  # [G] planned, all waves; the budget's last one may be cut short
     successes: Floats  # [G] may be fractional
     trials: Ids  # [G] rollouts with a reward
 
@@ -93,6 +93,12 @@ class Waves:
     def live(self) -> npt.NDArray[np.bool_]:
         """bool[G]: neither all right nor all wrong so far."""
         return (self.successes > 0.0) & (self.successes < self.trials)
+
+    @property
+    def judged(self) -> npt.NDArray[np.bool_]:
+        """bool[G]: has a reward. A rule that goes on where nothing was found yet must not go on
+        where nothing can be found."""
+        return self.trials > 0
 
     @property
     def rate(self) -> Floats:
@@ -132,9 +138,7 @@ class DapoScheduler(WaveScheduler[DapoOptions]):
     def _wanted(self) -> int:
         if self.options.live_groups is not None:
             return self.options.live_groups
-        return max(
-            1, round(self.spec.budget_units / (self.spec.rounds * self.spec.max_units_per_prompt))
-        )
+        return max(1, round(self._fair_units(self.spec.max_units_per_prompt)))
 
     def _groups(self, count: int, left: int, taken: Ids) -> Plan:
         group = self.spec.max_units_per_prompt
