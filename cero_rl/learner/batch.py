@@ -32,7 +32,11 @@ class TrainingBatch:
 
 def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
     """Pack what trains; group advantages by the native op. No collective."""
-    packed = pack_rollouts(rollouts.groups, kept_rewards(rollouts.groups, rollouts.rewards, keep))
+    asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
+    own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
+    packed = pack_rollouts(
+        rollouts.groups, kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
+    )
     stats = group_advantage(
         packed.rewards,
         packed.group_offsets,
@@ -43,9 +47,13 @@ def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
 
 
 def kept_rewards(
-    groups: Sequence[RolloutGroup], rewards: Sequence[Rewards], keep: Keep
+    groups: Sequence[RolloutGroup],
+    rewards: Sequence[Rewards],
+    keep: Keep,
+    asked: npt.NDArray[np.int64] | None = None,
 ) -> list[Rewards]:
-    """The rewards with nan where the scheduler keeps a rollout out of training."""
+    """The rewards with nan where the scheduler keeps a rollout out of training. asked i64[G]:
+    rollouts that the round gave each group, those without a reward included."""
     known = [~np.isnan(r) for r in rewards]
     lengths = [
         len(c.token_ids)
@@ -58,7 +66,8 @@ def kept_rewards(
     if rewards:
         flat = np.concatenate([r[k] for r, k in zip(rewards, known)]).astype(np.float64)
     ids = np.array([g.prompt_id for g in groups], dtype=np.int64)
-    samples = Samples(ids, flat, offsets.astype(np.int64), np.array(lengths, dtype=np.int64))
+    lengths = np.array(lengths, dtype=np.int64)
+    samples = Samples(ids, flat, offsets.astype(np.int64), lengths, asked)
     mask = keep(samples)
     kept = []
     for values, there, (first, last) in zip(rewards, known, pairwise(offsets)):

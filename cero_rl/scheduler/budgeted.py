@@ -229,6 +229,12 @@ class BudgetedScheduler(Decisions):
         rollouts, rounds = self._pace
         return rollouts / (rounds * group * self.spec.rollouts_per_unit)
 
+    @property
+    def _rounds_at_pace(self) -> float:
+        """Rounds that the whole budget would take at the pace of `_fair_units`."""
+        rollouts, rounds = self._pace
+        return self.spec.budget_rollouts * rounds / rollouts if rollouts else float(rounds)
+
     # --- evidence
 
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:

@@ -261,7 +261,7 @@ class Cero(BudgetedScheduler):
                 )
                 plan = proximal_plan(
                     score - price,
-                    target / spec.rounds,
+                    target / self._rounds_at_pace,
                     self.options.proximal,
                     self._tie_rank,
                     caps,
@@ -339,7 +339,7 @@ class Cero(BudgetedScheduler):
         """One projected gradient step of both duals, each gradient divided by its largest
         possible size; `share` of it for a part."""
         spec, step, cap = self.spec, self.step_size, float(self.exposure_cap)
-        pull_factor = step / (spec.rounds * spec.max_units_per_prompt) * share
+        pull_factor = step / (self._rounds_at_pace * spec.max_units_per_prompt) * share
         largest, rate = self.slope_max, 4.0 * self.slope_max
         push = (step / spec.max_units_per_prompt) * plan_units
         for part in blocks(self._slope.shape[0]):

@@ -4,11 +4,11 @@ In: of each round's groups, the rollouts that were generated and those that have
 factor in (0, 1] per prompt, exactly 1 for a prompt of which nothing is missing. A rollout teaches
 only if it is judged, so
 
-    worth of a rollout = factor * worth of a judged one,    factor = (1 + judged) / (1 + judged + u)
+    worth of a rollout = factor * worth of a judged one,    factor = (2 + judged) / (2 + judged + u)
 
-the mean of Beta(1 + judged, u): certain until shown otherwise. u is the number of rollouts without
-a reward, each weighed by the share of the round's other rollouts that were judged: where a verifier
-failed for all, that says nothing of a prompt. Without the factor a prompt that is never judged
+the mean of Beta(2 + judged, u): certain until shown otherwise, and two lost rollouts show little. u
+is the number of rollouts without a reward, each weighed by the share of the round's other rollouts
+that were judged: where a verifier failed for all, that says nothing of a prompt. Without the factor a prompt that is never judged
 keeps the prior's uncertainty, and with it the worth of the best, for ever.
 """
 
@@ -21,6 +21,7 @@ from cero_rl.scheduler.posterior import BetaPosterior, Floats
 from cero_rl.scheduler.sizes import Ids, StateDict
 from cero_rl.scheduler.state import read_array
 
+_SURE = 2.0  # rollouts that a prompt counts as judged in advance
 _SET_ASIDE = 0.5  # a factor below it: the next rollout is more likely lost than judged
 
 
@@ -32,7 +33,7 @@ def missing_weight(generated: Ids, judged: Ids) -> Floats:
 
 def judged_share(judged: Floats | Ids, unjudged: Floats | Ids) -> Floats:
     """The factor of the module's docstring, f64[n]."""
-    return (1.0 + judged) / (1.0 + judged + unjudged)
+    return (_SURE + judged) / (_SURE + judged + unjudged)
 
 
 class Unjudged:

@@ -336,12 +336,12 @@ def test_state_errors_name_the_field() -> None:
 def test_a_state_of_another_version_is_refused_by_number() -> None:
     scheduler = CeroScheduler(4, 2, 16, 2, 2, 8)
     state = scheduler.state_dict()
-    assert state["state_version"] == STATE_VERSION == 3
-    with pytest.raises(ValueError, match=r"has version 2, this cero_rl reads version 3: finish"):
-        scheduler.load_state_dict({**state, "state_version": 2})
+    assert state["state_version"] == STATE_VERSION == 4
+    with pytest.raises(ValueError, match=r"has version 3, this cero_rl reads version 4: finish"):
+        scheduler.load_state_dict({**state, "state_version": 3})
     # whatever else differs: the version is what the message is about
     old = {"scheduler": "uniform", "state_version": np.asarray(2)}
-    with pytest.raises(ValueError, match=r"has version 2, this cero_rl reads version 3"):
+    with pytest.raises(ValueError, match=r"has version 2, this cero_rl reads version 4"):
         scheduler.load_state_dict(old)
     with pytest.raises(ValueError, match="no field 'state_version'"):
         scheduler.load_state_dict({})

@@ -251,9 +251,9 @@ def test_rollouts_that_failed_go_back_to_the_budget(streaming: bool) -> None:
     assert scheduler.remaining_rollouts == left + 3 + lost
     scheduler.close_round()
     spent = int(np.sum(play(scheduler, np.full(30, 0.5), 0)))
-    # what comes back is spent later, up to a rest smaller than a unit
-    assert scheduler.remaining_rollouts == 3
-    assert int(sizes.sum()) - lost + spent == 480
+    # what comes back is spent later, to the last rollout
+    assert scheduler.remaining_rollouts == 0
+    assert int(sizes.sum()) - lost - 3 + spent == 480
 
 
 def test_response_tokens_are_spent_by_who_has_a_budget_of_them() -> None:
