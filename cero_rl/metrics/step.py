@@ -57,6 +57,7 @@ NAMES = {
     "rollout/staleness": "updates between the oldest completion's weights and the learner's",
     "cero/posterior_mean": "expected success rate, mean over the pool",
     "cero/value_mean": "worth of a rollout, mean over the pool",
+    "cero/set_aside_prompts": "whose next rollout is more likely to be lost than judged",
     "cero/price": "of a unit of budget (CERO)",
     "cero/slope_mean": "worth of one more unit, mean over the pool (CERO)",
     "cero/rollouts_mean": "rollouts of a group",
@@ -128,6 +129,7 @@ class StepMetrics:
         self.recorder = recorder
         self.clocks = Clocks()
         self.reward_error_said = False
+        self.set_aside_said = False
 
     def open(self, step: Step, value: Floats) -> StepLine:
         """The line of a step that begins now. value f64[P] is what its prompts were thought to be
@@ -151,6 +153,13 @@ class StepLine:
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""
         self._numbers |= metrics
+        aside = metrics["cero/set_aside_prompts"]
+        if aside and not self._to.set_aside_said:
+            self._to.set_aside_said = True
+            self._to.console.say(
+                f"  {aside} prompts are set aside for now: their rollouts came back without a "
+                "reward (cero/set_aside_prompts says how many there are from here on)"
+            )
 
     def log(
         self, rollouts: Rollouts, update: UpdateResult, parity: Mapping[str, float], version: int
@@ -165,6 +174,7 @@ class StepLine:
             self._value[rollouts.prompt_ids],
             rollouts.evidence.successes,
             rollouts.evidence.trials,
+            rollouts.evidence.squares,
         )
         self._numbers |= numbers
         self._numbers |= self._to.progress.ledger.metrics()

@@ -8,8 +8,9 @@ only if it is judged, so
 
 the mean of Beta(2 + judged, u): certain until shown otherwise, and two lost rollouts show little. u
 is the number of rollouts without a reward, each weighed by the share of the round's other rollouts
-that were judged: where a verifier failed for all, that says nothing of a prompt. Without the factor a prompt that is never judged
-keeps the prior's uncertainty, and with it the worth of the best, for ever.
+that were judged: where a verifier failed for all, that says nothing of a prompt. Without the factor
+a prompt that is never judged keeps the prior's uncertainty, and with it the worth of the best, for
+ever.
 """
 
 from __future__ import annotations

@@ -33,18 +33,26 @@ def rank_correlation(
 
 
 def observed_variance(
-    successes: npt.NDArray[np.float64], trials: npt.NDArray[np.int64]
+    successes: npt.NDArray[np.float64],
+    trials: npt.NDArray[np.int64],
+    squares: npt.NDArray[np.float64] | None = None,
 ) -> npt.NDArray[np.float64]:
-    """Unbiased variance of binary rewards, s(n-s)/(n(n-1)), for groups of n >= 2; [G]."""
-    return successes * (trials - successes) / (trials * (trials - 1.0))
+    """Unbiased variance of the rewards, (n q - s^2) / (n (n-1)), of groups of n >= 2 with sums of
+    rewards s and of their squares q; [G]. Without q for binary rewards, where q = s."""
+    second = successes if squares is None else squares
+    return (trials * second - successes * successes) / (trials * (trials - 1.0))
 
 
 def premise_correlation(
     value: npt.NDArray[np.float64],
     successes: npt.NDArray[np.float64],
     trials: npt.NDArray[np.int64],
+    squares: npt.NDArray[np.float64] | None = None,
 ) -> float:
     """Rank correlation of the predicted worth with the variance observed in the same groups; groups
     of one are left out."""
     usable = trials >= 2
-    return rank_correlation(value[usable], observed_variance(successes[usable], trials[usable]))
+    observed = observed_variance(
+        successes[usable], trials[usable], None if squares is None else squares[usable]
+    )
+    return rank_correlation(value[usable], observed)

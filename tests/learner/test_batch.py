@@ -88,6 +88,19 @@ def test_missing_rewards_are_no_samples_of_the_keep_rule(config: Config):
     assert response_lengths(batch) == [1, 6]
 
 
+def test_a_rule_is_told_what_was_asked_for(config: Config):
+    seen = []
+    rollouts = rollouts_of(([1, 2, 3], [1, nan, nan]), ([4, 5], [0, 1]))
+
+    def keep(samples: Samples) -> np.ndarray:
+        seen.append(samples)
+        return keep_all(samples)
+
+    make_batch(rollouts, keep, config)
+    assert seen[0].asked.tolist() == rollouts.requested.tolist() == [3, 2]
+    assert np.diff(seen[0].offsets).tolist() == [1, 2]
+
+
 def test_rewards_themselves_are_not_touched(config: Config):
     rollouts = rollouts_of(([1, 2], [1, 0]))
     make_batch(rollouts, lambda samples: np.array([True, False]), config)

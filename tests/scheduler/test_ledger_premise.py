@@ -34,6 +34,10 @@ def test_observed_variance_is_the_unbiased_one():
     assert observed_variance(np.array([3.0]), np.array([4]))[0] == pytest.approx(
         rewards.var(ddof=1)
     )
+    graded = np.array([0.25, 0.5, 0.5, 1.0])
+    sums = np.array([graded.sum()]), np.array([4]), np.array([(graded**2).sum()])
+    assert observed_variance(*sums)[0] == pytest.approx(graded.var(ddof=1))
+    assert observed_variance(sums[0], sums[1])[0] > 2 * graded.var(ddof=1), "a bound only"
 
 
 def test_pass_at_k_is_unbiased():

@@ -1,13 +1,16 @@
 """The wave rules and keep rules on cases worked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rivals_sim import answered, build
+from rivals_sim import Table, answered, build, play_all
 
 from cero_rl.scheduler import Evidence, Samples
 from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.registry import OptionValue
 from cero_rl.scheduler.rivals.keep import KeepRule
 from cero_rl.types import Allocation
 
@@ -183,6 +186,52 @@ def test_aero_rescues_until_the_first_right_answer() -> None:
     assert more(scheduler, {a: 3, b: 1, c: 1}) == {}
     mask = scheduler.keep(samples([0, 0, 1, 0, 0], [1, 1, 0, 1], [0, 0]))
     assert mask.tolist() == [True, False, True, False, False] + [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    "name, least", [("dapo", 1), ("reinforce_ada", 1), ("aero", 1), ("speed_rl", 2)]
+)
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("rate", [0.0, 0.03, 0.5, 1.0])
+def test_no_rule_asks_for_more_waves_than_its_limit(
+    name: str, least: int, limit: int, rate: float
+) -> None:
+    """AERO asked for up to 63 where its option said 6."""
+    limit = max(limit, least)
+    options: dict[str, OptionValue] = {"max_waves": limit}
+    scheduler = build(
+        name, pool=200, rounds=3, budget=1200, most=64, capacity=800, options=options, seed=4
+    )
+    waves = [len(played) for played in play_all(scheduler, Table(np.full(200, rate), 2))]
+    assert max(waves) <= limit
+
+
+def test_aero_looks_again_as_often_as_it_may() -> None:
+    for limit in (1, 2, 5):
+        options: dict[str, OptionValue] = {"max_waves": limit, "group_rollouts": 32}
+        scheduler = build(
+            "aero", pool=20, rounds=1, budget=64, most=32, capacity=64, options=options
+        )
+        (waves,) = play_all(scheduler, Table(np.zeros(20), 2))
+        assert len(waves) == limit
+
+
+@pytest.mark.parametrize("name, most", [("vigor", 4), ("hora", 2), ("pilot_commit", 2)])
+def test_rules_with_a_fixed_number_of_waves_keep_to_it(name: str, most: int) -> None:
+    scheduler = build(name, pool=200, rounds=3, budget=1200, most=64, capacity=800, seed=4)
+    table = Table(np.linspace(0.0, 1.0, 200), 2)
+    assert max(len(played) for played in play_all(scheduler, table)) <= most
+
+
+def test_pilot_commit_trains_what_it_committed_to_however_many_rewards_are_missing() -> None:
+    options = {"pilot_rollouts": 4, "commit_rollouts": 6}
+    scheduler = build("pilot_commit", most=8, options=options)
+    ids, offsets = np.array([3, 5]), np.array([0, 2, 6])
+    known = Samples(ids, np.array([1.0, 0, 1, 0, 1, 0]), offsets, np.ones(6, dtype=np.int64))
+    assert scheduler.keep(known).tolist() == [False] * 6, "as far as it can tell: pilots"
+    # of the ten rollouts of prompt 3 eight have no reward; prompt 5 had pilots only
+    committed = replace(known, asked=np.array([10, 4]))
+    assert scheduler.keep(committed).tolist() == [True] * 2 + [False] * 4
 
 
 def test_greso_skips_after_dead_groups_and_moves_its_thresholds() -> None:
