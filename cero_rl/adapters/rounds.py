@@ -20,7 +20,8 @@ import numpy.typing as npt
 import torch
 
 from cero_rl.data.prompts import Messages, fingerprint, make_prompt
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, first_line
+from cero_rl.files.plain import refuse_link
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import CeroOptions, Evidence, Scheduler
@@ -181,16 +182,24 @@ def load_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> N
     Raises CheckpointError if the file is missing or was written for another pool, ValueError if the
     scheduler's settings differ.
     """
+    refuse_link(path)
     if not path.is_file():
         raise CheckpointError(
             f"{path}: not found; the checkpoint was written without CERO, resume from one "
             "that has it"
         )
-    with np.load(path, allow_pickle=False) as file:
-        saved = {key: file[key] for key in file.files}
-    if str(saved["pool"]) != pool:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            saved = {key: file[key] for key in file.files}
+        found, spent = str(saved["pool"]), int(saved["spent"])
+    except Exception as error:  # numpy and zipfile raise a dozen unrelated types
+        what = f"{type(error).__name__}: {first_line(error)}".split(". ")[0]
         raise CheckpointError(
-            f"{path}: its pool is {str(saved['pool'])[:12]} but the data set is "
+            f"{path}: no state of a scheduler ({what}); resume from an older checkpoint"
+        ) from None
+    if found != pool:
+        raise CheckpointError(
+            f"{path}: its pool is {found[:12]} but the data set is "
             f"{pool[:12]}; give the same prompts in the same order"
         )
     scheduler.load_state_dict(
@@ -200,4 +209,4 @@ def load_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> N
             if key.startswith(_SCHEDULER)
         }
     )
-    ledger.spent_rollouts = int(saved["spent"])
+    ledger.spent_rollouts = spent

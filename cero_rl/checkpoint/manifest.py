@@ -20,6 +20,7 @@ from typing import Any
 
 from cero_rl.errors import CheckpointError
 from cero_rl.files.durable import sha256, write_json
+from cero_rl.files.plain import plain_files, refuse_link
 
 MANIFEST = "MANIFEST.json"
 LATEST = "latest.json"
@@ -28,7 +29,9 @@ _STEP = re.compile(r"step_(\d{6,})")
 
 
 def files_of(directory: Path) -> list[Path]:
-    return sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST)
+    """Every file that a manifest has to list. Raises CheckpointError naming the first thing in
+    there that is a link or no plain file."""
+    return [path for path in plain_files(directory) if path != directory / MANIFEST]
 
 
 def rank_file(rank: int) -> str:
@@ -85,16 +88,16 @@ def lacks(names: Collection[str], world_size: int, *, universal: bool = False) -
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Raises CheckpointError, with what the directory looks like instead, if there is none that can
     be read."""
+    refuse_link(directory)
+    refuse_link(directory / MANIFEST)
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        entries = [set(entry) for entry in manifest["files"].values()]
-        numbers = (manifest["step"], manifest["world_size"])
-        if all({"bytes", "sha256"} <= entry for entry in entries) and all(
-            isinstance(number, int) for number in numbers
-        ):
+        entries = [(entry["bytes"], entry["sha256"]) for entry in manifest["files"].values()]
+        numbers = [manifest["step"], manifest["world_size"], *(size for size, _ in entries)]
+        if all(type(number) is int for number in numbers):
             return manifest
         problem = "wrong fields"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = type(error).__name__
     raise CheckpointError(
         f"{directory}: no readable {MANIFEST} ({problem}); {_what_it_is(directory)}"
@@ -131,7 +134,7 @@ def _what_it_is(directory: Path) -> str:
 
 def verify(directory: Path) -> dict[str, Any]:
     """The manifest, after every part has been looked for, and every file's size and hash checked.
-    Raises CheckpointError naming the first bad file."""
+    Raises CheckpointError naming the first bad file, link, or name that is none below it."""
     manifest = read_manifest(directory)
     listed: dict[str, dict[str, Any]] = manifest["files"]
     universal = bool(manifest.get("universal"))

@@ -18,6 +18,7 @@ import numpy as np
 
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
+from cero_rl.files.plain import refuse_link
 from cero_rl.scheduler.simulation import (
     Recorded,
     Suite,
@@ -196,9 +197,13 @@ def _recorded(path: Path) -> Recorded:
             f"--replay {path}: found neither evidence.jsonl nor rollouts/*.parquet there; "
             "name a run directory"
         )
+    for place in [path / "rollouts", *found] if path.is_dir() else found:
+        refuse_link(place, DataError)
     try:
         counts = _read_parquet(found) if found[0].suffix == ".parquet" else read_evidence(found[0])
         return smooth(counts)
+    except UnicodeDecodeError:
+        raise DataError(f"--replay: {found[0]}: not UTF-8 text") from None
     except (ValueError, OSError) as error:
         raise DataError(f"--replay: {error}") from None
 

@@ -108,6 +108,7 @@ class DcpReader:
             with (directory / METADATA).open("rb") as file:
                 metadata = _Unpickler(file).load()
             described = metadata.state_dict_metadata.items()
+            names = {str(info.relative_path) for info in metadata.storage_data.values()}
         except OSError as error:
             raise CheckpointError(
                 f"{directory}: no readable {METADATA} ({error.strerror}); wanted a "
@@ -122,14 +123,14 @@ class DcpReader:
             k: v for k, v in described if isinstance(v, TensorStorageMetadata)
         }
         self._storage: dict[MetadataIndex, _StorageInfo] = metadata.storage_data
-        for info in self._storage.values():
+        for name in sorted(names):
             if (
-                len(PurePosixPath(info.relative_path).parts) != 1
-                or (directory / info.relative_path).is_symlink()
+                len(PurePosixPath(name).parts) != 1
+                or name == ".."
+                or (directory / name).is_symlink()
             ):
                 raise CheckpointError(
-                    f"{directory / METADATA}: names {info.relative_path!r}, which is no "
-                    "plain file in it; refused"
+                    f"{directory / METADATA}: names {name!r}, which is no plain file in it; refused"
                 )
 
     def _chunk(self, key: str, chunk: ChunkStorageMetadata) -> tuple[Path, int, torch.dtype]:

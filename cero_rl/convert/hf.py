@@ -14,6 +14,7 @@ import torch
 from cero_rl.convert.safetensors_io import read_json, write_sharded
 from cero_rl.convert.weights import Weights
 from cero_rl.errors import CheckpointError, first_line
+from cero_rl.files.plain import refuse_links_out
 
 BESIDE = (
     "generation_config.json",
@@ -32,6 +33,7 @@ Report = Callable[[str], None]
 
 
 def read_config(directory: Path) -> dict[str, Any]:
+    refuse_links_out(directory)
     if not (directory / "config.json").is_file():
         raise CheckpointError(f"{directory}: no config.json; wanted a Hugging Face model directory")
     config = read_json(directory / "config.json")
@@ -53,6 +55,7 @@ def expected_shapes(directory: Path) -> tuple[dict[str, tuple[int, ...]], dict[s
     from the architecture itself."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    refuse_links_out(directory)
     try:
         config = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True

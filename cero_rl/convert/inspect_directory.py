@@ -3,22 +3,22 @@ pickle."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cero_rl.checkpoint import MANIFEST
+from cero_rl.checkpoint import MANIFEST, read_manifest
 from cero_rl.convert.dcp import DcpReader
 from cero_rl.convert.lora import read_adapter
 from cero_rl.convert.megatron import CONFIG, iteration_directory
 from cero_rl.convert.run_checkpoint import zero_directory
-from cero_rl.convert.safetensors_io import open_safetensors, shard_files
+from cero_rl.convert.safetensors_io import open_safetensors, read_json, shard_files
 from cero_rl.convert.weights import Spec
 from cero_rl.convert.zero import ZeroCheckpoint, open_zero
 from cero_rl.errors import CheckpointError
 from cero_rl.files.lora_adapter import CONFIG_FILE, adapted, stored_name
+from cero_rl.files.plain import plain_files, refuse_links_beside, refuse_links_out
 
 KINDS = {
     "zero": "DeepSpeed ZeRO checkpoint",
@@ -41,11 +41,23 @@ _USE = {
 
 
 def kind_of(directory: Path) -> str:
-    """A key of KINDS."""
+    """A key of KINDS. Raises CheckpointError for a directory that holds links, pipes or devices
+    where its kind has none: what is opened after this is opened as it lies."""
     if not directory.is_dir():
         raise CheckpointError(
             f"{directory}: no such directory; wanted a checkpoint or model directory"
         )
+    kind = _looks_like(directory)
+    if kind in ("zero", "universal", "adapter", "megatron"):
+        plain_files(directory)
+    elif kind == "huggingface":
+        refuse_links_out(directory)
+    elif kind == "run":
+        refuse_links_beside(directory)
+    return kind
+
+
+def _looks_like(directory: Path) -> str:
     zero = zero_directory(directory)
     if zero is not None:
         return "universal" if (zero / "zero/optimizer_state.pt").is_file() else "zero"
@@ -112,7 +124,7 @@ def describe(directory: Path) -> dict[str, Any]:
         "bytes": sum(p.stat().st_size for p in files),
     }
     if (directory / MANIFEST).is_file():
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = read_manifest(directory)
         facts |= {
             "step": manifest.get("step"),
             "manifest": True,
@@ -154,7 +166,7 @@ def describe(directory: Path) -> dict[str, Any]:
         }
         facts |= {"iteration_directory": place.name, **_sizes(specs)}
     elif kind == "huggingface":
-        config = json.loads((directory / "config.json").read_text())
+        config = read_json(directory / "config.json")
         facts |= {k: config.get(k) for k in ("model_type", "architectures", "tie_word_embeddings")}
         if found := shard_files(directory):
             facts |= {"shards": len(found), **_sizes(open_safetensors(*found).specs)}

@@ -20,6 +20,7 @@ from cero_rl.convert.megatron_layout import (
     padded,
     split_qkv,
 )
+from cero_rl.convert.safetensors_io import read_json
 from cero_rl.convert.weights import Spec, Weights
 from cero_rl.errors import CheckpointError
 
@@ -107,7 +108,7 @@ def iteration_directory(directory: Path) -> Path:
 def megatron_weights(directory: Path, shape: Shape) -> Weights:
     """The Hugging Face tensors of a torch_dist directory, layers stacked or not, any parallel
     layout. Optimizer states are left out."""
-    found = json.loads((directory / CONFIG).read_text())
+    found = read_json(directory / CONFIG)
     if found.get("sharded_backend") != "torch_dist":
         backend = found.get("sharded_backend")
         raise CheckpointError(

@@ -14,6 +14,7 @@ from cero_rl.checkpoint import MANIFEST, verify
 from cero_rl.checkpoint.manifest import files_of
 from cero_rl.errors import CheckpointError
 from cero_rl.files.durable import describe_file, write_json
+from cero_rl.files.plain import plain_files
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def locate(directory: Path, *, bare: bool) -> Located:
             f"{directory}: has no {MANIFEST}, so nothing vouches for its files; give --bare "
             "to convert it all the same"
         )
+    plain_files(directory)
     return Located(zero, None, None)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from cero_rl.convert.weights import Spec, Weights, read_elements
 from cero_rl.errors import CheckpointError
+from cero_rl.files.plain import refuse_links_out
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -56,7 +57,7 @@ class _Place:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: no readable JSON ({type(error).__name__}); wanted a checkpoint's own file"
         ) from None
@@ -123,21 +124,11 @@ def shard_files(directory: Path) -> list[Path]:
                     "directory; refused"
                 )
         files = [directory / name for name in names]
+    refuse_links_out(directory)
     for path in files:
-        if path.is_symlink() and not path.resolve().is_relative_to(_trusted_root(directory)):
-            raise CheckpointError(
-                f"{path}: is a link to outside of the model's directory; copy the file itself there"
-            )
         if not path.is_file():
             raise CheckpointError(f"{path}: missing, but {index.name} names it")
     return files
-
-
-def _trusted_root(directory: Path) -> Path:
-    """A hub cache links snapshots/x/file to ../../blobs/hash: such links stay in the model's own
-    cache folder and are allowed."""
-    root = directory.resolve()
-    return root.parent.parent if root.parent.name == "snapshots" else root
 
 
 def open_safetensors(*files: Path) -> Weights:

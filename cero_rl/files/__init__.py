@@ -1,1 +1,2 @@
-"""Files as they lie on the disk: durable writes, JSON lines, LoRA adapters."""
+"""Files as they lie on the disk: durable writes, JSON lines, LoRA adapters, directories without
+links."""

@@ -13,6 +13,8 @@ import torch
 
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError, EngineError, first_line
+from cero_rl.files.lora_adapter import CONFIG_FILE
+from cero_rl.files.plain import refuse_links_out
 from cero_rl.models.lora import Adapter, add_adapter
 
 # how the names of classes end that predict the next token
@@ -20,9 +22,24 @@ _HEADS = ("ForCausalLM", "LMHeadModel", "LMHead")
 _ROPE_OF_THE_CALL = ("longrope", "dynamic")
 
 
+def _refuse_pointers(path: str) -> None:
+    """transformers follows links, and an adapter_config.json to the model it names: neither may
+    lead out of a model directory."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    refuse_links_out(folder, EngineError)
+    if (folder / CONFIG_FILE).exists():
+        raise EngineError(
+            f"model.path: {path!r} holds a LoRA adapter ({CONFIG_FILE}), which is no model of its "
+            "own; merge it first: tools/convert.py merge-lora"
+        )
+
+
 def load_tokenizer(path: str) -> Any:
     from transformers import AutoTokenizer
 
+    _refuse_pointers(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     # transformers and its libraries raise a dozen unrelated types for a bad file
@@ -41,6 +58,7 @@ def load_tokenizer(path: str) -> Any:
 def load_model_config(path: str) -> Any:
     from transformers import AutoConfig
 
+    _refuse_pointers(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
@@ -121,6 +139,7 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
     the architecture in config.json."""
     from transformers import AutoModelForCausalLM
 
+    _refuse_pointers(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,

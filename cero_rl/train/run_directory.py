@@ -31,6 +31,7 @@ from cero_rl.config import Config, dump_config
 from cero_rl.config.sizes import derived_sizes
 from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError, ConfigError, NoProgressError
+from cero_rl.files.plain import refuse_links_beside
 from cero_rl.job.lock import LOCK, RunLock
 from cero_rl.job.restarts import (
     Attempt,
@@ -221,6 +222,7 @@ def _begin_attempt(run_dir: Path, resume: Path | None, changes: Sequence[Change]
 
 
 def _lock(run_dir: Path) -> None:
+    refuse_links_beside(run_dir)  # what this job appends to lies in its own directory
     RunLock(run_dir)  # until the process ends
 
 

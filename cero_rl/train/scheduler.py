@@ -18,6 +18,7 @@ from cero_rl.config import Config
 from cero_rl.config.scheduler import CERO_FAMILY
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import CheckpointError, ConfigError, DataError
+from cero_rl.files.plain import refuse_link
 from cero_rl.scheduler import Prior, Scheduler, make_scheduler, prior_from_pass_rate
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
@@ -105,6 +106,7 @@ def scheduler_for_pool(
         labels = np.unique(names, return_inverse=True)[1].astype(np.int64)
     scheduler = build_scheduler(config, len(prompts), prior, labels)
     if warm and wanted.warm_start is not None and wanted.name in CERO_FAMILY:
+        refuse_link(Path(wanted.warm_start))
         try:
             successes, failures, known = import_posterior(
                 wanted.warm_start, [prompt.key for prompt in prompts]

@@ -25,6 +25,16 @@ COMMON: dict[str, Any] = {
 }
 
 
+class Payload:
+    """Unpickling this makes a directory."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.mkdir, (self.mark,))
+
+
 def make_model(
     directory: Path, kind: str, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB"
 ) -> Path:

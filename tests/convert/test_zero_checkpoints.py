@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import warm_ranks
-from convert_cases import ROOT, TOKENIZER, logits, tensors
+from convert_cases import ROOT, TOKENIZER, Payload, logits, tensors
 from safetensors.torch import load_file
 
 from cero_rl.checkpoint import MANIFEST, verify
@@ -210,7 +210,11 @@ def test_deepspeed_loads_the_universal_layout_on_other_ranks_and_stages(
     ranks, stage, runs, universal, training, tmp_path
 ):
     zero = open_zero(locate(runs("float32") / "checkpoints/step_000006", bare=False).zero)
-    arguments = [str(universal), str(stage), str(tmp_path / "found.json")]
+    spoiled, mark = tmp_path / "spoiled", tmp_path / "ran"
+    shutil.copytree(universal, spoiled)
+    for shard in (spoiled / "zero/zero").glob("*/fp32.pt"):
+        torch.save({**torch.load(shard, weights_only=True), "note": Payload(mark)}, shard)
+    arguments = [str(universal), str(stage), str(tmp_path / "found.json"), str(spoiled)]
     done = drive("universal_driver.py", arguments, tmp_path, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
@@ -223,6 +227,8 @@ def test_deepspeed_loads_the_universal_layout_on_other_ranks_and_stages(
     }
     assert found["hashes"] == wanted
     assert found["steps"] == 6
+    assert "refused, it is more than tensors and settings" in found["said"]
+    assert not mark.exists()
 
 
 def test_universal_tensors_equal_those_of_deepspeeds_own_converter(
@@ -278,13 +284,8 @@ def test_damage_and_strangers_are_refused_by_name(runs, convert, tmp_path, capsy
 def test_pickled_code_in_a_shard_is_not_run(runs, convert, tmp_path, capsys):
     step = tmp_path / "step"
     shutil.copytree(runs("float32") / "checkpoints/step_000006/zero", step)
-
-    class Evil:
-        def __reduce__(self):
-            return (Path.touch, (tmp_path / "ran",))
-
     path = next(step.glob("*rank_0*optim_states.pt"))
-    torch.save({"optimizer_state_dict": Evil()}, path)
+    torch.save({"optimizer_state_dict": Payload(tmp_path / "ran")}, path)
     assert convert("zero-to-hf", step, "--out", tmp_path / "x", "--model", TOKENIZER, "--bare") == 4
     error = capsys.readouterr().err
     assert path.name in error

@@ -1,7 +1,8 @@
 """Under the deepspeed launcher: DeepSpeed's own engine loads a universal checkpoint; rank 0 prints
-hashes of what it then holds.
+hashes of what it then holds, and what `load_shards` says of a checkpoint with a program in it that
+nobody scanned beforehand.
 
-universal_driver.py CHECKPOINT STAGE OUT_FILE
+universal_driver.py CHECKPOINT STAGE OUT_FILE SPOILED_CHECKPOINT
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from cero_rl.config import load_config
+from cero_rl.errors import CheckpointError
 from cero_rl.job.process import run_and_exit
 from cero_rl.zero import launch
 
@@ -19,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main() -> int:
-    checkpoint, stage, out = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
+    checkpoint, stage, out, spoiled = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
     config = load_config(
         ROOT / "recipes/quickstart_cpu.yaml",
         [f"zero.stage={stage}", f"model.path={ROOT / 'recipes/assets/tiny_digits'}"],
@@ -31,6 +33,7 @@ def main() -> int:
     from cero_rl.models.load import load_model
     from cero_rl.models.logprob import PolicyModule
     from cero_rl.zero.deepspeed_config import policy_config
+    from cero_rl.zero.shards import load_shards
 
     module = PolicyModule(load_model(config.model.path, "float32", "sdpa"))
     engine, *_ = deepspeed.initialize(
@@ -53,10 +56,16 @@ def main() -> int:
             ).hexdigest()
             for kind, t in full.items()
         }
+    said = ""
+    try:
+        load_shards(engine, Path(spoiled), "zero")
+    except CheckpointError as error:
+        said = str(error)
     if group.is_main:
         Path(out).write_text(
             json.dumps(
                 {
+                    "said": said,
                     "steps": engine.global_steps,
                     "lr": engine.optimizer.param_groups[0]["lr"],
                     "hashes": found,

@@ -32,6 +32,7 @@ from cero_rl.files.lora_adapter import (
     stored_name,
     write_adapter,
 )
+from cero_rl.files.plain import plain_files, refuse_link
 
 ROOT_VARIABLE = "CERO_SERVER_WEIGHTS_DIR"  # tells the server's workers where labels are looked up
 SHARD_BYTES = 512 * 2**20
@@ -117,18 +118,23 @@ class WeightFiles:
 
 
 def check_weights(root: Path, label: str) -> WeightFiles:
-    """The files of ROOT/LABEL, once size and sha256 of each are right. Raises ValueError naming
-    what is not."""
+    """The files of ROOT/LABEL, once they are the manifest's and no others, none is a link, and
+    size and sha256 of each are right. Raises ValueError naming what is not."""
     if not _LABEL.fullmatch(label):
         raise ValueError(f"{label!r} is no label of weights")
     folder = root / label
+    refuse_link(folder, EngineError)
+    present = [path for path in plain_files(folder, EngineError) if path != folder / _MANIFEST]
     manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
     if manifest["label"] != label:
         raise ValueError(f"{folder} is a copy of {manifest['label']}")
-    paths = [folder / Path(name).name for name in manifest["files"]]
+    paths = [folder / name for name in manifest["files"]]
+    # vLLM looks for an adapter's files by name, and would take one that no hash vouches for
+    if odd := sorted({str(path) for path in present} ^ {str(path) for path in paths}):
+        raise ValueError(f"{odd[0]} is in {_MANIFEST} or in {folder}, and not in both")
 
     def check(path: Path) -> None:
-        wanted = manifest["files"][path.name]
+        wanted = manifest["files"][path.relative_to(folder).as_posix()]
         if (size := path.stat().st_size) != wanted["bytes"]:
             raise ValueError(f"{path} is torn: {size} bytes, wanted {wanted['bytes']}")
         if sha256(path) != wanted["sha256"]:
