@@ -1,6 +1,6 @@
-"""Every entry point that takes a path, given a directory with a program in it: behind a link, in a
-file no manifest names, or in place of a shard. It is refused by name with the documented exit code,
-and the program does not run."""
+"""Every entry point that takes a checkpoint, a model or an adapter, given a directory with a
+program in it: behind a link, in a file no manifest names, or in place of a shard. It is refused by
+name with the documented exit code, and the program does not run."""
 
 from __future__ import annotations
 
@@ -11,41 +11,21 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from untrusted_cases import MODEL, ROOT, Moved, Payload, action, settings
 
-from cero_rl.adapters.rounds import load_state
+from cero_rl.checkpoint.identity import Identity
 from cero_rl.checkpoint.manifest import MANIFEST
 from cero_rl.checkpoint.restore import load
-from cero_rl.commands.common import guard
 from cero_rl.commands.main import main
-from cero_rl.config import load_config
-from cero_rl.data.load import load_prompts
-from cero_rl.data.prompts import make_prompt
 from cero_rl.distributed.group import Group
 from cero_rl.files.durable import describe_file, write_json
 from cero_rl.models.load import load_model, load_model_config, load_tokenizer
-from cero_rl.rollout.engines.weight_files import check_weights, new_label
 from cero_rl.train.run_directory import Start, open_run_dir
-from cero_rl.train.scheduler import scheduler_for_pool
 from cero_rl.zero.shards import restricted_loading
-
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
-MODEL = ROOT / "recipes/assets/tiny_digits"
-
-
-class Payload:
-    """Unpickling this makes a directory."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.mark),))
 
 
 def convert(*words: object) -> int:
@@ -55,20 +35,6 @@ def convert(*words: object) -> int:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.main([str(word) for word in words])
-
-
-def action(run: Callable[[], Any]) -> int:
-    """What a command makes of an action: its exit code, and the error's line on stderr."""
-
-    def returning() -> int:
-        run()
-        return 0
-
-    return guard(returning, debug=False)
-
-
-def settings(*overrides: str) -> Any:
-    return load_config(RECIPE, list(overrides))
 
 
 # --- checkpoints: a universal one, whose files DeepSpeed opens by itself
@@ -84,7 +50,8 @@ def checkpoint(run: Path, mark: Path) -> Path:
     torch.save(Payload(mark), directory / "zero/zero_pp_rank_0_mp_rank_00_model_states.pt")
     (directory / "zero/zero/optimizer_state.pt").touch()
     (directory / "state.json").write_text("{}")
-    save_file({"rng.cpu": torch.zeros(1)}, directory / "rank0.safetensors")
+    for name in ("arrays", "rank0"):
+        save_file({"rng.cpu": torch.zeros(1)}, directory / f"{name}.safetensors")
     (run / "config.resolved.yaml").write_text("{}")
     sign(directory)
     return directory
@@ -99,22 +66,6 @@ def sign(directory: Path) -> None:
     }
     fields = {"step": 4, "world_size": 1, "universal": True, "cero_rl": "0", "torch": "0"}
     write_json(directory / MANIFEST, {**fields, "files": files})
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Callable[[Path], None]:
-    """Moves what is at a path out of its directory, and leaves a link to it."""
-
-    def move(path: Path) -> None:
-        away = tmp_path / "elsewhere"
-        away.mkdir(exist_ok=True)
-        shutil.move(path, away / path.name)
-        path.symlink_to(away / path.name)
-
-    return move
-
-
-Moved = Callable[[Path], None]
 
 
 def a_linked_directory(step: Path, move: Moved) -> str:
@@ -174,8 +125,8 @@ TAMPERED = (
 
 def resume(step: Path, how: str) -> int:
     config = settings(f"output_dir={step.parents[2]}", f"name={step.parents[1].name}")
-    start, group = Start(how, overwrite=False), Group.alone()
-    return action(lambda: open_run_dir(step.parents[1], config, 8, start, group))
+    start, identity, group = Start(how, overwrite=False), Identity({}, {}), Group.alone()
+    return action(lambda: open_run_dir(step.parents[1], config, 8, start, identity, group))
 
 
 CHECKPOINT_ENTRIES: dict[str, Callable[[Path], int]] = {
@@ -391,94 +342,4 @@ def test_a_megatron_checkpoint_is_taken_as_it_lies(
     words = ("--model", MODEL, "--out", tmp_path / "o")
     assert convert("megatron-import", inner.parent, *words) == 4
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "ran").exists()
-
-
-# --- evidence, data, and weights on their way to a server
-
-
-def warm_start(path: Path) -> int:
-    prompts = [make_prompt(f"q{i}", "1", "test", {}) for i in range(200)]
-    config = settings(f"scheduler.warm_start={path}")
-    return action(lambda: scheduler_for_pool(config, prompts))
-
-
-def data(path: Path) -> int:
-    return action(lambda: load_prompts(settings(f"data.source={path}").data, 0))
-
-
-def adapter_state(path: Path) -> int:
-    unused: Any = None
-    return action(lambda: load_state(path, unused, unused, ""))
-
-
-FILE_ENTRIES: dict[str, tuple[str, Callable[[Path], int], int]] = {
-    "scheduler.warm_start": ("posterior.parquet", warm_start, 4),
-    "simulate --replay FILE": (
-        "rollouts.parquet",
-        lambda p: main(["simulate", "--replay", str(p)]),
-        3,
-    ),
-    "simulate --replay DIR": (
-        "evidence.jsonl",
-        lambda p: main(["simulate", "--replay", str(p.parent)]),
-        3,
-    ),
-    "data.source .parquet": ("train.parquet", data, 3),
-    "data.source .jsonl": ("train.jsonl", data, 3),
-    "data.source .pkl": ("train.pkl", data, 3),
-    "data.source .pt": ("train.pt", data, 3),
-    "state of the TRL and verl adapters": ("cero_scheduler.npz", adapter_state, 4),
-}
-
-
-@pytest.mark.covers("pickle in place of a data, evidence or state file")
-@pytest.mark.parametrize("entry", FILE_ENTRIES)
-def test_a_pickle_is_no_data(
-    entry: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name, run, code = FILE_ENTRIES[entry]
-    (tmp_path / name).write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
-    assert run(tmp_path / name) == code
-    assert name in capsys.readouterr().err
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.covers("link in a run's directory")
-@pytest.mark.parametrize("entry", [e for e in FILE_ENTRIES if not e.startswith("data.")])
-def test_what_this_program_wrote_is_no_link(
-    entry: str, tmp_path: Path, elsewhere: Moved, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name, run, code = FILE_ENTRIES[entry]
-    (tmp_path / name).write_text("{}")
-    elsewhere(tmp_path / name)
-    assert run(tmp_path / name) == code
-    assert f"{name}: is a symbolic link" in capsys.readouterr().err
-
-
-@pytest.mark.covers("stranger among the weights for a server")
-@pytest.mark.parametrize("kind", ["link", "pickle", "name outside", "linked directory"])
-def test_weights_for_a_server_are_the_manifest_s(
-    kind: str, tmp_path: Path, elsewhere: Moved
-) -> None:
-    """vLLM takes adapter_model.bin where no safetensors file is there."""
-    label = new_label(3)
-    folder = tmp_path / label
-    folder.mkdir()
-    save_file({"a": torch.zeros(1)}, folder / "shard-00000.safetensors")
-    files = {"shard-00000.safetensors": describe_file(folder / "shard-00000.safetensors")}
-    if kind == "name outside":
-        (tmp_path / "outside").touch()
-        files["../outside"] = describe_file(tmp_path / "outside")
-    manifest = {"label": label, "adapter": False, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    said = {"link": "symbolic link", "linked directory": "symbolic link", "pickle": "and not in"}
-    if kind == "link":
-        elsewhere(folder / "shard-00000.safetensors")
-    elif kind == "pickle":
-        torch.save(Payload(tmp_path / "ran"), folder / "adapter_model.bin")
-    elif kind == "linked directory":
-        elsewhere(folder)
-    with pytest.raises(ValueError, match=said.get(kind, r"\.\./outside is in manifest\.json or")):
-        check_weights(tmp_path, label)
     assert not (tmp_path / "ran").exists()
