@@ -133,6 +133,8 @@ BAD_INPUT = (
     "versions outside the tested range",
     "unknown fault point",
     "free text by --set",
+    "several files that are none",
+    "words that the chat template does not know",
     "reward whose columns the data lacks",
     "answers that the reward cannot judge by",
     "reward file or model that is not there",

@@ -39,7 +39,7 @@ FILES_OF = {
     "adapters": "__init__ rounds",
     "adapters/trl": "__init__ plan trainer",
     "adapters/verl": "__init__ settings trainer",
-    "data": "__init__ encode load messages pool prompts rows sources",
+    "data": "__init__ encode files load messages pool prompts rows sources",
     "distributed": "__init__ group rendezvous",
     "files": "__init__ durable jsonl lora_adapter plain",
     "job": "__init__ faults lock process restarts slurm_env stopping versions watchdog",

@@ -65,6 +65,9 @@ NAMES_CONTENT = {  # key -> the content it names
     "data.config_name": "data",
     "data.heldout_source": "heldout",
     "data.heldout_split": "heldout",
+    "data.heldout_config_name": "heldout",
+    "data.heldout_prompt_column": "heldout",
+    "data.heldout_answer_column": "heldout",
     "model.path": "model",
     "reward.function": "reward",
 }

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cero_rl.config.base import PositiveInt, Seconds, Section
-from cero_rl.config.paths import PathText
+from cero_rl.config.paths import PathText, PathTexts
 
 
 class ModelConfig(Section):
@@ -27,17 +27,24 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Where prompts come from. `source` is a .jsonl/.parquet file, a Hugging Face id, or
-    reasoning_gym:NAME."""
+    """Where prompts come from. `source` is one or more .jsonl/.parquet files (behind commas, a
+    pattern, a directory), a Hugging Face id, or reasoning_gym:NAME."""
 
-    source: PathText = Field(description="training prompts")
-    split: str = Field(default="train", description="split of a Hugging Face data set")
+    source: PathTexts = Field(description="training prompts")
+    split: str = Field(
+        default="train",
+        description="split of a Hugging Face data set, or of a directory's files (train*.jsonl)",
+    )
     config_name: str | None = Field(default=None, description="subset of a Hugging Face data set")
-    heldout_source: PathText | None = Field(
+    heldout_source: PathTexts | None = Field(
         default=None, description="evaluation prompts; never trained on. None: a share of `source`"
     )
     heldout_split: str = Field(
         default="test", description="split of `heldout_source`, where it has splits"
+    )
+    heldout_config_name: str | None = Field(
+        default=None,
+        description="subset of `heldout_source`; None: config_name if both sources are the same",
     )
     heldout_fraction: float = Field(
         default=0.1,
@@ -56,6 +63,12 @@ class DataConfig(Section):
         default="answer",
         description="reference answer; all other columns reach the reward function too",
     )
+    heldout_prompt_column: str | None = Field(
+        default=None, description="of `heldout_source`; None: prompt_column"
+    )
+    heldout_answer_column: str | None = Field(
+        default=None, description="of `heldout_source`; None: answer_column"
+    )
     procedural_size: PositiveInt = Field(
         default=1000, description="items drawn from a reasoning_gym set"
     )
@@ -69,6 +82,9 @@ class DataConfig(Section):
     )
     enable_thinking: bool | None = Field(
         default=None, description="passed to chat templates that know it"
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        default={}, description="further words for a chat template that knows them"
     )
     max_prompt_tokens: PositiveInt = Field(default=1024, description="template included")
     overlong_prompt: Literal["error", "drop"] = Field(

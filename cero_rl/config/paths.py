@@ -58,5 +58,11 @@ def path_argument(text: str) -> Path:
     return Path(text_argument(text))
 
 
+def expand_paths(text: str) -> str:
+    """The same for each of several paths behind commas."""
+    return ",".join(expand_path(part.strip()) for part in text.split(","))
+
+
 # A key that holds a path, or a path among other things (a data set's id, a file with a function).
 PathText = Annotated[str, AfterValidator(expand_path)]
+PathTexts = Annotated[str, AfterValidator(expand_paths)]

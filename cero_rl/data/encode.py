@@ -108,6 +108,13 @@ def _template_ids(
     options: dict[str, Any] = (
         {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
     )
+    for name, value in data.chat_template_kwargs.items():
+        if name not in str(tokenizer.chat_template):
+            raise DataError(
+                f"data.chat_template_kwargs: the tokenizer's chat template knows no {name!r}; take "
+                "it out, or use a tokenizer whose template does"
+            )
+        options[name] = value
     messages = chat_messages(prompt, data)
     goes_on = messages[-1]["role"] == "assistant"
     if goes_on and "tool_calls" in messages[-1]:

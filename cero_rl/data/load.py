@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cero_rl.config.data import DataConfig
+from cero_rl.data.files import files_of
 from cero_rl.data.prompts import Prompt, question_hash
 from cero_rl.data.rows import read_prompts
-from cero_rl.data.sources import kind_of, read_hub, read_jsonl, read_parquet, read_procedural
+from cero_rl.data.sources import kind_of, read_files, read_hub, read_procedural
 from cero_rl.errors import DataError
 
 _HELDOUT_SEED_OFFSET = 1_000_003  # a procedural held-out set must not repeat the training stream
@@ -66,22 +67,27 @@ def left_out_lines(split: PromptSplit, overlong: LeftOut | None = None) -> list[
 def _read(data: DataConfig, seed: int, heldout: bool) -> list[Prompt]:
     source = data.heldout_source if heldout else data.source
     assert source is not None
+    field = "data.heldout_source" if heldout else "data.source"
     split, limit = (data.heldout_split, None) if heldout else (data.split, data.limit)
-    match kind_of(source, "data.heldout_source" if heldout else "data.source"):
-        case "jsonl":
-            rows = read_jsonl(source, limit)
-        case "parquet":
-            rows = read_parquet(source, limit)
+    match kind_of(source, field, split):
+        case "files":
+            rows = read_files(files_of(source, split, field) or [], limit)
         case "reasoning_gym":
             size = (data.heldout_limit if heldout else None) or data.procedural_size
             size = min(size, limit or size)
             rows = read_procedural(source, size, seed + (_HELDOUT_SEED_OFFSET if heldout else 0))
             return read_prompts(rows, source, data, "prompt", procedural=True)
         case "hub":
-            rows = read_hub(
-                source, data.config_name if source == data.source else None, split, limit
-            )
-    return read_prompts(rows, source, data, data.prompt_column, procedural=False)
+            config_name = data.config_name if not heldout or source == data.source else None
+            if heldout:
+                config_name = data.heldout_config_name or config_name
+            rows = read_hub(source, config_name, split, limit)
+    if heldout:
+        data = data.model_copy(
+            update={"answer_column": data.heldout_answer_column or data.answer_column}
+        )
+    column = (data.heldout_prompt_column if heldout else None) or data.prompt_column
+    return read_prompts(rows, source, data, column, procedural=False)
 
 
 def _unique(prompts: list[Prompt], field: str) -> tuple[list[Prompt], list[LeftOut]]:
@@ -177,8 +183,9 @@ def load_prompts(data: DataConfig, seed: int) -> PromptSplit:
     )
 
 
-def _is_small_file(source: str) -> bool:
-    return Path(source).stat().st_size <= _COUNT_LIMIT_BYTES
+def _are_small(source: str, split: str, field: str) -> bool:
+    files = files_of(source, split, field) or []
+    return sum(Path(file).stat().st_size for file in files) <= _COUNT_LIMIT_BYTES
 
 
 def count_prompts(data: DataConfig) -> int | None:
@@ -192,7 +199,7 @@ def count_prompts(data: DataConfig) -> int | None:
     """
     if (split := read_local(data)) is not None:
         return len(split.train)
-    if kind_of(data.source, "data.source") != "reasoning_gym":
+    if kind_of(data.source, "data.source", data.split) != "reasoning_gym":
         return None
     size = min(data.procedural_size, data.limit or data.procedural_size)
     if data.heldout_source is not None or data.heldout_fraction == 0:
@@ -202,7 +209,7 @@ def count_prompts(data: DataConfig) -> int | None:
 
 def read_sample(data: DataConfig, rows: int, seed: int = 0) -> tuple[Prompt, ...]:
     """The first prompts of a source that `read_local` leaves alone; none of one on the network."""
-    if kind_of(data.source, "data.source") == "hub":
+    if kind_of(data.source, "data.source", data.split) == "hub":
         return ()
     first = {"limit": min(rows, data.limit or rows), "heldout_source": None}
     return load_prompts(data.model_copy(update={**first, "heldout_fraction": 0.0}), seed).train
@@ -211,13 +218,13 @@ def read_sample(data: DataConfig, rows: int, seed: int = 0) -> tuple[Prompt, ...
 def read_local(data: DataConfig, seed: int = 0) -> PromptSplit | None:
     """The split where files of at most 32 MiB hold it, as `load_prompts` makes it; None where
     there are others. A held-out hub or procedural set is left aside."""
-    kind = kind_of(data.source, "data.source")
-    if kind in ("hub", "reasoning_gym") or not _is_small_file(data.source):
+    kind = kind_of(data.source, "data.source", data.split)
+    if kind != "files" or not _are_small(data.source, data.split, "data.source"):
         return None
     if data.heldout_source is not None:
-        other = kind_of(data.heldout_source, "data.heldout_source")
-        if other in ("hub", "reasoning_gym"):
+        field = "data.heldout_source"
+        if kind_of(data.heldout_source, field, data.heldout_split) != "files":
             data = data.model_copy(update={"heldout_source": None, "heldout_fraction": 0.0})
-        elif not _is_small_file(data.heldout_source):
+        elif not _are_small(data.heldout_source, data.heldout_split, field):
             return None
     return load_prompts(data, seed)

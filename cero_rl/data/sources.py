@@ -15,10 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+from cero_rl.data.files import files_of
 from cero_rl.errors import DataError, first_line
 
 Row = tuple[str, dict[str, Any]]
-Kind = Literal["jsonl", "parquet", "reasoning_gym", "hub"]
+Kind = Literal["files", "reasoning_gym", "hub"]
 PROCEDURAL = "reasoning_gym:"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _OTHER_FILES = (".json", ".csv", ".tsv", ".txt", ".arrow", *_COMPRESSED)
@@ -26,24 +27,14 @@ _DEPTH = 100  # levels of a row
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def kind_of(source: str, field: str) -> Kind:
-    """Which reader serves `source`; `field` is the configuration key for messages. Raises
-    DataError for what none serves."""
+def kind_of(source: str, field: str, split: str = "train") -> Kind:
+    """Which reader serves `source`; `field` is the configuration key for messages, `split` what is
+    wanted of a directory. Raises DataError for what none serves."""
     if source.startswith(PROCEDURAL):
         return "reasoning_gym"
-    path, there = Path(source), os.path.exists(source)  # noqa: PTH110  raises for no name
-    if there and path.is_dir():
-        raise DataError(
-            f"{field}: {source} is a directory; give the .jsonl or .parquet file inside it"
-        )
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".parquet"):
-        if not there or not path.is_file():
-            found = "is no regular file" if there else f"does not exist (looked in {Path.cwd()})"
-            raise DataError(
-                f"{field}: {source[:200]} {found}; give the path of a .jsonl or .parquet file"
-            )
-        return "jsonl" if suffix == ".jsonl" else "parquet"
+    if files_of(source, split, field) is not None:
+        return "files"
+    there, suffix = os.path.exists(source), Path(source).suffix.lower()  # noqa: PTH110
     if there or not _HUB_ID.fullmatch(source) or suffix in _OTHER_FILES:
         found = "is not a kind of file this reads" if there else "does not exist"
         remedy = "unpack it and " if suffix in _COMPRESSED else ""
@@ -52,6 +43,16 @@ def kind_of(source: str, field: str) -> Kind:
             f"Face id, or {PROCEDURAL}NAME"
         )
     return "hub"
+
+
+def read_files(files: list[str], limit: int | None) -> Iterator[Row]:
+    """Rows of .jsonl and .parquet files, one after the other, at most `limit` in all."""
+    rows = (
+        row
+        for file in files
+        for row in (read_parquet if file.lower().endswith(".parquet") else read_jsonl)(file, None)
+    )
+    return islice(rows, limit)
 
 
 class _Twice(ValueError):

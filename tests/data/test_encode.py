@@ -109,6 +109,16 @@ def test_messages_use_the_template_without_more_special_tokens() -> None:
     assert shown(chat(("user", "hi")), tok, enable_thinking=True) == "user:hi\nbot:"
 
 
+@pytest.mark.covers("words that the chat template does not know")
+def test_further_words_for_the_template() -> None:
+    tok = tokenizer(
+        "{{ messages[0]['content'] }}{% if effort is defined %}:{{ effort }}{% endif %}"
+    )
+    assert shown(text("hi"), tok, chat_template_kwargs={"effort": "low"}) == "hi:low"
+    with pytest.raises(DataError, match="the tokenizer's chat template knows no 'thinking'"):
+        shown(text("hi"), tok, chat_template_kwargs={"thinking": False})
+
+
 def test_never_joins_contents() -> None:
     assert (
         shown(chat(("system", "a"), ("user", "b")), tokenizer(TEMPLATE), chat_template="never")
