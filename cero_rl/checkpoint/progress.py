@@ -15,12 +15,13 @@ import numpy as np
 from cero_rl.checkpoint.commit import RunState
 from cero_rl.config import Config
 from cero_rl.errors import CheckpointError
+from cero_rl.rewards.missing import MissingRewards
 from cero_rl.rollout.lengths import LengthTracker
 from cero_rl.scheduler import Scheduler
 from cero_rl.scheduler.ledger import Ledger
 
 _SCHEDULER = "scheduler."
-_COUNTERS = ("step", "updates", "bad_updates")
+_COUNTERS = ("step", "updates", "bad_updates", "learned_steps")
 
 
 @dataclass
@@ -33,10 +34,12 @@ class Progress:
     total_tokens: int | None = None  # budget in response tokens
     step: int = 0
     updates: int = 0
+    learned_steps: int = 0  # that changed the weights
     bad_updates: int = 0  # optimizer steps in a row that were skipped for a bad gradient
     spent_before_step: float = 0.0  # budget position at the step's start; not kept
     decay_from: float = 0.0  # budget position at the end of the learning rate's warm-up
     eval_before: dict[str, float | int] = field(default_factory=dict)
+    missing_rewards: MissingRewards = field(default_factory=MissingRewards)
 
     @classmethod
     def fresh(cls, config: Config, num_prompts: int) -> Progress:
@@ -63,6 +66,7 @@ class Progress:
             "ledger": self.ledger.state(),
             "eval_before": self.eval_before,
             "decay_from": self.decay_from,
+            "missing_rewards": self.missing_rewards.state(),
         }
         arrays: dict[str, Any] = {
             "lengths.tokens": self.lengths.tokens,
@@ -85,11 +89,12 @@ class Progress:
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         for name in _COUNTERS:
-            setattr(self, name, scalars[name])
+            setattr(self, name, scalars.get(name, 0))
         self.lengths.tokens = arrays["lengths.tokens"]
         self.lengths.samples = arrays["lengths.samples"]
         self.eval_before = scalars["eval_before"]
         self.decay_from = scalars.get("decay_from", 0.0)  # checkpoints had none before 2026-11-26
+        self.missing_rewards = MissingRewards(scalars.get("missing_rewards", []))
         self.ledger = Ledger(**scalars["ledger"])
 
     def set_budget(self, total_rollouts: int, scheduler: Scheduler) -> None:

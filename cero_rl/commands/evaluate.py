@@ -10,7 +10,7 @@ import sys
 from cero_rl.commands.common import add_config
 from cero_rl.config import load_config
 from cero_rl.config.paths import text_argument
-from cero_rl.errors import DataError
+from cero_rl.errors import DataError, RewardError
 from cero_rl.job.versions import refuse_unfit
 
 HELP = "held-out accuracy of a model, e.g. of a run's export/"
@@ -63,6 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
             result = evaluate(engine, heldout, rewards, group, watchdog, config, final=True)
         if group.is_main:
             print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
+        if not result.is_known:
+            raise RewardError(
+                f"{result.describe()}; wanted at least {config.evaluation.min_judged_rate:.0%} "
+                "(evaluation.min_judged_rate): mend the reward"
+            )
         return 0
     finally:
         launch.stop()

@@ -112,6 +112,14 @@ class RewardConfig(Section):
         description="a reward above it is a right answer in evaluation (avg@k, pass@k); the "
         "posterior learns from the reward itself, a half counting half",
     )
+    max_missing_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="a larger share of missing rewards ends the run, saved (exit 5)",
+    )
+    missing_window_rollouts: PositiveInt = Field(
+        default=128,
+        description="of the newest steps that hold so many rollouts between them",
+    )
 
 
 class BudgetConfig(Section):

@@ -3,6 +3,8 @@ computes."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from cero_rl.config.base import (
@@ -28,6 +30,11 @@ class EvaluationConfig(Section):
     temperature: Temperature = Field(default=1.0, description="of evaluation samples")
     limit: PositiveInt | None = Field(
         default=None, description="evaluate only the first held-out prompts"
+    )
+    min_judged_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.95,
+        description="share of samples with a reward below which no accuracy is told: what was not "
+        "judged may be what is wrong",
     )
 
 

@@ -26,6 +26,7 @@ from cero_rl.learner.update import UpdateResult
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.samples import dump_samples
+from cero_rl.rewards.missing import first_reason
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.premise import premise_correlation
@@ -66,7 +67,7 @@ NAMES = {
     "cero/waves": "of this step",
     "cero/proxy_rank_corr": "rank correlation of predicted worth and observed variance",
     "budget/*": "the ledger: total, spent, remaining, refunded rollouts; remaining tokens",
-    "eval/*": "held-out: avg@k, pass@k, standard error, rollouts",
+    "eval/*": "held-out: avg@k, pass@k, standard error, rollouts, share of them judged",
     "checkpoint/failed_saves": "in a row",
     "step_time": "seconds from sampling to synced weights",
     "timing_s/*": "seconds by phase on rank 0; checkpoint: of the save before this line",
@@ -128,8 +129,8 @@ class StepMetrics:
         self.console = console
         self.recorder = recorder
         self.clocks = Clocks()
-        self.reward_error_said = False
         self.set_aside_said = False
+        self.missing_said = False
 
     def open(self, step: Step, value: Floats) -> StepLine:
         """The line of a step that begins now. value f64[P] is what its prompts were thought to be
@@ -170,6 +171,7 @@ class StepLine:
         self._write_books(rollouts)
         group = self._to.group
         numbers = rollout_numbers(rollouts, self._to.pool, group)
+        self._say_missing(rollouts)
         numbers["cero/proxy_rank_corr"] = premise_correlation(
             self._value[rollouts.prompt_ids],
             rollouts.evidence.successes,
@@ -215,11 +217,19 @@ class StepLine:
                 dump_samples(to.run_dir, step, rollouts, to.pool.prompts, count)
 
         self._together(append)
-        if rollouts.reward_error is not None and not to.reward_error_said:
-            to.reward_error_said = True
-            to.console.say(
-                f"rewards: some are missing (counted, never 0); the first: {rollouts.reward_error}"
-            )
+
+    def _say_missing(self, rollouts: Rollouts) -> None:
+        """Once: that rewards are missing, and why. A collective where some are."""
+        to, counts = self._to, rollouts.counts
+        missing = int((counts.generated - counts.trials).sum())
+        if not missing or to.missing_said:
+            return
+        to.missing_said = True
+        reason = first_reason(to.group.gather_json(rollouts.reward_error))
+        to.console.say(
+            f"rewards: {missing} of {int(counts.generated.sum())} of step {to.progress.step} are "
+            f"missing (counted, never 0); {reason}"
+        )
 
     def evaluated(self, metrics: Mapping[str, float | int]) -> None:
         self._numbers |= metrics

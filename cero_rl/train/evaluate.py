@@ -18,6 +18,7 @@ from cero_rl.config import Config
 from cero_rl.data.pool import Pool
 from cero_rl.distributed.group import Group
 from cero_rl.job.watchdog import Watchdog
+from cero_rl.rewards.missing import first_reason
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rewards.scoring import score_together
 from cero_rl.rollout.collector import generation_limit
@@ -44,8 +45,12 @@ def pass_at_k(successes: npt.NDArray[np.int64], trials: npt.NDArray[np.int64], k
 
 @dataclass(frozen=True)
 class EvaluationResult:
+    """Numbers of accuracy are nan where too few samples were judged to speak of one."""
+
     prompts: int
     rollouts: int
+    judged: int  # rollouts with a reward
+    reason: str  # why others have none
     average: float  # mean over prompts of the share of scored samples above the success threshold
     standard_error: float  # over prompts
     pass_at: dict[int, float]
@@ -54,24 +59,42 @@ class EvaluationResult:
     # which an evaluation on the way draws too
     score: Score
 
+    @property
+    def judged_rate(self) -> float:
+        return self.judged / self.rollouts
+
+    @property
+    def is_known(self) -> bool:
+        """Was enough judged to speak of accuracy?"""
+        return not np.isnan(self.average)
+
     def metrics(self) -> dict[str, float | int]:
+        """Under the names of metrics.jsonl; numbers that are not known are left out."""
         numbers: dict[str, float | int] = {
             f"eval/avg@{self.samples_per_prompt}": self.average,
             "eval/standard_error": self.standard_error,
+            "eval/rollouts": self.rollouts,
+            "eval/judged_rate": self.judged_rate,
+            **{f"eval/pass@{k}": value for k, value in self.pass_at.items()},
         }
-        numbers["eval/rollouts"] = self.rollouts
-        numbers.update({f"eval/pass@{k}": value for k, value in self.pass_at.items()})
-        return numbers
+        return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
     def describe(self) -> str:
         """For a person."""
+        judged = ""
+        if self.judged < self.rollouts:
+            judged = f"{self.judged} of {self.rollouts} samples have a reward, {self.reason}"
+        if not self.is_known:
+            return f"accuracy unknown: {judged}"
         average = f"avg@{self.samples_per_prompt} {self.average:.3f} +- {self.standard_error:.3f}"
         passes = "".join(f", pass@{k} {v:.3f}" for k, v in self.pass_at.items())
-        return f"{average} on {self.prompts} prompts{passes}"
+        return f"{average} on {self.prompts} prompts{passes}{judged and '; ' + judged}"
 
     def change_from(self, before: Mapping[str, float | int]) -> str:
         """` 0.500 -> 0.570 (+7.0 points)`, or the arrow alone where the metrics before are not of
-        the same kind."""
+        the same kind, or nothing where this accuracy is not known."""
+        if not self.is_known:
+            return ""
         change = f" -> {self.average:.3f}"
         earlier = before.get(f"eval/avg@{self.samples_per_prompt}")
         if earlier is None:
@@ -92,7 +115,8 @@ def evaluate(
     """Held-out accuracy as config.evaluation asks for it, `final` before and after training.
 
     Prompts go to ranks round-robin; success counts are summed over ranks. A missing reward leaves
-    the average. A collective.
+    the average; where more than evaluation.min_judged_rate allows are missing there is none: a
+    verifier that abstains on what is wrong would make all that is left right. A collective.
     """
     settings = config.evaluation
     final_samples = settings.final_samples_per_prompt if final else None
@@ -108,20 +132,29 @@ def evaluate(
             requests, stream=EVALUATION_STREAM, temperature=settings.temperature
         )
     with watchdog.phase("reward", "verifiers and all ranks"):
-        scored = score_together(groups, prompts, rewards, group).values
+        scores = score_together(groups, prompts, rewards, group)
     compared = min(samples_per_prompt, settings.samples_per_prompt)
     counts = np.zeros((4, len(prompts)), dtype=np.int64)
-    for index, values in zip(mine, scored):
+    for index, values in zip(mine, scores.values):
         for row, drawn in enumerate((values, values[:compared])):
             known = drawn[~np.isnan(drawn)]
             wins = (known > config.reward.success_threshold).sum()
             counts[2 * row : 2 * row + 2, index] = wins, known.size
     successes, trials, *first = group.sum_counts(counts)
+    rollouts, judged = len(prompts) * samples_per_prompt, int(trials.sum())
+    reason = ""
+    if judged < rollouts:
+        reason = first_reason(group.gather_json(scores.first_error))
+    if judged < settings.min_judged_rate * rollouts:
+        trials = np.zeros_like(trials)
+        first = np.zeros_like(first)
     rates = _rates(successes, trials)
     on = f"avg@{compared} of {len(prompts)} prompts at temperature {settings.temperature:g}"
     return EvaluationResult(
         prompts=len(prompts),
-        rollouts=len(prompts) * samples_per_prompt,
+        rollouts=rollouts,
+        judged=judged,
+        reason=reason,
         average=_mean(rates),
         standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size))
         if rates.size > 1

@@ -23,7 +23,7 @@ from cero_rl.checkpoint.saver import Saver
 from cero_rl.config import Config
 from cero_rl.data.pool import Data
 from cero_rl.distributed.group import Group
-from cero_rl.errors import EXIT_INTERRUPT
+from cero_rl.errors import EXIT_INTERRUPT, RewardError
 from cero_rl.job import faults
 from cero_rl.job.stopping import Interrupt, Stopping, Walltime
 from cero_rl.job.watchdog import Watchdog
@@ -33,8 +33,9 @@ from cero_rl.learner.update import Learner, UpdateResult, refuse_divergence
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.step import StepLine, StepMetrics
+from cero_rl.rewards.missing import first_reason
 from cero_rl.rewards.pool import RewardPool
-from cero_rl.rollout.collector import Collector
+from cero_rl.rollout.collector import Collector, Rollouts
 from cero_rl.rollout.engines.build import build_rollout_engine
 from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.train.evaluate import EvaluationResult, evaluate
@@ -159,9 +160,13 @@ class Trainer:
             self.progress.step += 1
             line.log(rollouts, update, parity, version)  # ledger, evidence, samples
             score = self.evaluate_if_due(line)
+            unjudged = self.too_few_rewards(rollouts)
             stop = self.stop_agreed(line)  # one answer on all ranks
             line.write(self.saver.failed_saves)  # metrics.jsonl, trackers, console
-            self.save(line, score, last=stop is not None)  # after the step's lines: they are kept
+            last = stop is not None or unjudged is not None
+            self.save(line, score, last=last)  # after the step's lines: they are kept
+            if unjudged is not None:
+                raise RewardError(unjudged)
             if stop is not None:
                 self.say_stopped(stop)
             faults.point("step.end")
@@ -208,6 +213,7 @@ class Trainer:
         self.progress.updates += self.config.learner.updates_per_batch
         bad = refuse_divergence(update, self.progress.bad_updates, self.config)
         self.progress.bad_updates = bad
+        self.progress.learned_steps += update.applied
         return version
 
     def evaluate(self, *, final: bool) -> EvaluationResult:
@@ -228,6 +234,12 @@ class Trainer:
         self.progress.eval_before = before.metrics()
         self.recorder.write(0, {**before.metrics(), **self.progress.ledger.metrics()})
         self.console.say(f"held-out before training: {before.describe()}")
+        if before.judged_rate < 1.0 - self.config.reward.max_missing_rate:
+            raise RewardError(
+                f"reward: of {before.rollouts} held-out samples {before.judged} have a reward "
+                f"(reward.max_missing_rate = {self.config.reward.max_missing_rate:.0%}); "
+                f"{before.reason}. Nothing is spent yet: mend the reward and start anew"
+            )
 
     def evaluate_if_due(self, line: StepLine) -> Score | None:
         """Held-out accuracy, where this step has one."""
@@ -240,6 +252,21 @@ class Trainer:
         line.evaluated(result.metrics())
         self.console.say(f"held-out after step {self.progress.step}: {result.describe()}")
         return result.score
+
+    def too_few_rewards(self, rollouts: Rollouts) -> str | None:
+        """Why the run must end: too many rewards were missing lately. A collective where some
+        are."""
+        missing, settings = self.progress.missing_rewards, self.config.reward
+        generated = int(rollouts.counts.generated.sum())
+        missing.add(generated, generated - int(rollouts.counts.trials.sum()), settings)
+        last = not self.progress.ledger.remaining_rollouts
+        if (problem := missing.too_many(settings, last=last)) is None:
+            return None
+        reason = first_reason(self.group.gather_json(rollouts.reward_error))
+        return (
+            f"reward: {problem}; {reason}. Saved after step {self.progress.step}: mend the reward "
+            f"and go on with --resume auto --accept-new-reward"
+        )
 
     def stop_before_start(self) -> int:
         """The exit code of a run that was told to stop before its first step, else 0."""
@@ -322,6 +349,8 @@ class Trainer:
                 save_evidence(posterior, self.scheduler, self.data.train.prompts)
         where = self.export() if self.config.checkpoint.export else f"model in {self.run_dir}"
         self.recorder.write(step, numbers, final=True)  # the last: it says that all is there
+        if not self.progress.learned_steps:
+            self.console.say("no step had a group whose rewards differ: nothing was learned")
         self.console.say(f"done: {spent}; {where}")
         return 0
 

@@ -206,6 +206,7 @@ def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
     steps = metrics(out / "equal")[1:-1]
     assert all(m["frac_reward_zero_std"] == 1.0 and m["grad_norm"] == 0.0 for m in steps)
     assert steps[-1]["budget/remaining_rollouts"] == 0
+    assert "no step had a group whose rewards differ" in done.text
     from safetensors.torch import load_file
 
     start, end = (
@@ -213,6 +214,35 @@ def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
         load_file(out / "equal/export/model.safetensors"),
     )
     assert all(bool((end[name] == start[name]).all()) for name in end)
+
+
+@pytest.mark.covers("all rewards missing")
+def test_rewards_that_are_all_missing_end_the_run_saved_and_a_mended_one_goes_on(out: Path):
+    nobody_asks_before = ["data.heldout_source=null", "data.heldout_fraction=0"]
+    broken = [*nobody_asks_before, "reward.function=tests/faults/rewards.py:breaks"]
+    done = train(out, "unjudged", settings=broken)
+    assert done.codes == [5, 5], done.text
+    assert "128 of the last 128 rollouts have no reward (100%" in one_error(done.text)
+    assert "'solutoin'" in done.text
+    assert "done:" not in done.text
+    assert metrics(out / "unjudged")[-1]["budget/spent_rollouts"] == 128
+    mended = [*nobody_asks_before, "reward.function=exact"]
+    flags = ("--resume", "auto", "--accept-new-reward")
+    done = train(out, "unjudged", *flags, settings=mended)
+    assert done.codes == [0, 0], done.text
+    assert metrics(out / "unjudged")[-1]["budget/remaining_rollouts"] == 0
+
+
+@pytest.mark.covers("rewards missing in evaluation")
+def test_held_out_samples_that_are_not_judged_make_no_accuracy_and_no_run(out: Path):
+    settings = ["reward.function=tests/faults/rewards.py:abstains", "reward.max_missing_rate=0.25"]
+    done = train(out, "abstains", settings=settings)
+    assert done.codes == [5, 5], done.text
+    assert "held-out before training: accuracy unknown: " in done.text
+    assert "held-out samples" in one_error(done.text)
+    before = metrics(out / "abstains")[0]
+    assert 0 < before["eval/judged_rate"] < 0.75
+    assert not [name for name in before if "avg@" in name or "pass@" in name]
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,9 @@ def test_a_missing_reward_is_said_once(rank: OneRank, tmp_path: Path, capsys):
     for _ in range(3):
         write(metrics, by_hand())
     said = [line for line in capsys.readouterr().out.splitlines() if "missing" in line]
-    assert said == ["rewards: some are missing (counted, never 0); the first: no such module"]
+    assert said == [
+        "rewards: 2 of 8 of step 2 are missing (counted, never 0); the first: no such module"
+    ]
 
 
 def test_samples_can_be_left_out(tmp_path: Path):
