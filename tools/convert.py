@@ -22,6 +22,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from cero_rl.config.paths import path_argument
 from cero_rl.convert import actions
+from cero_rl.convert.inspect_directory import kind_of
 from cero_rl.convert.output import refuse_full
 from cero_rl.convert.weights import DTYPES
 from cero_rl.errors import CeroError, CheckpointError
@@ -237,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "out" in options:
             given = (options.source, vars(options).get("model"), vars(options).get("base"))
-            sources = [path for path in given if path is not None]
+            # what is no model and no checkpoint is refused by the action, with better words
+            sources = [p for p in given if p and kind_of(p) not in ("run", "unknown")]
             refuse_full(options.out, force=options.force, sources=sources)
         options.action(options)
     except (CeroError, OSError) as error:
