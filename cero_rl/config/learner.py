@@ -130,7 +130,9 @@ class OptimizerConfig(Section):
     )
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = Field(
+        default=0.0, description="of all parameters alike, norms and biases too"
+    )
     max_grad_norm: PositiveFloat = Field(
         default=1.0, description="the global gradient is scaled down to this norm"
     )
