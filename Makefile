@@ -110,7 +110,7 @@ golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as 
 bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
 	$(PY) tools/bench_overlap.py $(ARGS)
 
-kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes (10 minutes); rows in docs/bench/
+kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes and logs (5 minutes); rows in docs/bench/
 	$(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)
 
 SLURM_PROGRAMS := sbatch slurmctld slurmd munged pdsh sshd ssh-keygen ip nsenter

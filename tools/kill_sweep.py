@@ -337,8 +337,15 @@ def main() -> int:
         metavar="KEY=VALUE",
         help="for all runs of the sweep",
     )
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="append one JSON row a point")
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="FILE",
+        help="one JSON row a point, in the place of what was there",
+    )
     arguments = parser.parse_args()
+    if arguments.rows is not None:
+        arguments.rows.write_text("")
     start_warm()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)

@@ -54,6 +54,7 @@ POINTS = (
     "resume.logs_cut",
     "finish.saved",
     "finish.evaluated",
+    "finish.logged",
     "export.written",
 )
 POISONS = ("learner.loss", "learner.gradient")  # where a tensor can become nan

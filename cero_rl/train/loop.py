@@ -349,6 +349,7 @@ class Trainer:
                 save_evidence(posterior, self.scheduler, self.data.train.prompts)
         where = self.export() if self.config.checkpoint.export else f"model in {self.run_dir}"
         self.recorder.write(step, numbers, final=True)  # the last: it says that all is there
+        faults.point("finish.logged")
         if not self.progress.learned_steps:
             self.console.say("no step had a group whose rewards differ: nothing was learned")
         self.console.say(f"done: {spent}; {where}")

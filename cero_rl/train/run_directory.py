@@ -16,6 +16,7 @@ from typing import Any
 from cero_rl.checkpoint.identity import Change, Identity, changes_since, refuse_other_ranks
 from cero_rl.checkpoint.lineage import (
     ABANDONED,
+    RUN_FILE,
     arrive,
     begin,
     cut_logs,
@@ -70,7 +71,8 @@ def _on_main(group: Group, action: Callable[[], None]) -> None:
 
 
 def _is_filled(run_dir: Path) -> bool:
-    return run_dir.is_dir() and any(p.name != LOCK for p in run_dir.iterdir())
+    """With more than the first two files that a start makes."""
+    return run_dir.is_dir() and any(p.name not in (LOCK, RUN_FILE) for p in run_dir.iterdir())
 
 
 def open_run_dir(

@@ -16,6 +16,7 @@ from cero_rl.checkpoint.identity import Identity
 from cero_rl.checkpoint.lineage import LOGS, arrive, begin, cut_logs, origin_of, recover
 from cero_rl.checkpoint.lineage import refuse_foreign as refuse
 from cero_rl.checkpoint.manifest import all_steps, read_manifest, step_dirs, verify
+from cero_rl.checkpoint.ownership import RESOLVED
 from cero_rl.checkpoint.retention import prune
 from cero_rl.commands.main import main
 from cero_rl.distributed.group import Group
@@ -227,6 +228,8 @@ def test_a_branch_has_the_lines_it_grew_from_and_can_begin_again(tmp_path: Path)
 
 
 def opened(run: Path, resume: str, *, overwrite: bool = False) -> Path | None:
+    if run.exists():
+        (run / RESOLVED).touch()
     start = Start(resume, overwrite)
     return open_run_dir(run, config_of(), 48, start, Identity(SETTINGS, {}), Group.alone())
 
