@@ -17,6 +17,8 @@ import pytest
 pytest.importorskip("trl")
 
 import torch
+from transformers import TrainerCallback
+from trl import GRPOTrainer
 from trl_driver import PROMPTS, ROOT, RaggedScheduler, config, dataset, exact, train
 
 from cero_rl.adapters.trl import CeroGRPOTrainer, scheduler_for
@@ -115,6 +117,73 @@ def test_missing_rewards_leave_baseline_and_evidence(tmp_path: Path) -> None:
     assert scheduler.posterior.a.sum() + scheduler.posterior.b.sum() == 2 * PROMPTS + sum(
         sum(e["trials"]) for e in record.rounds
     )
+
+
+class Watched(CeroGRPOTrainer):
+    """Keeps the rows that reach the loss."""
+
+    rows: list[dict]
+
+    def _compute_loss(self, model, inputs):
+        self.rows.append(inputs)
+        return super()._compute_loss(model, inputs)
+
+
+class Gradients(TrainerCallback):
+    """At an optimizer step: the gradient that has come together, and that of the mean over the
+    real rows alone, in one piece."""
+
+    def __init__(self, trainer: Watched) -> None:
+        self.trainer, self.pairs = trainer, []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        trainer, rows = self.trainer, self.trainer.rows
+        model = trainer.model
+        got = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        merged = {}
+        real = torch.cat([batch["completion_mask"].any(1) for batch in rows])
+        for key, value in rows[0].items():
+            whole = torch.is_tensor(value) and value.dim() > 0
+            merged[key] = torch.cat([batch[key] for batch in rows])[real] if whole else value
+        accumulation, name = trainer.current_gradient_accumulation_steps, trainer.loss_type
+        trainer.current_gradient_accumulation_steps = 1
+        # bnpo with one row in a micro-batch is the mean over rows of the mean over tokens
+        trainer.loss_type = "grpo" if name == "bnpo" else name
+        loss = GRPOTrainer._compute_loss(trainer, model, merged)
+        trainer.current_gradient_accumulation_steps, trainer.loss_type = accumulation, name
+        used = [p for p in model.parameters() if p.grad is not None]
+        wanted = torch.cat([g.flatten() for g in torch.autograd.grad(loss, used)])
+        self.pairs.append((got.clone(), wanted, int(real.sum()), len(real)))
+        rows.clear()
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo"])
+def test_slots_without_a_rollout_do_not_scale_the_gradient(tmp_path: Path, loss_type: str) -> None:
+    """5 rollouts in 4 micro-batches of 2 slots were 5/8 of their gradient."""
+    one_row = loss_type == "bnpo"
+    args = config(
+        tmp_path,
+        per_device_train_batch_size=1 if one_row else 2,
+        gradient_accumulation_steps=8 if one_row else 4,
+        num_generations=2,
+        loss_type=loss_type,
+        beta=0.05,
+        max_grad_norm=0.0,
+    )
+    scheduler = RaggedScheduler(2, 13, 1, 3, 8, (5, 8))
+    # every completion another reward, so that there is a gradient
+    reward = lambda completions, **columns: [len(c) + i / 8 for i, c in enumerate(completions)]
+    trainer = Watched(
+        str(ROOT / "recipes/assets/tiny_digits"), reward, args, dataset(), scheduler=scheduler
+    )
+    trainer.rows = []
+    watch = Gradients(trainer)
+    trainer.add_callback(watch)
+    trainer.train()
+    assert [(real, slots) for _, _, real, slots in watch.pairs] == [(5, 8), (8, 8)]
+    for got, wanted, _, _ in watch.pairs:
+        assert wanted.norm() > 1e-3
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-6)
 
 
 def test_success_can_come_from_one_of_several_rewards(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ What TRL does differently here, and where:
     num_generations is overwritten.
   - The rewards are gathered from all processes, so every process tells the same scheduler the same
     counts.
+  - A round that does not fill its slots leaves rows without a rollout; losses that are a mean over
+    rows or micro-batches are scaled so that these do not count (`_compute_loss`).
   - Training ends with the budget; checkpoints are written between rounds and hold the scheduler.
     Evaluation is TRL's own.
 """
@@ -60,6 +62,7 @@ from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
 _TRL_EPS = 1e-4  # what TRL adds to the standard deviation
+_ROW_MEANS = ("grpo", "sapo", "dr_grpo", "luspo")  # losses that are a mean over rows
 _UNSUPPORTED = ("rollout_func", "tools", "environment_factory")
 
 
@@ -180,6 +183,8 @@ class CeroGRPOTrainer(GRPOTrainer):
         self.last_round: RoundResult | None = None  # the round being trained on
         self._planned: Allocation | None = None
         self._slots: np.ndarray | None = None  # i64[processes, n] while a round is being generated
+        # slots over rollouts, and micro-batches over those with a rollout, of the round that trains
+        self._row_scale = self._micro_scale = 1.0
         # f32[processes * n, reward functions] of that round
         self._gathered: torch.Tensor | None = None
         super().__init__(model, reward_funcs, own, train_dataset, **trl_options)
@@ -255,6 +260,26 @@ class CeroGRPOTrainer(GRPOTrainer):
             output = super()._generate_and_score_completions(rows)
             return self._finish_round(allocation, output)
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        inputs = super()._prepare_inputs(generation_batch)
+        if self.loss_type == "bnpo" and self.model.training and self._row_scale != 1.0:
+            # which rows share a micro-batch is drawn on each process: only they can count
+            full: Any = [bool(batch["completion_mask"].any()) for batch in self._buffered_inputs]
+            shares = gather(torch.tensor([float(np.mean(full))], device=self.accelerator.device))
+            self._micro_scale = 1.0 / float(shares.mean())
+        return inputs
+
+    def _compute_loss(self, model: Any, inputs: Any) -> torch.Tensor:
+        """TRL's loss, whose mean over rows (or, for bnpo, over micro-batches) counts the empty ones
+        as zeros: scaled to a mean over the real ones. An entropy bonus and a router's loss get the
+        same factor."""
+        loss = super()._compute_loss(model, inputs)
+        if not self.model.training:
+            return loss
+        if self.loss_type in _ROW_MEANS:
+            return loss * self._row_scale
+        return loss * self._micro_scale if self.loss_type == "bnpo" else loss
+
     def _generate_single_turn(
         self,
         prompt_ids: Any,
@@ -309,6 +334,7 @@ class CeroGRPOTrainer(GRPOTrainer):
         self.ledger.book(allocation.total_rollouts)
         self.last_round, self._planned, self._gathered = result, None, None
 
+        self._row_scale, self._micro_scale = flat.shape[0] / real.shape[0], 1.0
         advantages = np.zeros(flat.shape[0], dtype=np.float32)
         advantages[real] = result.advantages
         first = self.accelerator.process_index * width
