@@ -74,6 +74,13 @@ FAULTS = (
     "rounds that make more steps than planned",
     "all rewards missing",
     "rewards missing in evaluation",
+    "prompts that are never judged",
+    "verifier fails for everybody for some rounds",
+    "a whole round of rollouts fails",
+    "failures that are no multiple of a unit",
+    "rewards missing in a committed group",
+    "budget changed in the middle of a run",
+    "trainer's slots without a rollout",
 )
 
 BAD_INPUT = (
@@ -157,6 +164,8 @@ BAD_INPUT = (
     "architecture that cannot be trained",
     "dropout in the start model",
     "start weights that are not finite",
+    "unreadable run given to a replay",
+    "evidence that contradicts what was asked for",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

@@ -211,23 +211,38 @@ def _recorded(path: Path) -> Recorded:
 def _read_parquet(paths: list[Path]) -> Counts:
     """Rollouts, one a row: columns prompt_id, reward (null: missing) and round. Rewards count as
     successes in [0, 1]."""
-    import pyarrow
-    from pyarrow import parquet
+    from pyarrow import ArrowException, parquet, types
 
+    wanted = ("round", "prompt_id", "reward")
     parts = []
     for path in paths:
         try:
-            table = parquet.read_table(path, columns=["prompt_id", "reward", "round"])
-        except (pyarrow.ArrowInvalid, KeyError) as error:
+            schema = parquet.read_schema(path)
+            if absent := [name for name in wanted if name not in schema.names]:
+                raise ValueError(
+                    f"no column {', '.join(absent)}, it has {', '.join(schema.names) or 'none'}"
+                )
+            table = parquet.read_table(path, columns=list(wanted))
+            for name in wanted:
+                kind = table.schema.field(name).type
+                number = types.is_floating(kind) if name == "reward" else False
+                if not number and not types.is_integer(kind) and not types.is_boolean(kind):
+                    raise ValueError(f"column {name} is {kind}, wanted numbers")
+                if name != "reward" and table[name].null_count:
+                    raise ValueError(f"column {name} has {table[name].null_count} empty entries")
+        except (ArrowException, ValueError, KeyError, OSError) as error:
+            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"{path}: wanted columns prompt_id, reward and round ({error})"
+                f"{path}: {reason}; wanted rollouts, one a row, with columns prompt_id, reward and "
+                "round"
             ) from None
-        parts.append([table[name].to_numpy() for name in ("round", "prompt_id", "reward")])
+        parts.append([table[name].to_numpy() for name in wanted])
     rounds, prompts, rewards = (np.concatenate(part) for part in zip(*parts))
-    known = ~np.isnan(rewards.astype(np.float64))
+    rewards = rewards.astype(np.float64)  # an empty entry becomes nan
+    known = ~np.isnan(rewards)
     return Counts(
         rounds[known].astype(np.int64),
         prompts[known].astype(np.int64),
         np.ones(int(known.sum()), dtype=np.int64),
-        np.clip(rewards[known].astype(np.float64), 0.0, 1.0),
+        np.clip(rewards[known], 0.0, 1.0),
     )

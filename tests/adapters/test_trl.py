@@ -157,6 +157,7 @@ class Gradients(TrainerCallback):
         rows.clear()
 
 
+@pytest.mark.covers("trainer's slots without a rollout")
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "bnpo"])
 def test_slots_without_a_rollout_do_not_scale_the_gradient(tmp_path: Path, loss_type: str) -> None:
     """5 rollouts in 4 micro-batches of 2 slots were 5/8 of their gradient."""

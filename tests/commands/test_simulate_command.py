@@ -108,8 +108,41 @@ def test_replay_of_parquet_rollouts(tmp_path: Path, capsys: pytest.CaptureFixtur
         == 0
     )
     assert "20 prompts, 2 rounds" in capsys.readouterr().out
-    (tmp_path / "other.parquet").write_bytes(b"not parquet")
-    assert main(["simulate", "--replay", str(tmp_path / "other.parquet"), "--seeds", "2"]) == 3
+
+
+@pytest.mark.covers("unreadable run given to a replay")
+def test_replay_of_something_else_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    good = {"round": [0, 0], "prompt_id": [1, 1], "reward": [0.0, None]}
+    evidence = {"round": 0, "prompt_ids": [1], "trials": [1], "successes": [1]}
+    for content, message in (
+        (b"not parquet", "Parquet magic bytes"),
+        (b"", "0 bytes"),
+        ({"question": ["a"], "answer": ["b"]}, "no column round, prompt_id, reward, it has quest"),
+        ({**good, "reward": ["0", "1"]}, "column reward is string, wanted numbers"),
+        ({**good, "prompt_id": [1, None]}, "column prompt_id has 1 empty entries"),
+        ({**good, "reward": [None, float("nan")]}, "no rollout with a reward"),
+        ({**evidence, "round": float("inf")}, "line 1: not a line of evidence (OverflowError"),
+        ({**evidence, "prompt_ids": [[1, 2], [3]], "trials": [1, 1]}, "line 1: not a line"),
+        ({**evidence, "trials": ["many"]}, "line 1: not a line of evidence (ValueError"),
+    ):
+        path = tmp_path / ("x.jsonl" if "prompt_ids" in str(content) else "x.parquet")
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        elif path.suffix == ".jsonl":
+            path.write_text(json.dumps(content))
+        else:
+            parquet.write_table(pyarrow.table(content), path)
+        assert main(["simulate", "--replay", str(path), "--seeds", "2"]) == 3, message
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith(f"error: --replay: {path}") or "no rollout" in err
+        assert err.count("\n") == 1
+        assert message in err
 
 
 @pytest.mark.parametrize(

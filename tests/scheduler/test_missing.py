@@ -27,6 +27,7 @@ def small(**options) -> CeroScheduler:
     return CeroScheduler(4, 5, 40, 2, 2, 8, spend_down=True, **options)
 
 
+@pytest.mark.covers("a whole round of rollouts fails")
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("streaming", [False, True], ids=["waiting", "streaming"])
 def test_a_round_that_failed_is_as_if_it_had_not_been_served(plan: str, streaming: bool) -> None:
@@ -101,6 +102,7 @@ def test_a_unit_that_came_in_part_was_served() -> None:
     assert sorted(scheduler.exposure.tolist()) == [0, 0, 0, 1]
 
 
+@pytest.mark.covers("evidence that contradicts what was asked for")
 @pytest.mark.parametrize(
     "generated, failed, message",
     [
@@ -126,6 +128,7 @@ def test_generated_that_contradicts_changes_nothing(
         np.testing.assert_array_equal(value, before[key], err_msg=key)
 
 
+@pytest.mark.covers("failures that are no multiple of a unit")
 @pytest.mark.parametrize("name", SCHEDULER_NAMES)
 def test_failures_of_any_number_are_spent_to_the_last_rollout(name: str) -> None:
     """Failures that are no multiple of a unit used to strand the rest of it."""
@@ -203,6 +206,7 @@ def share_of_the_dark(
     return float(given[dark].sum() / given.sum()), scheduler, given
 
 
+@pytest.mark.covers("prompts that are never judged")
 @pytest.mark.parametrize(
     "name", ["cero", "fixed_price", "greedy", "thompson", "knapsack", "vip", "gvm_p", "hit_utility"]
 )
@@ -232,6 +236,7 @@ def test_so_are_they_whatever_the_options(options: CeroOptions) -> None:
     assert share_of_the_dark("cero", 0.3, options)[0] < 0.075
 
 
+@pytest.mark.covers("verifier fails for everybody for some rounds")
 def test_a_verifier_that_fails_for_all_says_nothing_of_a_prompt() -> None:
     _, untouched, wanted = share_of_the_dark("cero", 0.0)
     _, scheduler, given = share_of_the_dark("cero", 0.0, outage=range(20, 22))

@@ -41,6 +41,7 @@ def play(budget: int, later: int) -> tuple[list[int], CeroScheduler]:
     return spent, scheduler
 
 
+@pytest.mark.covers("budget changed in the middle of a run")
 def test_more_budget_is_spent() -> None:
     """Paced against the whole budget, a quarter of it stayed: 1,022 of 4,000."""
     spent, scheduler = play(2000, 3900)

@@ -223,6 +223,7 @@ def test_rules_with_a_fixed_number_of_waves_keep_to_it(name: str, most: int) -> 
     assert max(len(played) for played in play_all(scheduler, table)) <= most
 
 
+@pytest.mark.covers("rewards missing in a committed group")
 def test_pilot_commit_trains_what_it_committed_to_however_many_rewards_are_missing() -> None:
     options = {"pilot_rollouts": 4, "commit_rollouts": 6}
     scheduler = build("pilot_commit", most=8, options=options)

@@ -248,6 +248,20 @@ def test_replay_smooths_recorded_rates(tmp_path: Path) -> None:
     assert replayed.cases[0].rounds == 3
 
 
+def test_replay_of_a_run_with_larger_groups_than_the_entries(tmp_path: Path) -> None:
+    """The sizes that then did not fit were none that the user had given."""
+    lines = [line(k, [0, 1, 2], [200, 160, 40], [100, 20, 30]) for k in range(3)]
+    recorded = smooth(read_evidence(evidence(tmp_path / "e.jsonl", lines)))
+    suite = replay_suite(recorded)
+    for entry in suite.cases[0].entries:
+        scheduler = entry.build(3, 3, 1200, 0)
+        assert 3 * scheduler.spec.capacity_rollouts >= 1200
+    case = dataclasses.replace(suite.cases[0], entries=suite.cases[0].entries[:6])
+    few = dataclasses.replace(suite, cases=(case,))
+    (result,) = run_suite(few, seeds=2)
+    assert summarise(result)[0].spent.mean == 1.0
+
+
 def test_replay_runs_every_allocator(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     lines = [

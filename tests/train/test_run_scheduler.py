@@ -55,6 +55,22 @@ def test_the_configuration_offers_every_allocator_but_the_one_that_must_know_the
     assert set(config_scheduler.NAMES) == set(SCHEDULER_NAMES) - {"oracle"}
 
 
+def test_who_sizes_groups_needs_small_units_beside_the_name_and_nobody_else_does() -> None:
+    """What the README says of the recipes' twins."""
+    refused = set()
+    for name in config_scheduler.NAMES:
+        build_scheduler(load_config(RECIPE, [f"scheduler.name={name}", *SIZED]), 240)
+        try:
+            build_scheduler(load_config(RECIPE, [f"scheduler.name={name}"]), 240)
+        except ConfigError as error:
+            assert "set e.g. rollouts_per_unit = 2 and max_units_per_prompt = 16" in str(error)
+            refused.add(name)
+    assert refused == {
+        *("knapsack", "vip", "gvm_p", "hit_utility", "hora", "speed_rl", "pilot_commit"),
+        *("vigor", "reinforce_ada", "aero"),
+    }
+
+
 def test_wave_schedulers_are_those_that_ask_for_more() -> None:
     asks = set()
     for name in config_scheduler.NAMES:

@@ -57,13 +57,14 @@ def read_evidence(path: Path) -> Counts:
                 if len({len(field) for field in fields}) != 1:
                     raise ValueError("prompt_ids, trials and successes differ in length")
                 rounds.append(np.full(len(fields[0]), int(entry["round"]), dtype=np.int64))
-            except (ValueError, KeyError, TypeError) as error:
+                prompts.append(np.asarray(fields[0], dtype=np.int64))
+                trials.append(np.asarray(fields[1], dtype=np.int64))
+                successes.append(np.asarray(fields[2], dtype=np.float64))
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number}: not a line of evidence ({error})"
+                    f"{path}, line {number}: not a line of evidence ({type(error).__name__}: "
+                    f"{str(error).splitlines()[0]})"
                 ) from None
-            prompts.append(np.asarray(fields[0], dtype=np.int64))
-            trials.append(np.asarray(fields[1], dtype=np.int64))
-            successes.append(np.asarray(fields[2], dtype=np.float64))
     if not rounds:
         raise ValueError(f"{path} holds no evidence: the run has not finished a step")
     return Counts(

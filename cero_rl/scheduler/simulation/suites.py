@@ -199,8 +199,14 @@ def make_suites(
 
 def replay_suite(recorded: Recorded, rounds: int | None = None, budget: int | None = None) -> Suite:
     """All allocators on recorded rates; by default with the recorded run's rounds and rollouts
-    (down to a multiple of 16)."""
+    (down to a multiple of 16). Where the run gave a prompt more of a round than an entry's largest
+    group, that group grows."""
     kept = budget if budget is not None else max(recorded.rollouts // 16, 1) * 16
-    pool = PoolSpec("replay", prompts=recorded.rates.shape[1], skills=1)
-    case = Case(pool, rounds or recorded.rates.shape[0], kept, RIVAL_ENTRIES, recorded)
+    prompts, rounds = recorded.rates.shape[1], rounds or recorded.rates.shape[0]
+    pool = PoolSpec("replay", prompts=prompts, skills=1)
+    entries = [
+        replace(entry, most=max(entry.most, math.ceil(kept / (rounds * prompts * entry.unit))))
+        for entry in RIVAL_ENTRIES
+    ]
+    case = Case(pool, rounds, kept, tuple(entries), recorded)
     return Suite("replay", "all allocators on the pass rates of a recorded run", (case,))
