@@ -47,7 +47,8 @@ FILES_OF = {
     "metrics": "__init__ console recorder samples step",
     "models": "__init__ attention content directory generation load logprob lora weights",
     "ops": "__init__ _load advantage reference",
-    "rewards": "__init__ base missing plugin pool scoring trial verifiers worker",
+    "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
+    "wording worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
     "transformers vllm vllm_arguments vllm_cpu vllm_draws vllm_worker weight_files",

@@ -105,7 +105,8 @@ class RewardConfig(Section):
     memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
     max_chars: PositiveInt = Field(
         default=16384,
-        description="a longer response is scored on its last characters, where the answer stands",
+        description="exact, math and reasoning_gym read the last characters of a longer response, "
+        "where the answer stands; a function of yours gets all of it",
     )
     success_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.5,

@@ -30,11 +30,12 @@ class Prompt:
     key: str
     text: str | None
     messages: Messages | None
-    # a list or mapping in the data stands here as canonical JSON; the raw value stays in `columns`
-    answer: str
+    answer: str  # as text, for the key and for people; a list or mapping is canonical JSON
     source: str  # data_source column, or the file, id or set it came from
     columns: Mapping[str, Any]  # every column but the prompt's
     tools: list[dict[str, Any]] | None = None  # functions that the chat template is given
+    # the answer as the data holds it (text, number, list, mapping): what rewards get
+    reference: Any = field(default=None, compare=False)
     where: str = field(default="", compare=False)  # file and line, for messages
 
     @property
@@ -50,9 +51,11 @@ def make_prompt(
     columns: Mapping[str, Any],
     *,
     tools: list[dict[str, Any]] | None = None,
+    reference: Any = None,
     where: str = "",
 ) -> Prompt:
-    """Build a Prompt with its key from text or chat messages."""
+    """Build a Prompt with its key from text or chat messages. Without a `reference` the answer is
+    its own."""
     text = content if isinstance(content, str) else None
     messages = None if isinstance(content, str) else tuple(dict(m) for m in content)
     asked = [text if text is not None else messages, answer, *([tools] if tools else [])]
@@ -64,6 +67,7 @@ def make_prompt(
         source=source,
         columns=columns,
         tools=tools,
+        reference=answer if reference is None else reference,
         where=where,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 from cero_rl.config.data import DataConfig
@@ -18,7 +19,7 @@ from cero_rl.data.prompts import Prompt, make_prompt
 from cero_rl.data.sources import Row
 from cero_rl.errors import DataError, first_line
 
-_ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
+_ANSWER_COLUMNS = ("solution", "ground_truth")
 _SHOWN_ROWS = 8
 
 
@@ -34,12 +35,12 @@ def _find_answer(row: Mapping[str, Any], data: DataConfig, where: str) -> Any:
     if data.answer_column in row:
         return row[data.answer_column]
     if data.answer_column == "answer":
-        for name in _ANSWER_COLUMNS:
-            if name in row:
-                return row[name]
         reward_model = row.get("reward_model")
         if isinstance(reward_model, dict) and "ground_truth" in reward_model:
             return reward_model["ground_truth"]
+        for name in _ANSWER_COLUMNS:
+            if name in row:
+                return row[name]
     raise _missing(where, "data.answer_column", data.answer_column, row)
 
 
@@ -48,9 +49,20 @@ def _answer_text(value: Any) -> str | None:
         return None
     if isinstance(value, str):
         return value if value.strip() else None
+    if isinstance(value, list) and all(_answer_text(entry) is None for entry in value):
+        return None
     if isinstance(value, (list, dict)):
         return json.dumps(value, sort_keys=True, default=str) if value else None
     return str(value)
+
+
+def _reference(value: Any) -> Any:
+    """The answer as rewards get it: decimals of a parquet file as the numbers they are."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, (list, tuple)):
+        return [_reference(entry) for entry in value]
+    return value
 
 
 def _make(where: str, **parts: Any) -> Prompt:
@@ -90,7 +102,8 @@ def read_prompts(
         if prompt_column not in row:
             raise _missing(where, "data.prompt_column", prompt_column, row)
         content = read_content(row[prompt_column], where, prompt_column)
-        answer = _answer_text(row["answer"] if procedural else _find_answer(row, data, where))
+        reference = row["answer"] if procedural else _find_answer(row, data, where)
+        answer = _answer_text(reference)
         if answer is None and not procedural:
             without_answer.append(where)
             continue
@@ -100,6 +113,7 @@ def read_prompts(
             where,
             content=content,
             answer=answer or "",
+            reference=_reference(reference),
             source=origin if isinstance(origin, str) else source,
             columns=columns,
             tools=read_tools(row, where),

@@ -22,7 +22,7 @@ class RewardItem:
 
     prompt: str | list[dict[str, Any]]  # text, or chat messages
     completion: str
-    answer: str
+    answer: Any  # as the data holds it: text, number, truth value, list, mapping
     source: str
     columns: Mapping[str, Any]  # the prompt's further columns
 
@@ -50,3 +50,14 @@ class RewardResult:
     values: npt.NDArray[np.float32]  # [n] in the order of the items; NaN where missing
     counts: RewardCounts
     first_error: str | None = None  # one line for the log, when counts.errors > 0
+
+
+@dataclass(frozen=True, slots=True)
+class GoldProblem:
+    """What is wrong with an answer of the data, for the verifier that is to judge by it."""
+
+    reason: str  # one line
+    never_right: bool  # no completion could be judged by it; else only the same text counts
+
+    def __str__(self) -> str:
+        return self.reason

@@ -5,8 +5,9 @@ TRL's, which scores a batch, and verl's, which scores one item:
     f(prompts, completions, **columns) -> list[float | None]
     compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": ...}
 
-Either may be async. This module runs in the worker process; in the trainer it only looks at the
-path. Raises RewardError (exit 5).
+Either may be async; all calls of a worker share one event loop. The answer comes as the data holds
+it: a list stays a list. This module runs in the worker process; in the trainer it only looks at
+the path. Raises RewardError (exit 5).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ def load_plugin(function: str) -> Scorer:
     sys.modules[spec.name] = module
     # last, so that a neighbour of the plug-in cannot shadow a library
     sys.path.append(str(path.parent))
+    asyncio.set_event_loop(_loop())  # some clients look for it while they are imported
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -103,14 +106,46 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
 
 
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The worker's event loop: one for all calls, so that a client, lock or semaphore of the
+    plug-in that bound itself to it in the first call still works in the next."""
+    return asyncio.new_event_loop()
+
+
+def close_loop() -> None:
+    """End what the plug-in left running, as `asyncio.run` would: at the end of the worker."""
+    if not _loop.cache_info().currsize:
+        return
+    loop = _loop()
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    loop.close()
+
+
 def _call(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What the function returns, awaited where it has to be; the items of an async generator.
+
+    A sync function is called outside of the loop, since it may call `asyncio.run` itself, which
+    leaves no current loop behind: so it is set before each call.
+    """
+    asyncio.set_event_loop(_loop())
     result = function(**arguments)
     if inspect.isawaitable(result):
 
         async def wait() -> Any:
             return await result
 
-        return asyncio.run(wait())
+        return _loop().run_until_complete(wait())
+    if inspect.isasyncgen(result):
+
+        async def collect() -> list[Any]:
+            return [value async for value in result]
+
+        return _loop().run_until_complete(collect())
     return result
 
 
@@ -173,12 +208,10 @@ def _adapt_verl(
     function: Callable[..., Any], parameters: Any
 ) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def one(item: RewardItem) -> Any:
-        reward_model = item.columns.get("reward_model")
-        raw = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
         offered = {
             "data_source": item.source,
             "solution_str": item.completion,
-            "ground_truth": item.answer if raw is None else raw,
+            "ground_truth": item.answer,
             "extra_info": item.columns.get("extra_info") or {},
         }
         value = _call(function, _select(parameters, offered))

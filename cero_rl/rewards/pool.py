@@ -6,9 +6,9 @@ the counts. `exact` runs in-process. Every item has `timeout_seconds` from the m
 worker gets it; then the worker's process group is killed and another started. Batch plug-ins
 (TRL's signature) get chunks of up to 8 completions under one deadline; a chunk that is lost is
 retried one item at a time, so a plug-in must not compare the items of one call with each other.
-Completions longer than `max_chars` are scored on their last `max_chars` characters, where the
-final answer stands. Call `score` from the thread that opened the pool: on Linux workers die with
-the thread that started them.
+The built-in verifiers see the last `max_chars` characters of a longer completion, where the final
+answer stands; a plug-in sees all of it. Call `score` from the thread that opened the pool: on Linux
+workers die with the thread that started them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from cero_rl import redact
 from cero_rl.config.data import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
-from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
+from cero_rl.rewards.base import GoldProblem, RewardCounts, RewardItem, RewardResult
 from cero_rl.rewards.plugin import split_path
+from cero_rl.rewards.worker import TEXT_ONLY
 
 _BUILT_IN = ("exact", "math", "reasoning_gym")
 _BOOT_SECONDS = 120.0  # imports of the verifier or the plug-in
@@ -229,17 +230,21 @@ class RewardPool:
         counts = RewardCounts(scored=tally.scored, timeouts=tally.timeouts, errors=errors)
         return RewardResult(tally.values, counts, next(iter(tally.reasons.values()), None))
 
-    def problems(self, answers: Sequence[Any]) -> list[str | None]:
+    def problems(self, answers: Sequence[Any]) -> list[GoldProblem | None]:
         """Of a pool of `gold`: what is wrong with each answer, None where nothing is."""
         tally = self._run([RewardItem("", "", a, "", {}) for a in answers], until_ready=False)
         late = f"cannot be judged within reward.timeout_seconds ({self._config.timeout_seconds:g})"
-        return [
-            tally.reasons.get(index, None if math.isfinite(value) else late)
-            for index, value in enumerate(tally.values)
-        ]
+        problems: list[GoldProblem | None] = []
+        for index, value in enumerate(tally.values):
+            reason = tally.reasons.get(index, None if math.isfinite(value) else late)
+            text_only = reason is not None and reason.startswith(TEXT_ONLY)
+            shown = reason and GoldProblem(reason.removeprefix(TEXT_ONLY), not text_only)
+            problems.append(shown or None)
+        return problems
 
     def _clipped(self, item: RewardItem) -> RewardItem:
-        if len(item.completion) <= self._config.max_chars:
+        plugin = self._config.function not in _BUILT_IN
+        if plugin or len(item.completion) <= self._config.max_chars:
             return item
         return RewardItem(
             item.prompt,
@@ -386,7 +391,7 @@ def check_reward(config: RewardConfig) -> None:
         pool.wait_ready()
 
 
-def gold_problems(config: RewardConfig, answers: Sequence[Any]) -> list[str | None]:
+def gold_problems(config: RewardConfig, answers: Sequence[Any]) -> list[GoldProblem | None]:
     """Why the built-in verifier cannot judge by these answers, None where it can: call it before
     the model loads. Judged in workers, each answer under `timeout_seconds`.
 

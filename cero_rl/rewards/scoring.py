@@ -48,7 +48,8 @@ def score_groups(
     for group in groups:
         p = prompts[group.prompt_id]
         items.extend(
-            RewardItem(p.content, c.text, p.answer, p.source, p.columns) for c in group.completions
+            RewardItem(p.content, c.text, p.reference, p.source, p.columns)
+            for c in group.completions
         )
     result = rewards.score(items)
     edges = np.cumsum([0, *(len(group.completions) for group in groups)])

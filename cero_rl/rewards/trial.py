@@ -14,6 +14,7 @@ import numpy as np
 from cero_rl.config.data import RewardConfig
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import DataError, RewardError
+from cero_rl.rewards.answers import alternatives, answer_text
 from cero_rl.rewards.base import RewardItem, RewardResult
 from cero_rl.rewards.pool import RewardPool, gold_problems
 
@@ -46,7 +47,8 @@ def try_reward(config: RewardConfig, prompts: Sequence[Prompt], field: str) -> l
 
 
 def _answered(prompt: Prompt) -> RewardItem:
-    return RewardItem(prompt.content, prompt.answer, prompt.answer, prompt.source, prompt.columns)
+    said = answer_text(alternatives(prompt.reference)[0])
+    return RewardItem(prompt.content, said, prompt.reference, prompt.source, prompt.columns)
 
 
 def _summary(config: RewardConfig, results: Sequence[RewardResult]) -> str:
@@ -61,15 +63,24 @@ def _summary(config: RewardConfig, results: Sequence[RewardResult]) -> str:
 
 def _try_answers(config: RewardConfig, prompts: Sequence[Prompt], field: str) -> list[str]:
     chosen = prompts if config.function == "exact" else prompts[:_ANSWERS]
-    problems = gold_problems(config, [prompt.answer for prompt in chosen])
-    bad = [f"{p.where}: {why}" for p, why in zip(chosen, problems) if why is not None]
+    problems = gold_problems(config, [prompt.reference for prompt in chosen])
+    named = [(f"{p.where}: {why}", why) for p, why in zip(chosen, problems) if why is not None]
+    bad = [said for said, why in named if why.never_right]
+    as_text = [said for said, why in named if not why.never_right]
     which = f"the first {len(chosen)}" if len(chosen) < len(prompts) else f"all {len(chosen)}"
+    lines = []
+    if as_text:
+        shown = _some(as_text)
+        lines.append(f"{field}: {len(as_text)} of {which} answers are compared as text: {shown}")
     if not bad:
-        return [f"{config.function} can judge by {which} answers of {field}"]
-    shown = "; ".join(bad[:_SHOWN]) + ("; ..." if len(bad) > _SHOWN else "")
-    said = f"{len(bad)} of {which} answers cannot be judged by {config.function}: {shown}"
+        return [f"{config.function} can judge by {which} answers of {field}", *lines]
+    said = f"{len(bad)} of {which} answers cannot be judged by {config.function}: {_some(bad)}"
     if len(bad) > _BAD_SHARE * len(chosen):
         raise DataError(
             f"{field}: {said}; repair or remove these rows, or set another reward.function"
         )
-    return [f"{field}: {said}"]
+    return [f"{field}: {said}", *lines]
+
+
+def _some(problems: list[str]) -> str:
+    return "; ".join(problems[:_SHOWN]) + ("; ..." if len(problems) > _SHOWN else "")

@@ -12,11 +12,10 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from cero_rl.rewards.base import RewardItem
+from cero_rl.rewards import mathematics
+from cero_rl.rewards.answers import alternatives, answer_text, final_part, same_text
+from cero_rl.rewards.base import GoldProblem, RewardItem
 
-# math-verify's own timeouts are signals and work in the main thread only; the pool kills a late
-# worker instead. None turns them off, which its annotations do not know.
-_NO_TIMEOUT: Any = None
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -24,69 +23,66 @@ class GoldError(ValueError):
     """The answer in the data cannot be judged by."""
 
 
-def final_part(text: str) -> str:
-    """What follows the last "####" (GSM8K's mark for the final answer), or all of it; stripped."""
-    return text.rpartition("####")[2].strip()
-
-
 def exact(item: RewardItem) -> float:
-    """1.0 when completion and answer are the same text after `final_part`."""
-    return float(final_part(item.completion) == final_part(item.answer))
+    """1.0 when what the completion says last (`final_part`) is the answer, or one of them where
+    there are several (`alternatives`, `same_text`)."""
+    said = final_part(item.completion)
+    return float(any(same_text(said, answer) for answer in alternatives(item.answer)))
 
 
 @lru_cache(maxsize=4096)
-def _gold(answer: str) -> tuple[Any, ...]:
-    from math_verify import parse
-
-    text = final_part(answer)
-    marked = "$" in text or "\\boxed" in text or "\\(" in text or "\\[" in text
-    parsed = parse(text if marked else f"\\boxed{{{text}}}", parsing_timeout=_NO_TIMEOUT) or parse(
-        text, parsing_timeout=_NO_TIMEOUT
-    )
-    if not parsed:
+def _gold(answer: str) -> mathematics.Reading:
+    gold = mathematics.read_gold(final_part(answer))
+    if not (gold.whole or gold.number or any(c.isalnum() for c in gold.text)):
         raise GoldError(
             f"the answer {answer[:80]!r} cannot be read as mathematics; use "
             "reward.function: exact or a plug-in"
         )
-    return tuple(parsed)
+    return gold
 
 
 def math(item: RewardItem) -> float:
-    """1.0 when the completion's final expression equals the answer (math-verify; a \\boxed{}
-    expression comes first).
+    """1.0 when what the completion says equals the answer, or one of them where there are several
+    (`mathematics.read_completion`, `mathematics.read_gold`; math-verify compares).
 
-    Raises GoldError when the answer itself is not mathematics.
+    Raises GoldError when an answer itself is not mathematics.
     """
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-
-    gold = list(_gold(item.answer))
-    configs = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
-    found = parse(item.completion, extraction_config=configs, parsing_timeout=_NO_TIMEOUT)
-    return float(bool(found) and verify(gold, found, timeout_seconds=None))
+    texts = [answer_text(answer) for answer in alternatives(item.answer)]
+    golds = [_gold(text) for text in texts]
+    said = mathematics.read_completion(item.completion, max(map(len, texts)))
+    return float(any(mathematics.agree(gold, said) for gold in golds))
 
 
-def gold_problem(function: str, answer: str) -> str | None:
-    """Why the built-in verifier `function` cannot judge by this answer, in one line; None where it
-    can: the answer can be read and equals itself. None for plug-ins and procedural sets.
+def gold_problem(function: str, answer: Any) -> GoldProblem | None:
+    """Why the built-in verifier `function` cannot judge by this answer; None where it can: the
+    answer can be read and equals itself. None for plug-ins and procedural sets.
 
     For `math` it may take without end, as judging may: `pool.gold_problems` does the same in
     workers, under a deadline.
     """
+    texts = [answer_text(entry) for entry in alternatives(answer)]
     if function == "exact":
-        return None if final_part(answer) else f"the answer {answer[:80]!r} ends in nothing"
+        empty = [text for text in texts if not final_part(text)]
+        if not empty:
+            return None
+        return GoldProblem(f"the answer {empty[0][:80]!r} ends in nothing", never_right=True)
     if function != "math":
         return None
-    try:
-        gold = list(_gold(answer))
-    except GoldError as error:
-        return str(error)
-    from math_verify import verify
-    from sympy import Integer
-
-    # what is right is often seen at a glance; a tower of powers takes for ever to tell from 1
-    verify(gold, [Integer(1)], timeout_seconds=None)
-    same = verify(gold, gold, timeout_seconds=None)
-    return None if same else f"the answer {answer[:80]!r} does not equal itself as mathematics"
+    for text in texts:
+        try:
+            gold = _gold(text)
+        except GoldError as error:
+            return GoldProblem(str(error), never_right=True)
+        if not (gold.whole or gold.number or mathematics.is_text(text)):
+            return GoldProblem(
+                f"the answer {text[:80]!r} cannot be read as mathematics, so only the same text "
+                "counts; write it in LaTeX that math-verify knows, or use a plug-in",
+                never_right=False,
+            )
+        if not mathematics.equals_itself(gold):
+            reason = f"the answer {text[:80]!r} does not equal itself as mathematics"
+            return GoldProblem(reason, never_right=False)
+    return None
 
 
 @lru_cache(maxsize=8)

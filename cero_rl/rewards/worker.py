@@ -24,8 +24,9 @@ from typing import IO, Any
 from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import RewardItem
-from cero_rl.rewards.plugin import Scorer, describe, load_plugin
+from cero_rl.rewards.plugin import Scorer, close_loop, describe, load_plugin
 
+TEXT_ONLY = "text: "
 _PR_SET_PDEATHSIG = 1
 
 
@@ -83,13 +84,16 @@ def _load(function: str) -> Scorer:
 
 
 def _gold_judge(function: str) -> Scorer:
-    """1.0 for an answer that can be judged by; raises for the others, with the reason."""
+    """1.0 for an answer that can be judged by; raises GoldError for the others, with "text: "
+    before the reason where the same text can be right."""
 
     def score(items: Sequence[RewardItem]) -> list[Any]:
         for item in items:
             problem = verifiers.gold_problem(function, item.answer)
             if problem is not None:
-                raise verifiers.GoldError(problem)
+                raise verifiers.GoldError(
+                    ("" if problem.never_right else TEXT_ONLY) + problem.reason
+                )
         return [1.0] * len(items)
 
     return Scorer(score=score, batched=False)
@@ -148,6 +152,7 @@ def main() -> int:
     send({"ready": True, "batched": scorer.batched})
     for line in requests:
         send(_answer(scorer, json.loads(line)["items"]))
+    close_loop()
     return 0
 
 

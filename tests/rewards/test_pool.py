@@ -44,7 +44,7 @@ def f(prompts, completions, **columns):
 """
 
 
-def item(completion: str, answer: str = "1", prompt: Any = "q", **columns: Any) -> RewardItem:
+def item(completion: str, answer: Any = "1", prompt: Any = "q", **columns: Any) -> RewardItem:
     return RewardItem(
         prompt=prompt, completion=completion, answer=answer, source="s", columns=columns
     )
@@ -162,12 +162,13 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
     return {"score": float(solution_str in ground_truth and extra_info["index"] == 7), "acc": 1}
 """
     columns: dict[str, Any] = {
-        "reward_model": {"ground_truth": ["a", "b"]},
+        "reward_model": {"ground_truth": "another column's"},
         "extra_info": {"index": 7},
     }
     config = RewardConfig(function=plugin(tmp_path, code, "compute_score"), workers=1)
     check_reward(config)
-    assert score(config, [item("b", **columns), item("c", **columns)]).values.tolist() == [1, 0]
+    items = [item(said, ["a", "b"], **columns) for said in ("b", "c", '["a"')]
+    assert score(config, items).values.tolist() == [1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +309,7 @@ def test_parent_memory_does_not_grow(tmp_path: Path) -> None:
 def test_big_messages_pass(tmp_path: Path) -> None:
     function = plugin(
         tmp_path,
-        "def f(completions, blob): return [float(len(c) == 16384 and len(b) == 300000) for "
+        "def f(completions, blob): return [float(len(c) == 20000 and len(b) == 300000) for "
         "c, b in zip(completions, blob)]",
     )
     config = RewardConfig(function=function, workers=2)
@@ -343,17 +344,25 @@ def test_reasoning_gym_real_set() -> None:
     assert foreign.counts == RewardCounts(errors=1)
 
 
+@pytest.mark.covers("answer that is no mathematics")
 def test_gold_answers_are_judged_before_the_run() -> None:
     """Under a deadline, each by itself; only for verifiers that read the answer."""
     math = RewardConfig(function="math", workers=1, timeout_seconds=2.0)
-    fine, empty, endless = gold_problems(math, ["#### 42", "####", "$9^{9^{9^9}}$"])
+    golds = ["#### 42", "####", "$9^{9^{9^9}}$", "A \\cap B", ["1/2", "$0.5$"], 42.0, "Paris"]
+    fine, empty, endless, text, *rest = gold_problems(math, golds)
     assert fine is None
-    assert empty == (
+    assert empty is not None
+    assert endless is not None
+    assert text is not None
+    assert rest == [None, None, None]
+    assert str(empty) == (
         "the answer '####' cannot be read as mathematics; use reward.function: exact or a plug-in"
     )
-    assert endless == "cannot be judged within reward.timeout_seconds (2)"
-    assert gold_problems(RewardConfig(), ["42", "so ####"]) == [
-        None,
-        "the answer 'so ####' ends in nothing",
-    ]
+    assert str(endless) == "cannot be judged within reward.timeout_seconds (2)"
+    assert str(text).startswith("the answer 'A \\\\cap B' cannot be read as mathematics, so only")
+    assert (empty.never_right, endless.never_right, text.never_right) == (True, True, False)
+    fine, empty = gold_problems(RewardConfig(), ["42", "so ####"])
+    assert fine is None
+    assert empty is not None
+    assert str(empty) == "the answer 'so ####' ends in nothing"
     assert gold_problems(RewardConfig(function="my.py:f"), ["####"]) == [None]

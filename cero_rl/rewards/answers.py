@@ -1,0 +1,57 @@
+"""An answer as the data holds it -> what the built-in verifiers compare with.
+
+Data holds text, numbers, truth values, lists and mappings; plug-ins get them as they are. A list
+is a choice: any of its entries is right. A list inside it is one answer of several pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from typing import Any
+
+_NUMBER = re.compile(r"[+-]?(?:\d{1,4000}\.?\d{0,4000}|\.\d{1,4000})(?:[eE][+-]?\d{1,4})?")
+
+
+def alternatives(answer: Any) -> list[Any]:
+    """The answers any of which is right; never empty."""
+    if not isinstance(answer, list):
+        return [answer]
+    entries = [entry for entry in answer if entry is not None and entry != ""]
+    return entries or [""]
+
+
+def answer_text(answer: Any) -> str:
+    """One answer as a person would write it: 42.0 is "42", 1e-05 is "0.00001", the pieces of a
+    list stand between commas, a mapping is JSON."""
+    if isinstance(answer, str):
+        return answer
+    if isinstance(answer, list):
+        return ", ".join(answer_text(piece) for piece in answer)
+    if isinstance(answer, float) and abs(answer) != float("inf"):
+        text = f"{Decimal(repr(answer)):f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    if isinstance(answer, dict):
+        return json.dumps(answer, sort_keys=True, ensure_ascii=False, default=str)
+    return str(answer)
+
+
+def final_part(text: str) -> str:
+    """What follows the last "####" (GSM8K's mark for the final answer), or all of it; stripped."""
+    return text.rpartition("####")[2].strip()
+
+
+def same_text(said: str, answer: Any) -> bool:
+    """Is a completion's final part this answer? Numbers are compared as numbers, truth values
+    without case, mappings and lists of pieces as JSON, text as text."""
+    if isinstance(answer, str):
+        return said == final_part(answer)
+    if isinstance(answer, bool):
+        return said.casefold() == str(answer).casefold()
+    if isinstance(answer, (int, float)):
+        return bool(_NUMBER.fullmatch(said)) and Decimal(said) == Decimal(repr(answer))
+    try:
+        return said == answer_text(answer) or json.loads(said) == answer
+    except (ValueError, RecursionError):
+        return False
