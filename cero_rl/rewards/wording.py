@@ -15,7 +15,8 @@ from typing import Literal
 # words are set as text. "plain": the data, without a formula. "said": a completion.
 Source = Literal["latex", "plain", "said"]
 
-_ASCII = str.maketrans("、。−–—‘’“”⁄′\u00a0\u2009\u202f", ",.---''\"\"/'   ", "€£¥￥₹\u200b")  # noqa: RUF001
+_FOREIGN_SIGNS = "、。−–—‘’“”⁄′\u00a0\u2009\u202f"  # noqa: RUF001
+_ASCII = str.maketrans(_FOREIGN_SIGNS, ",.---''\"\"/'   ", "€£¥￥₹\u200b")
 _COMMAND_SIGNS = "×÷·⋅≤≥⩽⩾≠∞∪∩∈∅≡≈πθαβ±°º…ℝ"  # noqa: RUF001
 _COMMAND_NAMES = (
     r"\times \div \cdot \cdot \leq \geq \leq \geq \neq \infty \cup \cap \in \emptyset \equiv "
