@@ -74,6 +74,7 @@ FAULTS = (
     "branch killed before its first checkpoint",
     "evaluations and saves that do not meet",
     "bad gradient at ZeRO stage 0",
+    "error of a library that nobody foresaw",
     "rounds that make more steps than planned",
     "all rewards missing",
     "rewards missing in evaluation",

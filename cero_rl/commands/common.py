@@ -22,6 +22,7 @@ from cero_rl.errors import (
     DataError,
     NoProgressError,
     RewardError,
+    first_line,
 )
 
 
@@ -88,3 +89,17 @@ def guard(action: Callable[[], int], *, debug: bool) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        print(
+            redact.text(
+                f"error: unexpected {type(error).__name__}: {first_line(error)}; --debug shows "
+                "where. Please report it"
+            ),
+            file=sys.stderr,
+            flush=True,
+        )
+        return CeroError.exit_code

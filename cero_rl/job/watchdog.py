@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cero_rl import redact
-from cero_rl.errors import CheckpointError, EngineError, RewardError, first_line
+from cero_rl.errors import CeroError, CheckpointError, EngineError, RewardError, first_line
 
 _EXIT_CODES = {"checkpoint": CheckpointError.exit_code, "reward": RewardError.exit_code}
 
@@ -126,11 +126,13 @@ def _leave(message: str, exit_code: int, run_dir: Path | None) -> NoReturn:
 
 @contextmanager
 def explained(watchdog: Watchdog, run_dir: Path) -> Iterator[None]:
-    """An error of torch, a collective or the disk becomes one line that names the phase; the
-    traceback goes to a file."""
+    """Whatever a library raises (torch, a collective, the disk, transformers), and a mistake of our
+    own, becomes one line that names the phase; the traceback goes to a file."""
     try:
         yield
-    except (RuntimeError, OSError) as error:
+    except CeroError:
+        raise
+    except Exception as error:
         where = run_dir / f"error_rank{os.environ.get('RANK', '0')}.txt"
         with suppress(OSError):
             where.write_text(redact.text(traceback.format_exc()), encoding="utf-8")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from cero_rl.checkpoint.rollout_store import pack_groups, unpack_groups
+from cero_rl.commands.common import guard
 from cero_rl.config import load_config
 from cero_rl.errors import ConfigError, EngineError
 from cero_rl.job import faults
@@ -82,12 +83,33 @@ def test_a_mistyped_fault_is_refused(text: str, said: str):
         faults.parse(text)
 
 
-def test_an_error_of_a_library_names_its_phase_and_keeps_its_traceback(tmp_path: Path):
+@pytest.mark.covers("error of a library that nobody foresaw")
+@pytest.mark.parametrize("kind", [RuntimeError, OSError, KeyError, TypeError, AssertionError])
+def test_an_error_of_a_library_names_its_phase_and_keeps_its_traceback(tmp_path: Path, kind):
     watchdog = Watchdog(10, tmp_path)
-    said = pytest.raises(EngineError, match=r"learner failed \(RuntimeError: peer is gone\)")
+    said = pytest.raises(EngineError, match=rf"learner failed \({kind.__name__}: .?peer is gone")
     with said, explained(watchdog, tmp_path), watchdog.phase("learner", "all ranks"):
-        raise RuntimeError("peer is gone\nand more")
+        raise kind("peer is gone\nand more")
     assert "Traceback" in (tmp_path / "error_rank0.txt").read_text()
+
+
+def test_an_error_of_our_own_passes_as_it_is(tmp_path: Path):
+    watchdog = Watchdog(10, tmp_path)
+    with pytest.raises(ConfigError, match=r"^seed: -1$"), explained(watchdog, tmp_path):
+        raise ConfigError("seed: -1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_fails_unexpectedly_says_one_line_and_where_to_look(capsys):
+    def fails() -> int:
+        raise KeyError("no such row")
+
+    assert guard(fails, debug=False) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("error: unexpected KeyError: 'no such row'; --debug")
+    with pytest.raises(KeyError):
+        guard(fails, debug=True)
 
 
 @pytest.mark.covers("tracker down")
