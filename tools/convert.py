@@ -13,19 +13,19 @@ import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # a conversion needs no GPU
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from cero_rl.commands.common import guard
 from cero_rl.config.paths import path_argument
 from cero_rl.convert import actions
 from cero_rl.convert.inspect_directory import kind_of
 from cero_rl.convert.output import refuse_full
 from cero_rl.convert.weights import DTYPES
-from cero_rl.errors import CeroError, CheckpointError
+from cero_rl.errors import CheckpointError
 
 Arguments = argparse.Namespace
 
@@ -234,6 +234,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    return guard(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
     started = time.perf_counter()
     try:
         if "out" in options:
@@ -242,14 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sources = [p for p in given if p and kind_of(p) not in ("run", "unknown")]
             refuse_full(options.out, force=options.force, sources=sources)
         options.action(options)
-    except (CeroError, OSError) as error:
-        if options.debug:
-            traceback.print_exc()
-        else:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code if isinstance(error, CeroError) else CheckpointError.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
     if "out" in options:
         _say(f"{options.command}: wrote {options.out} in {time.perf_counter() - started:.1f} s")
     return 0
