@@ -21,7 +21,7 @@ from cero_rl.metrics.step import Clocks
 from cero_rl.models.attention import choose_attention
 from cero_rl.models.load import load_model, load_tokenizer
 from cero_rl.models.logprob import PolicyModule
-from cero_rl.models.weights import Source
+from cero_rl.models.weights import Source, buffers_of
 from cero_rl.rewards.base import RewardCounts
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.collector import Collector, Rollouts
@@ -135,7 +135,8 @@ class PlainPolicy:
         self._module.train(mode)
 
     def weights(self) -> list[Source]:
-        return [Source.of(*named) for named in self.causal_lm.named_parameters()]
+        parameters = [Source.of(*named) for named in self.causal_lm.named_parameters()]
+        return [*parameters, *buffers_of(self.causal_lm)]
 
     def sampled_weights(self) -> list[Source]:
         return self.weights()

@@ -58,7 +58,8 @@ FILES_OF = {
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
     "scheduler/simulation": "__init__ replay run study suites summary worlds",
-    "train": "__init__ evaluate loop preflight rounds run_directory scheduler trial weight_sync",
+    "train": "__init__ evaluate loop preflight room rounds run_directory scheduler trial "
+    "weight_sync",
     "zero": "__init__ deepspeed_config gather launch loss_scale policy shards",
 }
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -10,7 +10,9 @@ from typing import Any
 
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
+from cero_rl.errors import EngineError, first_line
 from cero_rl.files.lora_adapter import stored_name, write_adapter
+from cero_rl.models.generation import exportable_generation_config
 from cero_rl.zero.gather import full_state_dict
 from cero_rl.zero.policy import Policy
 
@@ -56,7 +58,10 @@ def export_model(
         where += f", its LoRA adapter in {run_dir / 'adapter'}"
 
     def write(fresh: Path) -> None:
-        policy.causal_lm.save_pretrained(fresh, state_dict=weights)
+        model = policy.causal_lm
+        generation = exportable_generation_config(model.generation_config, config.model.path)[0]
+        model.generation_config = generation
+        model.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
         (fresh / "README.md").write_text(_card(config, "transformers") + note)
 
@@ -73,10 +78,18 @@ def _replace(directory: Path, write: Callable[[Path], None], group: Group) -> No
             return
         fresh = directory.with_name(directory.name + ".tmp")
         shutil.rmtree(fresh, ignore_errors=True)
-        write(fresh)
-        if directory.exists():
-            shutil.rmtree(directory)
-        fresh.rename(directory)
+        try:
+            write(fresh)
+            if directory.exists():
+                shutil.rmtree(directory)
+            fresh.rename(directory)
+        # safetensors reports a full disk by a class of its own
+        except Exception as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise EngineError(
+                f"{type(error).__name__}: {first_line(error)}; the checkpoint of the last step is "
+                "whole: make room, then --resume auto exports, or tools/convert.py zero-to-hf"
+            ) from error
 
     group.together(f"export to {directory}", replace)
 

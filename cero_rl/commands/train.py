@@ -95,6 +95,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.rollout.engines.choose import choose_engine
     from cero_rl.train.loop import Options, Trainer
     from cero_rl.train.preflight import check_model, export_repairs, try_rewards
+    from cero_rl.train.room import check_room
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero import launch
 
@@ -111,6 +112,7 @@ def _train(arguments: argparse.Namespace) -> int:
     scheduler = scheduler_for_pool(config, prompts, warm=arguments.resume is None)
     run_dir = run_directory(config)
     start = Start(arguments.resume, arguments.overwrite, arguments.accept_new_reward)
+    room = check_room(config, run_dir, resumed=arguments.resume is not None, group=group)
     identity = identity_of(config, data, group)
     resume = open_run_dir(run_dir, config, len(data.train), start, identity, group)
     if resume is not None:
@@ -128,6 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
         print_rows("note", text_notes(config))
         print_sizes(config, len(data.train))
         print_rows("export", [f"generation_config.json: {repair}" for repair in repairs])
+        print_rows("room", [room] if room is not None else [])
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)

@@ -32,3 +32,15 @@ class Source:
     @property
     def full_bytes(self) -> int:
         return sum(_full_numel(p) * p.element_size() for p in self.parameters)
+
+
+def buffers_of(model: nn.Module) -> list[Source]:
+    """What a checkpoint keeps beside the parameters, e.g. the bias that routes tokens to experts:
+    whole on every rank."""
+    found = []
+    for prefix, module in model.named_modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                full = f"{prefix}.{name}" if prefix else name
+                found.append(Source(full, (), lambda buffer=buffer: buffer))
+    return found

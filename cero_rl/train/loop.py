@@ -343,10 +343,8 @@ class Trainer:
             self.console.say(f"held-out accuracy{change}, {after.describe()}")
             with self.watchdog.phase("checkpoint", "the disk and all ranks"):
                 self.saver.scored(after.score)
-        if self.group.is_main:
-            with self.watchdog.phase("posterior", "the disk"):
-                posterior = self.run_dir / "posterior.parquet"
-                save_evidence(posterior, self.scheduler, self.data.train.prompts)
+        with self.watchdog.phase("posterior", "the disk"):
+            self.group.together("writing posterior.parquet", self.write_posterior)
         where = self.export() if self.config.checkpoint.export else f"model in {self.run_dir}"
         self.recorder.write(step, numbers, final=True)  # the last: it says that all is there
         faults.point("finish.logged")
@@ -354,6 +352,11 @@ class Trainer:
             self.console.say("no step had a group whose rewards differ: nothing was learned")
         self.console.say(f"done: {spent}; {where}")
         return 0
+
+    def write_posterior(self) -> None:
+        if self.group.is_main:
+            posterior = self.run_dir / "posterior.parquet"
+            save_evidence(posterior, self.scheduler, self.data.train.prompts)
 
     def export_is_missing(self) -> bool:
         missing = self.config.checkpoint.export and not (self.run_dir / "export").exists()

@@ -21,7 +21,7 @@ from cero_rl.models.attention import choose_attention
 from cero_rl.models.load import load_model
 from cero_rl.models.logprob import PolicyModule
 from cero_rl.models.lora import Adapter, add_adapter
-from cero_rl.models.weights import Source
+from cero_rl.models.weights import Source, buffers_of
 from cero_rl.zero.deepspeed_config import policy_config, reference_config
 
 
@@ -113,12 +113,14 @@ class Policy:
         return [(name, p) for name, p in self.causal_lm.named_parameters() if p.requires_grad]
 
     def weights(self) -> list[Source]:
-        """All weights of the Hugging Face model, under its names, with a LoRA adapter merged in."""
-        return (
+        """All weights of the Hugging Face model, under its names, with a LoRA adapter merged in;
+        its persistent buffers too."""
+        parameters = (
             self.adapter.merged()
             if self.adapter
             else [Source.of(*named) for named in self.causal_lm.named_parameters()]
         )
+        return [*parameters, *buffers_of(self.causal_lm)]
 
     def identity(self, group: Group) -> dict[str, Any]:
         """What a checkpoint of this policy is about and does not hold: with LoRA the frozen

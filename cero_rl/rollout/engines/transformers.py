@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cero_rl.errors import EngineError
+from cero_rl.models.weights import buffers_of
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.random_stream import draw_keys, uniforms
 from cero_rl.types import Completion, RolloutGroup
@@ -37,6 +38,7 @@ class TransformersEngine:
         seed: int,
     ) -> None:
         self._loaded = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._buffers = {source.name: source.make() for source in buffers_of(model)}
         self._model = model.eval().requires_grad_(False)
         self._eos = torch.tensor(sorted(set(eos_token_ids)), device=model.device)
         self._pad = pad_token_id
@@ -51,10 +53,12 @@ class TransformersEngine:
         own = dict(self._loaded)
         unknown = None
         for name, tensor in weights:  # to the end in any case: the other ranks gather with this one
-            if name not in own:
+            if name in own:
+                own.pop(name).copy_(tensor)
+            elif name in self._buffers:  # where whole weights come; an adapter's bring none
+                self._buffers[name].copy_(tensor)
+            else:
                 unknown = unknown or name
-                continue
-            own.pop(name).copy_(tensor)
         if unknown is not None:
             raise EngineError(
                 f"weight sync: the rollout model has no parameter {unknown!r}; it differs "
