@@ -22,10 +22,12 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*\}")
 _BRACELESS = re.compile(r"\s*([^\s${}]+)")
 _SEGMENT = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.S)
-_ELLIPSIS = re.compile(r"\\[lcv]?dots|\.\.\.")
+# what the parser would drop or take for a product: such a text is compared as text
+_UNPARSED = re.compile(r"\\[lcv]?dots|\.\.\.|\\equiv|(?<![A-Za-z])mod(?![A-Za-z])")
 _SET = re.compile(
     r"\\\{\s*[A-Za-z]\s*(?:\\mid|\\vert|\||:)\s*((?:[^,]*(?:[<>]|\\[lg]eq?(?![A-Za-z]))[^,]*))\\\}"
 )
+_COMMA = re.compile(r",|\b(?:and|or)\b")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _QED = re.compile(r"\s*(?:\$?\\(?:black)?square\$?|\\qed|∎|□|■)\s*\.?\s*$")
@@ -46,7 +48,7 @@ class Reading:
     whole: tuple[Any, ...] = ()  # expressions: what all of the text may say
     number: tuple[Any, ...] = ()  # expressions: its number without unit or words
     unit: tuple[str, ...] = ()
-    pieces: int = 1  # parts divided by ";", else by ","
+    pieces: int = 1  # parts divided by ";", else by ",", "and" or "or"
     divided: bool = False  # by ";": then the other side must have as many
 
 
@@ -149,14 +151,15 @@ def _read(answer: str, source: wording.Source) -> Reading:
     if len(sides) > 1 and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", sides[0])):
         text = wording.clean(sides[-1])  # 7 + 2 = 9 apples
     divided = ";" in text
-    pieces = sum(bool(part.strip()) for part in re.split("[;]" if divided else ",", text))
+    parts = text.split(";") if divided else _COMMA.split(text)
+    pieces = sum(bool(part.strip()) for part in parts)
     if wording.is_words(text):
         return Reading(wording.bare(text).casefold())
     phrase = wording.worded(text, source)
     found = phrase or wording.measured(text, source)
     number, unit = (_parse(found[0]), found[1]) if found else ((), ())
     whole: tuple[Any, ...] = ()
-    if phrase is None and not _ELLIPSIS.search(text):
+    if phrase is None and not _UNPARSED.search(text):
         inequality = _SET.fullmatch(text)
         whole = _parse(text) + (_parse(inequality[1]) if inequality else ())
     return Reading(wording.bare(text), whole, number, unit, pieces, divided)

@@ -29,13 +29,14 @@ _ROOT = re.compile(r"√\s*(\d+|[A-Za-z]|\([^()]*\))")
 _MARKS = re.compile(r"\\\$|\$+|\\[()]|(?<!\\)\\[\[\]]|(?<![\w)\]}])\*\*|\*\*(?![\w(\\-])|`")
 _ABOUT = re.compile(
     r"^\s*(?:\\approx(?![A-Za-z])|\\sim(?:eq)?(?![A-Za-z])|~|=|\\therefore|about\b|"
-    r"approximately\b)\s*",
+    r"approximately\b|\\text\s*\{\s*(?:about|approximately)\s*\})\s*",
     re.I,
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;!: ]|\{,\}|~)\s*(?=\d{3}(?!\d))")
 _SPACED_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?: \d{3})+")
 _MIXED = re.compile(r"(?<![\d.,/^])(\d+)[ ~](\d+)/(\d+)(?![\d/.])")
 _CELSIUS = re.compile(r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CFK])\s*\}?$")
+_EXPONENT = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
 _CHINESE = (("或", " or "), ("和", " and "), ("且", " and "))
 
 _QUOTE = r"\\(?:text|mathrm|mbox|textrm|textbf|textit)\s*\{"
@@ -57,22 +58,24 @@ _NUMERIC_COMMANDS = re.compile(
 )
 _ASSIGNED = re.compile(r"^\s*[A-Za-z](?:_\{?\w+\}?)?\s*=")
 _LAYOUT = re.compile(
-    rf"\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\\[ ,;!:]|\s|~|{_QUOTE}|[{{}}]"
+    r"\\(?:left|right|displaystyle|q?quad)(?![A-Za-z])|\\[ ,;!:]|(?<!\d)[\s~]+|[\s~]+(?!\d)"
 )
+_TEXT = re.compile(rf"{_QUOTE}([^{{}}]*)\}}")
+_GROUP_OF_ONE = re.compile(r"(?<!\\)\{(\w)\}")  # \frac{1}{2} is \frac12, \frac{12}{3} is not
 _SPELLINGS = (
     (re.compile(r"\\[dtc]frac"), r"\\frac"),
     (re.compile(r"\\(leq|geq|neq)(?:slant)?(?![A-Za-z])"), lambda m: "\\" + m[1][:-1]),
     (re.compile(r"\\(?:mid|vert)(?![A-Za-z])"), "|"),
     (re.compile(r"\\varnothing"), r"\\emptyset"),
     (re.compile(r"\\pmod(?![A-Za-z])\s*\{?(\w+)\}?"), r"(mod \1)"),
-    (re.compile(r"\\[lcv]dots"), r"\\dots"),
+    (re.compile(r"\\[lcv]dots|\.\.\."), r"\\dots"),
 )
 
 # words that make another number of the one beside them
 _ALTERING_WORDS = (
     "not no none never without than least most over under above below more less between to from "
-    "or and plus minus negative times half third quarter twice double triple squared cubed root "
-    "mod modulo pi factorial power except infinity"
+    "or and plus minus negative times half dozen third quarter twice double triple squared cubed "
+    "root mod modulo pi factorial power except infinity"
 )
 _ALTERING = frozenset(_ALTERING_WORDS.split())
 _SCALES = {
@@ -116,6 +119,10 @@ def clean(text: str) -> str:
     if not text.endswith("..."):
         text = text.rstrip(" .,;:")
     text = _CELSIUS.sub(r" \\mathrm{\1}", _THOUSANDS.sub("", text))
+    text = re.sub(r"\\text\s*\{\s*infinity\s*\}", r"\\infty", text)
+    number = _EXPONENT.fullmatch(text)
+    if number:
+        return rf"{number[1]} \times 10^{{{int(number[2])}}}"
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     return _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
@@ -127,10 +134,12 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def bare(text: str) -> str:
-    """A cleaned text without spacing, braces and other spellings of the same command."""
+    """A cleaned text without spacing and other spellings of the same command: where two of
+    these are equal, so are the texts."""
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
-    return _LAYOUT.sub("", text).strip(".,;:")
+    text = _LAYOUT.sub("", _TEXT.sub(r"\1", text))
+    return _GROUP_OF_ONE.sub(r"\1", text).rstrip(".,;:")
 
 
 def is_words(text: str) -> bool:
@@ -143,6 +152,7 @@ def is_words(text: str) -> bool:
 
 def unit_of(words: str) -> tuple[str, ...]:
     """The names in a unit, one for each unit of measurement, without plural and power."""
+    words = words.replace("kmph", "km/h").replace("kmh", "km/h").replace("mph", "mi/h")
     names = [
         _UNITS.get(name, name)
         for name in (w.casefold().removesuffix("s") or "s" for w in _LETTERS.findall(words))
