@@ -59,6 +59,7 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     else:
         sample = read_sample(config.data, SAMPLE_ROWS, config.seed)
         rewards += try_reward(config.reward, sample, "the first rows of data.source")
+    kept = () if split is None else split.train
     model = [f"{config.model.path} is a Hugging Face id, looked up at the start"]
     num_prompts = count_prompts(config.data) if split is None else len(split.train)
     if where == "directory" or look_up:
@@ -71,11 +72,12 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
             tokenizer, model = try_model(config)
             if split is not None:
                 loaded = load_data(config, tokenizer)
-                data, num_prompts = list(loaded.report), len(loaded.train)
-                check_pool(config, num_prompts)
-                scheduler_for_pool(config, loaded.train.prompts)
+                data, kept = list(loaded.report), loaded.train.prompts
+                num_prompts = len(kept)
     if num_prompts is not None:
         check_pool(config, num_prompts)
+    if split is not None:
+        scheduler_for_pool(config, kept)
     group = config.scheduler.rollouts_per_unit * config.scheduler.max_units_per_prompt
     # its options are checked by building it
     build_scheduler(config, num_prompts or -(-config.capacity_rollouts // group))

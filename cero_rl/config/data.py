@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cero_rl.config.base import PositiveInt, Seconds, Section
 from cero_rl.config.paths import PathText, PathTexts
@@ -90,6 +90,16 @@ class DataConfig(Section):
     overlong_prompt: Literal["error", "drop"] = Field(
         default="error", description="what becomes of a longer prompt"
     )
+
+    @field_validator("source", "heldout_source", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """A list of files in the YAML file is the same as their names behind commas."""
+        if not isinstance(value, list):
+            return value
+        if not all(isinstance(name, str) and name and "," not in name for name in value):
+            raise ValueError(f"got {value}; wanted names of files, none with a comma")
+        return ",".join(value)
 
 
 class RewardConfig(Section):

@@ -32,7 +32,7 @@ def files_of(source: str, split: str, field: str) -> list[str] | None:
             if one is None:
                 raise DataError(f"{field}: {part[:200]} is no .jsonl or .parquet file; {_WANTED}")
             found += [file for file in one if file not in found]
-        return found
+        return found or None
     if glob.has_magic(source):
         found = sorted(file for file in glob.glob(source) if _kind(file))  # noqa: PTH207
         if not found:

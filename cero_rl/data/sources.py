@@ -24,7 +24,7 @@ PROCEDURAL = "reasoning_gym:"
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz")
 _OTHER_FILES = (".json", ".csv", ".tsv", ".txt", ".arrow", *_COMPRESSED)
 _DEPTH = 100  # levels of a row
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
 
 def kind_of(source: str, field: str, split: str = "train") -> Kind:

@@ -35,6 +35,9 @@ def test_several_files_are_one_source_in_order(tmp_path: Path) -> None:
     assert questions(f"{b}, {a},{tmp_path / 'c.parquet'}") == [
         *("q0", "q1", "q2", "q10", "q11", "q12", "q20")
     ]
+    assert DataConfig(source=[b, a]).source == f"{b},{a}"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none with a comma"):
+        DataConfig(source=["a,b.jsonl"])  # type: ignore[arg-type]
     assert questions(f"{tmp_path}/*.jsonl") == ["q10", "q11", "q12", "q0", "q1", "q2"]
     assert questions(f"{tmp_path}/*.jsonl", limit=4) == ["q10", "q11", "q12", "q0"]
     assert questions(f"{b},{tmp_path}/[b].jsonl") == ["q0", "q1", "q2"], "each file once"
@@ -75,6 +78,7 @@ def test_what_is_no_source_is_told(tmp_path: Path) -> None:
         (f"{tmp_path}/split", "files of splits (test.jsonl) and none of split 'train'"),
         (f"{tmp_path}/*.csv", "matches no .jsonl or .parquet file"),
         (f"{a},{tmp_path}/no.jsonl", "no.jsonl does not exist"),
+        (",,", "does not exist"),
         (f"{a},owner/name", "owner/name is no .jsonl or .parquet file"),
     ]:
         with pytest.raises(DataError) as caught:
