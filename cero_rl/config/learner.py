@@ -53,6 +53,12 @@ class LearnerConfig(Section):
     advantage: Literal["std", "center", "rloo", "maxrl"] = Field(
         default="std", description="how a group's rewards become advantages"
     )
+    advantage_over: Literal["kept", "all"] = Field(
+        default="kept",
+        description="whose mean and deviation an advantage is measured by: the rollouts of the "
+        "group that train, or all of them that have a reward, also those that the allocator or "
+        "scheduler.keep_rule keeps out (Reinforce-Ada's global statistics)",
+    )
     aggregation: Literal["token_mean", "seq_mean", "group_mean", "prompt_mean", "constant"] = Field(
         default="group_mean",
         description="the loss is a mean over: all tokens; rollouts (of the mean over their "

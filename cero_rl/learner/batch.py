@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from cero_rl.config import Config
@@ -27,23 +28,29 @@ class TrainingBatch:
 
     packed: RolloutBatch  # rollouts with a reward that the scheduler keeps
     advantages: Tensor  # f32[R]
-    live: Tensor  # bool[G] groups whose rewards differ
+    live: Tensor  # bool[G] groups whose rewards differ, of those that advantages are measured by
 
 
 def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
     """Pack what trains; group advantages by the native op. No collective."""
     asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
     own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
-    packed = pack_rollouts(
-        rollouts.groups, kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
-    )
+    kept = kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
+    packed = pack_rollouts(rollouts.groups, kept)
+    measured = packed
+    if config.learner.advantage_over == "all":
+        measured = pack_rollouts(rollouts.groups, rollouts.rewards)
     stats = group_advantage(
-        packed.rewards,
-        packed.group_offsets,
+        measured.rewards,
+        measured.group_offsets,
         norm=config.learner.advantage,
         eps=config.learner.advantage_eps,
     )
-    return TrainingBatch(packed, stats.adv, stats.live)
+    advantages = stats.adv
+    if measured is not packed:
+        trains = [~np.isnan(k[~np.isnan(r)]) for k, r in zip(kept, rollouts.rewards)]
+        advantages = advantages[torch.from_numpy(np.concatenate([np.zeros(0, bool), *trains]))]
+    return TrainingBatch(packed, advantages, stats.live)
 
 
 def kept_rewards(

@@ -88,6 +88,27 @@ def test_missing_rewards_are_no_samples_of_the_keep_rule(config: Config):
     assert response_lengths(batch) == [1, 6]
 
 
+def test_advantages_can_be_measured_by_all_rollouts_of_a_prompt():
+    """Reinforce-Ada's third part: one right answer in eight is worth more than one in two."""
+    config = config_of("learner.advantage_over=all", "learner.advantage=std")
+    groups = ([1] * 9, [1, 0, nan, 0, 0, 0, 0, 0, 0]), ([1, 1], [0, 0]), ([1, 1], [nan, nan])
+    keep = lambda samples: np.array([True, False, True] + [False] * 5 + [True, True])
+    batch = make_batch(rollouts_of(*groups), keep, config)
+    known = np.array([1, 0, 0, 0, 0, 0, 0, 0], dtype=np.float32)
+    everyone = (known - known.mean()) / (known.std(ddof=1) + 1e-6)
+    (_, rewards, advantages), (_, _, dead), (_, nothing, _) = by_group(batch)
+    assert rewards == [1, 0]
+    assert advantages == pytest.approx(everyone[[0, 2]].tolist(), abs=1e-5)
+    assert advantages[0] > 2 > 0.4 > -advantages[1]
+    assert dead == [0, 0]
+    assert nothing == []
+    assert batch.live.tolist() == [True, False, False]
+    # all right of those that train, and still with an advantage: the prompt is live
+    alone = make_batch(rollouts_of(([1, 1], [1, 0])), lambda s: s.rewards == 1, config)
+    assert alone.live.tolist() == [True]
+    assert alone.advantages.tolist() == pytest.approx([0.7071], abs=1e-4)
+
+
 def test_a_rule_is_told_what_was_asked_for(config: Config):
     seen = []
     rollouts = rollouts_of(([1, 2, 3], [1, nan, nan]), ([4, 5], [0, 1]))

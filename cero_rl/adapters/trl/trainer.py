@@ -262,9 +262,11 @@ class CeroGRPOTrainer(GRPOTrainer):
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         inputs = super()._prepare_inputs(generation_batch)
-        if self.loss_type == "bnpo" and self.model.training and self._row_scale != 1.0:
+        policy: Any = self.model
+        if self.loss_type == "bnpo" and policy.training and self._row_scale != 1.0:
             # which rows share a micro-batch is drawn on each process: only they can count
-            full: Any = [bool(batch["completion_mask"].any()) for batch in self._buffered_inputs]
+            buffered: Any = self._buffered_inputs
+            full = [bool(batch["completion_mask"].any()) for batch in buffered]
             shares = gather(torch.tensor([float(np.mean(full))], device=self.accelerator.device))
             self._micro_scale = 1.0 / float(shares.mean())
         return inputs
@@ -274,7 +276,8 @@ class CeroGRPOTrainer(GRPOTrainer):
         as zeros: scaled to a mean over the real ones. An entropy bonus and a router's loss get the
         same factor."""
         loss = super()._compute_loss(model, inputs)
-        if not self.model.training:
+        policy: Any = self.model
+        if not policy.training:
             return loss
         if self.loss_type in _ROW_MEANS:
             return loss * self._row_scale

@@ -94,7 +94,8 @@ class ReinforceAdaScheduler(WaveScheduler[ReinforceAdaOptions]):
     one ("positive"), or after max_waves. Of a group keep_rollouts train, half right and half wrong
     where there are enough (checked against its code). Departures: the batch is sized for
     group_rollouts on average and a round stops at its quota, where the paper lets the budget of a
-    step float; its global baseline is a matter of the estimator and left out.
+    step float. Its statistics over all rollouts of a prompt, those that do not train included, are
+    the learner's: `learner.advantage_over: all` of a run.
     """
 
     name = "reinforce_ada"

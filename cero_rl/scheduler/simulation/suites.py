@@ -202,11 +202,12 @@ def replay_suite(recorded: Recorded, rounds: int | None = None, budget: int | No
     (down to a multiple of 16). Where the run gave a prompt more of a round than an entry's largest
     group, that group grows."""
     kept = budget if budget is not None else max(recorded.rollouts // 16, 1) * 16
-    prompts, rounds = recorded.rates.shape[1], rounds or recorded.rates.shape[0]
+    played, prompts = recorded.rates.shape
+    played = rounds or played
     pool = PoolSpec("replay", prompts=prompts, skills=1)
     entries = [
-        replace(entry, most=max(entry.most, math.ceil(kept / (rounds * prompts * entry.unit))))
+        replace(entry, most=max(entry.most, math.ceil(kept / (played * prompts * entry.unit))))
         for entry in RIVAL_ENTRIES
     ]
-    case = Case(pool, rounds, kept, tuple(entries), recorded)
+    case = Case(pool, played, kept, tuple(entries), recorded)
     return Suite("replay", "all allocators on the pass rates of a recorded run", (case,))
