@@ -34,6 +34,18 @@ class Ledger:
         self.spent_rollouts += generated
         self.refunded_rollouts += failed
 
+    def leftover(self) -> str | None:
+        """At a run's end, in words: what was not spent, and why. None if nothing is left."""
+        if not self.remaining_rollouts:
+            return None
+        why = "no round asked for them"
+        if self.refunded_rollouts:
+            why = (
+                f"{self.refunded_rollouts} failed on the way, and the rounds left had no room for "
+                "all of them (scheduler.capacity_rollouts)"
+            )
+        return f"{self.remaining_rollouts} rollouts of the budget were not spent: {why}"
+
     def metrics(self) -> dict[str, int]:
         return {
             "budget/total_rollouts": self.total_rollouts,

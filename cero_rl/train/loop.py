@@ -350,6 +350,8 @@ class Trainer:
         faults.point("finish.logged")
         if not self.progress.learned_steps:
             self.console.say("no step had a group whose rewards differ: nothing was learned")
+        if left := ledger.leftover():
+            self.console.say(left)
         self.console.say(f"done: {spent}; {where}")
         return 0
 

@@ -18,6 +18,12 @@ def test_ledger_books_and_refuses_overdraft():
         4,
     )
     assert Ledger(**ledger.state()) == ledger
+    assert ledger.leftover() == (
+        "40 rollouts of the budget were not spent: 4 failed on the way, and the rounds left had no "
+        "room for all of them (scheduler.capacity_rollouts)"
+    )
+    assert "no round asked for them" in str(Ledger(100).leftover())
+    assert Ledger(100, 100, 4).leftover() is None
     with pytest.raises(ValueError, match="booking 41"):
         ledger.book(41)
 
