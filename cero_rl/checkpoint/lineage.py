@@ -70,6 +70,8 @@ def refuse_foreign(run_dir: Path, checkpoint: Path, manifest: dict[str, Any]) ->
         raise CheckpointError(
             f"--resume {checkpoint}: it was set aside, and {run_dir} went on without it; {name}"
         )
+    if place.parent == (run_dir / "checkpoints").resolve():
+        return
     origin = origin_of(run_dir)
     if manifest.get("run") not in (None, origin.id) and place != origin.begun_from:
         raise CheckpointError(

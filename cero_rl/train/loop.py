@@ -329,8 +329,9 @@ class Trainer:
         ledger, step = self.progress.ledger, self.progress.step
         spent = f"{step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts"
         if self.group.all_max(int(self.recorder.is_final(step))):
-            where = f"; {self.export()}" if self.export_is_missing() else ""
-            self.console.say(f"done before: {spent}; nothing to add{where}")
+            self.console.say(f"done before: {spent}; nothing to add")
+            if self.export_is_missing():
+                self.console.say(self.export())
             return 0
         self.save_now(None, last=True)
         faults.point("finish.saved")

@@ -360,9 +360,12 @@ def test_a_run_that_went_back_never_returns_to_the_future_it_left(out: Path, unc
     assert manifest["parent"]["step"] == 5
     assert manifest["score"] == metrics(run)[-1]["eval/avg@1"]
     before = {path: path.read_bytes() for path in run.glob("*.jsonl")}
-    done = train(out, "back", "--resume", "auto")
-    assert done.codes == [0, 0], done.text
+    shutil.rmtree(run / "export")
+    done = train(out, "back", "--resume", "auto", fault="export.written:raise")
     assert "done before: 6 steps, 384 of 384 rollouts; nothing to add" in done.text
     assert "held-out accuracy" not in done.text
+    assert (run / "export/model.safetensors").exists()
+    assert done.codes == [6, 6], done.text
+    assert "error: export failed (RuntimeError: fault injected at export.written" in done.texts[0]
     del before[run / "attempts.jsonl"]
     assert all(path.read_bytes() == text for path, text in before.items())
