@@ -1,11 +1,16 @@
-"""User reward functions, `path/to/file.py:function`, in the two signatures people already have.
+"""User reward functions, `path/to/file.py:function`, in the signatures people already have.
 
 TRL's, which scores a batch, and verl's, which scores one item:
 
     f(prompts, completions, **columns) -> list[float | None]
     compute_score(data_source, solution_str, ground_truth, extra_info) -> float | {"score": ...}
 
-Either may be async; all calls of a worker share one event loop. The answer comes as the data holds
+verl's for a batch and OpenRLHF's, where a query is the prompt and the response:
+
+    f(data_sources, solution_strs, ground_truths, extra_infos) -> list of the same
+    f(queries, prompts, labels) -> list or {"rewards": ...}
+
+All may be async; all calls of a worker share one event loop. The answer comes as the data holds
 it: a list stays a list. This module runs in the worker process; in the trainer it only looks at
 the path. Raises RewardError (exit 5).
 """
@@ -27,9 +32,9 @@ from cero_rl.rewards.base import RewardItem
 
 SIGNATURES = (
     "f(prompts, completions, **columns) -> list of floats, or "
-    "compute_score(data_source, solution_str, ground_truth, extra_info) -> float"
+    "compute_score(data_source, solution_str, ground_truth, extra_info) -> float, or for batches "
+    "verl's (solution_strs, ground_truths) and OpenRLHF's (queries, prompts, labels)"
 )
-_VERL_REQUIRED = {"solution_str", "ground_truth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +97,15 @@ def load_plugin(function: str) -> Scorer:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         parameters = {}
-    if set(parameters) >= _VERL_REQUIRED:
-        return Scorer(score=_adapt_verl(found, parameters), batched=False)
-    if "completions" in parameters:
-        return Scorer(score=_adapt_trl(found, parameters), batched=True)
+    if {"solution_str", "ground_truth"} <= set(parameters):
+        return Scorer(score=_adapt_one(found, parameters), batched=False)
+    for offer, wanted in (
+        (_for_trl, {"completions"}),
+        (_for_verl, {"solution_strs", "ground_truths"}),
+        (_for_openrlhf, {"queries", "labels"}),
+    ):
+        if wanted <= set(parameters):
+            return Scorer(score=_adapt_batch(found, parameters, offer), batched=True)
     shown = f"({', '.join(map(str, parameters.values()))})"
     raise RewardError(f"reward.function: {path}:{name} takes {shown}; wanted {SIGNATURES}")
 
@@ -166,27 +176,58 @@ def _select(parameters: Any, offered: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def _adapt_trl(
-    function: Callable[..., Any], parameters: Any
+def _for_trl(items: Sequence[RewardItem]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for item in items for name in item.columns))
+    return {
+        "answer": [item.answer for item in items],
+        "data_source": [item.source for item in items],
+        **{name: [item.columns.get(name) for item in items] for name in names},
+        "prompts": [item.prompt for item in items],
+        "completions": [
+            item.completion
+            if isinstance(item.prompt, str)
+            else [{"role": "assistant", "content": item.completion}]
+            for item in items
+        ],
+    }
+
+
+def _for_verl(items: Sequence[RewardItem]) -> dict[str, Any]:
+    return {f"{name}s": [_of_one(item)[name] for item in items] for name in _of_one(items[0])}
+
+
+def _for_openrlhf(items: Sequence[RewardItem]) -> dict[str, Any]:
+    prompts = [
+        item.prompt
+        if isinstance(item.prompt, str)
+        else "\n".join(message["content"] for message in item.prompt) + "\n"
+        for item in items
+    ]
+    return {
+        "queries": [prompt + item.completion for prompt, item in zip(prompts, items)],
+        "prompts": prompts,
+        "labels": [item.answer for item in items],
+    }
+
+
+def _of_one(item: RewardItem) -> dict[str, Any]:
+    return {
+        "data_source": item.source,
+        "solution_str": item.completion,
+        "ground_truth": item.answer,
+        "extra_info": item.columns.get("extra_info") or {},
+    }
+
+
+def _adapt_batch(
+    function: Callable[..., Any],
+    parameters: Any,
+    offer: Callable[[Sequence[RewardItem]], dict[str, Any]],
 ) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def score(items: Sequence[RewardItem]) -> list[Any]:
-        names = list(dict.fromkeys(name for item in items for name in item.columns))
-        columns: dict[str, Any] = {
-            name: [item.columns.get(name) for item in items] for name in names
-        }
-        offered: dict[str, Any] = {
-            "answer": [item.answer for item in items],
-            "data_source": [item.source for item in items],
-            **columns,
-            "prompts": [item.prompt for item in items],
-            "completions": [
-                item.completion
-                if isinstance(item.prompt, str)
-                else [{"role": "assistant", "content": item.completion}]
-                for item in items
-            ],
-        }
-        values = _call(function, _select(parameters, offered))
+        values = _call(function, _select(parameters, offer(items)))
+        if isinstance(values, dict) and "rewards" in values:
+            values = values["rewards"]
         try:
             values = list(values)
         except TypeError:
@@ -199,29 +240,27 @@ def _adapt_trl(
                 f"reward.function: got {len(values)} rewards for {len(items)} completions; "
                 "return one for each"
             )
-        return values
+        return [_score_of(value) for value in values]
 
     return score
 
 
-def _adapt_verl(
+def _adapt_one(
     function: Callable[..., Any], parameters: Any
 ) -> Callable[[Sequence[RewardItem]], list[Any]]:
-    def one(item: RewardItem) -> Any:
-        offered = {
-            "data_source": item.source,
-            "solution_str": item.completion,
-            "ground_truth": item.answer,
-            "extra_info": item.columns.get("extra_info") or {},
-        }
-        value = _call(function, _select(parameters, offered))
-        if isinstance(value, dict):
-            if "score" not in value:
-                raise RewardError(
-                    "reward.function: got a dict with "
-                    f"{', '.join(map(str, value)) or 'no keys'}, wanted the key 'score'"
-                )
-            value = value["score"]
-        return value
+    def score(items: Sequence[RewardItem]) -> list[Any]:
+        return [_score_of(_call(function, _select(parameters, _of_one(i)))) for i in items]
 
-    return lambda items: [one(item) for item in items]
+    return score
+
+
+def _score_of(value: Any) -> Any:
+    """A number, or the one in verl's dict."""
+    if not isinstance(value, dict):
+        return value
+    if "score" not in value:
+        raise RewardError(
+            f"reward.function: got a dict with {', '.join(map(str, value)) or 'no keys'}, wanted "
+            "the key 'score'"
+        )
+    return value["score"]

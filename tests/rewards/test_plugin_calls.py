@@ -82,6 +82,25 @@ def test_async_functions_share_one_loop_in_every_shape(tmp_path: Path) -> None:
                 assert result.values.tolist() == [1, 0, 1], (name, result.first_error)
 
 
+def test_signatures_of_verl_and_openrlhf_for_batches(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("""
+def verl(data_sources, solution_strs, ground_truths, extra_infos, **more):
+    assert not more and extra_infos[0] == {} and data_sources[0] == "s"
+    return [{"score": float(s in g), "acc": 1} for s, g in zip(solution_strs, ground_truths)]
+def openrlhf(queries, prompts, labels):
+    assert all(q.startswith(p) for q, p in zip(queries, prompts))
+    assert prompts[1] == "be brief\\nq\\n"
+    said = [q[len(p):] for q, p in zip(queries, prompts)]
+    return {"rewards": [float(s in l) for s, l in zip(said, labels)], "scores": None}
+""")
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "q"}]
+    items = [RewardItem(p, c, ["a", "b"], "s", {}) for p in ("q", chat) for c in ("a", "ab")]
+    for name in ("verl", "openrlhf"):
+        with RewardPool(RewardConfig(function=f"{tmp_path}/reward.py:{name}", workers=1)) as pool:
+            result = pool.score([items[0], items[2], items[1]])
+            assert result.values.tolist() == [1, 1, 0], result.first_error
+
+
 def test_a_time_out_inside_of_the_loop_costs_its_item_alone(tmp_path: Path) -> None:
     path = tmp_path / "reward.py"
     path.write_text(SHAPES)
