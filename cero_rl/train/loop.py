@@ -160,18 +160,12 @@ class Trainer:
             self.progress.step += 1
             line.log(rollouts, update, parity, version)  # ledger, evidence, samples
             score = self.evaluate_if_due(line)
-            unjudged = self.too_few_rewards(rollouts)
-            stop = self.stop_agreed(line)  # one answer on all ranks
+            stop = self.stop_agreed(line, rollouts)  # one answer on all ranks
             line.write(self.saver.failed_saves)  # metrics.jsonl, trackers, console
-            last = stop is not None or unjudged is not None
-            self.save(line, score, last=last)  # after the step's lines: they are kept
-            if unjudged is not None:
-                raise RewardError(unjudged)
-            if stop is not None:
-                self.say_stopped(stop)
+            self.save(line, score, last=stop is not None)  # after the step's lines: they are kept
             faults.point("step.end")
             if stop is not None:
-                return stop
+                return self.leave(stop)
         return self.finish()
 
     # --- its verbs
@@ -253,9 +247,8 @@ class Trainer:
         self.console.say(f"held-out after step {self.progress.step}: {result.describe()}")
         return result.score
 
-    def too_few_rewards(self, rollouts: Rollouts) -> str | None:
-        """Why the run must end: too many rewards were missing lately. A collective where some
-        are."""
+    def too_few_rewards(self, rollouts: Rollouts) -> RewardError | None:
+        """Were too many rewards missing lately? A collective where some are."""
         missing, settings = self.progress.missing_rewards, self.config.reward
         generated = int(rollouts.counts.generated.sum())
         missing.add(generated, generated - int(rollouts.counts.trials.sum()), settings)
@@ -263,7 +256,7 @@ class Trainer:
         if (problem := missing.too_many(settings, last=last)) is None:
             return None
         reason = first_reason(self.group.gather_json(rollouts.reward_error))
-        return (
+        return RewardError(
             f"reward: {problem}; {reason}. Saved after step {self.progress.step}: mend the reward "
             f"and go on with --resume auto --accept-new-reward"
         )
@@ -276,18 +269,24 @@ class Trainer:
             self.console.say(f"stopped before step {step}, nothing to save. {GO_ON}")
         return stop
 
-    def stop_agreed(self, line: StepLine) -> int | None:
-        """The exit code to stop with after this step, or None: signals, walltime,
-        --stop-at-step."""
+    def stop_agreed(self, line: StepLine, rollouts: Rollouts) -> int | RewardError | None:
+        """The exit code to stop with after this step (signals, walltime, --stop-at-step), or the
+        error to end with, or None."""
         self.stopping.took(step_seconds=line.step_seconds + line.seconds("evaluate"))
+        if unjudged := self.too_few_rewards(rollouts):
+            return unjudged
         if stop := self.group.all_max(self.stopping.code):
             return stop
         asked = self.progress.step == self.options.stop_at_step
         return 0 if asked and self.progress.ledger.remaining_rollouts else None
 
-    def say_stopped(self, stop: int) -> None:
+    def leave(self, stop: int | RewardError) -> int:
+        """After the save: the exit code, said, or the error."""
+        if isinstance(stop, RewardError):
+            raise stop
         why = "interrupted" if stop == EXIT_INTERRUPT else "stopped"
         self.console.say(f"{why} after step {self.progress.step}; saved. {GO_ON}")
+        return stop
 
     def save(self, line: StepLine, score: Score | None, *, last: bool) -> None:
         before = line.seconds("checkpoint")
