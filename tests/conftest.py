@@ -22,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only the tests that cover a row of tests/matrix.py, and print all rows",
     )
+    parser.addoption(
+        "--architectures",
+        metavar="FILE",
+        help="run the tests of every architecture (many minutes) too; their rows go to FILE",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -31,6 +36,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         assert not unknown, (
             f"{item.nodeid} covers {sorted(unknown)}, which tests/matrix.py does not list"
         )
+    if not config.getoption("--architectures"):
+        long = [item for item in items if item.get_closest_marker("architectures")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     if config.getoption("--matrix"):
         config.hook.pytest_deselected(items=[item for item in items if not covered_rows(item)])
         items[:] = [item for item in items if covered_rows(item)]
