@@ -45,13 +45,13 @@ FILES_OF = {
     "job": "__init__ faults lock process restarts slurm_env stopping versions watchdog",
     "learner": "__init__ batch losses mismatch packing schedule update",
     "metrics": "__init__ console recorder samples step",
-    "models": "__init__ attention content directory generation load logprob lora weights",
+    "models": "__init__ attention content directory generation hub_names load logprob lora weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
     "wording worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
-    "transformers vllm vllm_arguments vllm_cpu vllm_draws vllm_worker weight_files",
+    "transformers vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker weight_files",
     "scheduler": "__init__ budgeted cero decisions door export judging ledger offline open_round "
     "options plan pool posterior premise prior progress protocol registry rules sizes state tokens "
     "uniform utility value",

@@ -16,8 +16,8 @@ TOKENIZER = Path(__file__).resolve().parents[2] / "recipes/assets/tiny_digits"
 VOCABULARY = 24  # the tokenizer has 21 tokens: every row has a padded vocabulary
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
+    "hidden_size": 128,  # heads of 32, the smallest that vLLM has on a CPU
+    "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -26,12 +26,12 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
 def _longrope(original: int) -> dict[str, Any]:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 128 / original}
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    factors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
     return {
         "sliding_window": None,
         "original_max_position_embeddings": original,
@@ -39,7 +39,7 @@ def _longrope(original: int) -> dict[str, Any]:
     }
 
 
-GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 128}
 
 
 @dataclass(frozen=True)
@@ -97,21 +97,21 @@ TRAINED = (
         },
     ),
     _windowed("qwen2", use_sliding_window=True, max_window_layers=1),
-    Row("qwen3", "qwen3", {"head_dim": 16}),
+    Row("qwen3", "qwen3", {"head_dim": 32}),
     Row("mistral", "mistral", {"sliding_window": None}),
     _windowed("mistral"),
     Row("phi", "phi", {"resid_pdrop": 0.1}),
     Row("phi3", "phi3", {"sliding_window": None}),
     _windowed("phi3"),
-    Row("gemma", "gemma", {"head_dim": 8}),
+    Row("gemma", "gemma", {"head_dim": 32}),
     _windowed(
         "gemma2",
-        head_dim=8,
-        query_pre_attn_scalar=8,
+        head_dim=32,
+        query_pre_attn_scalar=32,
         attn_logit_softcapping=2.0,
         final_logit_softcapping=3.0,
     ),
-    _windowed("gemma3_text", head_dim=8, query_pre_attn_scalar=8, num_hidden_layers=7),
+    _windowed("gemma3_text", head_dim=32, query_pre_attn_scalar=32, num_hidden_layers=7),
     Row("granite", "granite", {"logits_scaling": 8.0, "embedding_multiplier": 12.0}),
     Row("cohere", "cohere", {"logit_scale": 0.0625}),
     _windowed("cohere2", logit_scale=0.25, num_hidden_layers=4),
@@ -119,12 +119,12 @@ TRAINED = (
     Row("olmo2", "olmo2"),
     _windowed("olmo3", num_hidden_layers=4),
     _windowed("exaone4", num_hidden_layers=4, sliding_window_pattern=4),
-    Row("ernie4_5", "ernie4_5", {"head_dim": 8}),
-    Row("glm4", "glm4", {"head_dim": 8}),
+    Row("ernie4_5", "ernie4_5", {"head_dim": 32}),
+    Row("glm4", "glm4", {"head_dim": 32}),
     Row("smollm3", "smollm3"),
     Row("starcoder2", "starcoder2", {"residual_dropout": 0.1, "embedding_dropout": 0.1}),
-    Row("qwen3_moe", "qwen3_moe", {**EXPERTS, "head_dim": 8}),
-    Row("qwen2_moe", "qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 24}),
+    Row("qwen3_moe", "qwen3_moe", {**EXPERTS, "head_dim": 32}),
+    Row("qwen2_moe", "qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 32}),
     Row("olmoe", "olmoe", EXPERTS),
     Row("mixtral", "mixtral", {"num_local_experts": 4, "router_jitter_noise": 0.1}),
     Row("granitemoe", "granitemoe", {"num_local_experts": 4, "logits_scaling": 4.0}),
@@ -135,7 +135,7 @@ TRAINED = (
             "num_key_value_heads": 4,
             "n_routed_experts": 8,
             "num_experts_per_tok": 2,
-            "moe_intermediate_size": 24,
+            "moe_intermediate_size": 32,
             "n_group": 2,
             "topk_group": 1,
             "first_k_dense_replace": 1,
@@ -146,26 +146,26 @@ TRAINED = (
             "v_head_dim": 8,
         },
     ),
-    Row("gpt_oss", "gpt_oss", {"num_local_experts": 4, "head_dim": 8, "sliding_window": 5}),
+    Row("gpt_oss", "gpt_oss", {"num_local_experts": 4, "head_dim": 32, "sliding_window": 5}),
     Row("gpt2", "gpt2", {**GPT2, "resid_pdrop": 0.1, "attn_pdrop": 0.1, "embd_pdrop": 0.1}),
     Row("gpt_neox", "gpt_neox", {"hidden_dropout": 0.1}),
-    Row("opt", "opt", {"ffn_dim": 48, "dropout": 0.1, "word_embed_proj_dim": 32}),
+    Row("opt", "opt", {"ffn_dim": 48, "dropout": 0.1, "word_embed_proj_dim": 128}),
     Row("phi3, longrope within its length", "phi3", _longrope(64)),
 )
 REFUSED = (
     Row("stablelm", "stablelm", {}, "does not reach its attention layers"),
-    Row("falcon", "falcon", {"ffn_hidden_size": 64}, "that are packed beside it"),
+    Row("falcon", "falcon", {"ffn_hidden_size": 192}, "that are packed beside it"),
     Row("bert", "bert", {}, "depends on the tokens after it"),
     Row("lfm2", "lfm2", {"layer_types": ["conv", "full_attention"], "block_ff_dim": 48}, STATE),
     Row("qwen3_next", "qwen3_next", {"layer_types": ["linear_attention", "full_attention"]}, STATE),
     Row(
         "granitemoehybrid",
         "granitemoehybrid",
-        {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16},
+        {"layer_types": ["mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 64},
         STATE,
     ),
     Row("falcon_h1", "falcon_h1", {}, STATE),
-    Row("mamba2", "mamba2", {"num_heads": 4, "head_dim": 16, "expand": 2}, STATE),
+    Row("mamba2", "mamba2", {"num_heads": 4, "head_dim": 64, "expand": 2}, STATE),
     Row("gemma3, multimodal", "gemma3", {}, "of which a language model is only a part"),
     Row("t5", "t5", {}, "wanted a causal language model"),
     Row(

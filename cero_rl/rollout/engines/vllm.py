@@ -25,6 +25,8 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
 from cero_rl.errors import EngineError, first_line
 from cero_rl.files.lora_adapter import adapter_config, stored_name, write_adapter
+from cero_rl.models.hub_names import HubNames
+from cero_rl.models.load import load_model_config
 from cero_rl.rollout.engines.choose import INSTALL_HINT
 from cero_rl.rollout.engines.vllm_arguments import (
     ADAPTER,
@@ -33,6 +35,7 @@ from cero_rl.rollout.engines.vllm_arguments import (
     VllmSettings,
     engine_arguments,
 )
+from cero_rl.rollout.engines.vllm_classes import classes_untouched
 from cero_rl.rollout.engines.vllm_cpu import private_segments
 from cero_rl.rollout.engines.vllm_draws import FINISHED, draw_seed, make_completion
 from cero_rl.rollout.protocol import RolloutRequest
@@ -75,6 +78,7 @@ class VllmEngine:
         self._on_gpu = torch.cuda.is_available()
         self._asleep = False
         self._model_path = model_path
+        self._names = HubNames(load_model_config(model_path))
         # vLLM's name for what load_weights brought, if that is an adapter
         self._adapter: Any = None
         self.version = 0
@@ -95,13 +99,15 @@ class VllmEngine:
                 f"rollout.engine: vllm cannot be imported ({error}); {INSTALL_HINT}"
             ) from error
         try:
-            llm = LLM(
-                model_path,
-                distributed_executor_backend="external_launcher",
-                enable_sleep_mode=settings.sleep and self._on_gpu,
-                use_tqdm_on_load=False,
-                **engine_arguments(settings, on_gpu=self._on_gpu),
-            )
+            with classes_untouched(_model_of) as built:
+                llm = LLM(
+                    model_path,
+                    distributed_executor_backend="external_launcher",
+                    enable_sleep_mode=settings.sleep and self._on_gpu,
+                    use_tqdm_on_load=False,
+                    **engine_arguments(settings, on_gpu=self._on_gpu),
+                )
+                built.append(llm)
         except Exception as error:
             raise EngineError(
                 f"rollout.engine: vllm could not be started ({first_line(error)}); see "
@@ -143,7 +149,7 @@ class VllmEngine:
     def _reload(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         # vLLM keeps a tensor until its layer is complete, longer than a gathered parameter lives:
         # hence the copies.
-        copies = ((name, tensor.detach().clone()) for name, tensor in weights)
+        copies = ((name, tensor.detach().clone()) for name, tensor in self._names.of(weights))
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": copies})
         if not self._on_gpu:
             self._llm.collective_rpc("finish_reload")
@@ -266,6 +272,12 @@ def union_of_peers(
         for p, t, n, key, draw in asked
     ]
     return everyone, range(before, before + len(peers[rank - first]))
+
+
+def _model_of(llm: Any) -> Any:
+    """The module of the worker in this process."""
+    (model,) = llm.apply_model(lambda model: model)
+    return model
 
 
 @contextmanager

@@ -4,7 +4,8 @@ collective_rpc. Knows nothing of the engine.
 vLLM 0.32 copies weights into the existing parameters, so a tied lm_head sees them; but on a CPU
 every linear layer multiplies with a packed copy made when it was loaded, and a tied head, for which
 no weight of its own arrives, keeps the old copy. Its log-probabilities are then those of the old
-head, without a word. `finish_reload` packs it again.
+head, without a word. Experts are left unpacked where the kernel expects them packed.
+`finish_reload` packs both again.
 """
 
 from __future__ import annotations
@@ -29,21 +30,23 @@ class WorkerExtension:
     cero_label = ""  # of the weights that load_weight_files brought
 
     def finish_reload(self) -> int:
-        """Pack again what reload_weights left stale; call after it, on CPUs. Returns how many heads
-        were packed."""
+        """Pack again what reload_weights left stale or plain; call after it, on CPUs. Returns how
+        many heads and layers of experts were packed."""
         from vllm.model_executor.layers import (  # pyright: ignore[reportMissingImports]
             vocab_parallel_embedding,
         )
 
-        heads = [
-            m
-            for m in self.model_runner.get_model().modules()
-            if isinstance(m, vocab_parallel_embedding.ParallelLMHead)
-        ]
+        packed = 0
         with torch.no_grad():
-            for head in heads:
-                head.quant_method.process_weights_after_loading(head)
-        return len(heads)
+            for module in self.model_runner.get_model().modules():
+                method = getattr(module, "quant_method", None)
+                if isinstance(module, vocab_parallel_embedding.ParallelLMHead):
+                    method.process_weights_after_loading(module)
+                    packed += 1
+                elif getattr(method, "moe_kernel", None) is not None:
+                    method.moe_kernel.fused_experts.process_weights_after_loading(module)
+                    packed += 1
+        return packed
 
     # --- in a server: weights come as files, and every answer must be traceable to them
 
