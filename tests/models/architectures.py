@@ -197,9 +197,11 @@ REFUSED = (
 
 
 def save_config(row: Row, folder: Path) -> Path:
-    """config.json and the tokenizer, without weights: all that the checks before the start read."""
+    """config.json and the tokenizer, with a file of weights that nobody may open: all that the
+    checks before the start read."""
     folder.mkdir(parents=True)
     row.make_config().save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(TOKENIZER / name, folder / name)
     return folder

@@ -16,6 +16,7 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
 from cero_rl.errors import ConfigError
 from cero_rl.models.attention import sampler_attention
+from cero_rl.models.hub_names import HubNames
 from cero_rl.models.load import load_model, load_model_config, usable_positions
 from cero_rl.models.lora import add_adapter
 from cero_rl.rollout.engines.choose import choose_engine
@@ -153,6 +154,7 @@ def _server(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutE
             generate_timeout_seconds=rollout.generate_timeout_seconds,
             sync_timeout_seconds=rollout.sync_timeout_seconds,
             seed=config.seed,
+            names=HubNames(model),
             group=group,
         )
 

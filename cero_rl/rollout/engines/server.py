@@ -26,6 +26,7 @@ from cero_rl.config.rollout import ServerConfig
 from cero_rl.distributed.group import Group
 from cero_rl.errors import EngineError
 from cero_rl.rollout.engines.server_guard import LOAD, STATE
+from cero_rl.models.hub_names import HubNames
 from cero_rl.rollout.engines.server_http import Answer, ServerClient, Trouble
 from cero_rl.rollout.engines.vllm_arguments import ADAPTER, lora_room
 from cero_rl.rollout.engines.vllm_draws import FINISHED, draw_seed, make_completion
@@ -67,9 +68,11 @@ class ServerEngine:
         generate_timeout_seconds: float,
         sync_timeout_seconds: float,
         seed: int,
+        names: HubNames,
         group: Group,
     ) -> None:
         self._config, self._expected = config, expected
+        self._names = names
         self._eos = sorted(set(eos_token_ids))
         self._decode = decode
         self._max_response = max_response_tokens
@@ -102,11 +105,15 @@ class ServerEngine:
         """See RolloutEngine. A collective."""
         label, failure = "", None
         if self._store is not None:
-            label = new_label(version)
+            label, source, lora = new_label(version), iter(weights), self._expected.lora
+            named = source if lora is not None else self._names.of(source)
             try:
-                self._store.write(weights, label, self._expected.lora)
+                self._store.write(named, label, lora)
             except EngineError as error:
                 failure = str(error)
+            finally:
+                for _ in source:  # the other ranks still gather, and this one with them
+                    pass
         else:
             for _ in weights:  # gathered together with the rank that writes
                 pass

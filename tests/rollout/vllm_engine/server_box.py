@@ -113,7 +113,8 @@ def make_engine(
     it."""
     from cero_rl.config.rollout import ServerConfig
     from cero_rl.distributed.group import Group
-    from cero_rl.models.load import load_model, load_tokenizer
+    from cero_rl.models.hub_names import HubNames
+    from cero_rl.models.load import load_model, load_model_config, load_tokenizer
     from cero_rl.rollout.engines.server import Expected, ServerEngine
     from cero_rl.rollout.engines.server_key import read_key
 
@@ -140,6 +141,7 @@ def make_engine(
         generate_timeout_seconds=wait,
         sync_timeout_seconds=120,
         seed=7,
+        names=HubNames(load_model_config(str(server.model))),
         group=Group.alone(),
     )
     try:
