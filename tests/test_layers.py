@@ -51,7 +51,8 @@ FILES_OF = {
     "wording worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
-    "transformers vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker weight_files",
+    "transformers unfit_for_vllm vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker "
+    "weight_files",
     "scheduler": "__init__ budgeted cero decisions door export judging ledger offline open_round "
     "options plan pool posterior premise prior progress protocol registry rules sizes state tokens "
     "uniform utility value",

@@ -21,6 +21,7 @@ from cero_rl.models.load import (
 )
 from cero_rl.rewards.trial import try_reward
 from cero_rl.rollout.engines.choose import choose_engine
+from cero_rl.rollout.engines.unfit_for_vllm import refuse_unfit_for_vllm
 from cero_rl.train.trial import try_architecture
 
 
@@ -38,6 +39,8 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
         with_sampler=engine == "transformers",
         checkpointing=config.model.gradient_checkpointing,
     )
+    if engine == "vllm":
+        refuse_unfit_for_vllm(path, model)
     if config.lora.rank and path == config.model.path:
         adapter_without_weights(config)
     longest, why = usable_positions(path, model)

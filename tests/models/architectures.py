@@ -136,6 +136,7 @@ TRAINED = (
             "n_routed_experts": 8,
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 32,
+            "topk_method": "noaux_tc",  # vLLM looks for it before it takes the routing bias
             "n_group": 2,
             "topk_group": 1,
             "first_k_dense_replace": 1,

@@ -25,8 +25,8 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.config.rollout import ServerConfig
 from cero_rl.distributed.group import Group
 from cero_rl.errors import EngineError
-from cero_rl.rollout.engines.server_guard import LOAD, STATE
 from cero_rl.models.hub_names import HubNames
+from cero_rl.rollout.engines.server_guard import LOAD, STATE
 from cero_rl.rollout.engines.server_http import Answer, ServerClient, Trouble
 from cero_rl.rollout.engines.vllm_arguments import ADAPTER, lora_room
 from cero_rl.rollout.engines.vllm_draws import FINISHED, draw_seed, make_completion

@@ -20,13 +20,9 @@ _KEEP = ("__dict__", "__weakref__")
 def classes_untouched(model_of: Any) -> Iterator[list[Any]]:
     """Build vLLM's engine inside, and put it into the list; `model_of` takes its model out of
     it."""
-    try:
-        from vllm.model_executor.models.transformers import (  # pyright: ignore
-            base,
-        )
-    except ImportError:  # no vllm: what builds it says so
-        yield []
-        return
+    import vllm.model_executor.models.transformers.base as theirs  # pyright: ignore
+
+    base: Any = theirs
     decorate = base.support_torch_compile
     before: dict[type, tuple[tuple[type, ...], dict[str, Any]]] = {}
 

@@ -39,7 +39,7 @@ class WorkerExtension:
         packed = 0
         with torch.no_grad():
             for module in self.model_runner.get_model().modules():
-                method = getattr(module, "quant_method", None)
+                method: Any = getattr(module, "quant_method", None)
                 if isinstance(module, vocab_parallel_embedding.ParallelLMHead):
                     method.process_weights_after_loading(module)
                     packed += 1
