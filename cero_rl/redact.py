@@ -27,7 +27,7 @@ _VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----)"
 )
 _USERINFO = re.compile(  # a path made of a URL has one slash
-    r"([A-Za-z][A-Za-z0-9+.-]*:/{1,2})([^/\s@'\"]+)@"
+    r"([A-Za-z][A-Za-z0-9+.-]{0,20}:/{1,2})([^/\s@'\"]+)@"
 )
 _BEARER = re.compile(r"(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/-]{12,}=*", re.IGNORECASE)
 _ASSIGNED = re.compile(  # in a URL's query or on a command line

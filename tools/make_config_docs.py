@@ -28,7 +28,7 @@ directory.
 Behind `--set`, a key of type string takes the text exactly as typed: 12, yes, "You are: x",
 "Solve #1 first", with blanks in front and quotes. A backslash and an n stay two characters (LaTeX
 has \\neq); for a line break write `$'first\\nsecond'` in bash, or use the YAML file. `null` (or
-`None`) unsets a string that may be null. All other types are read as YAML.
+`None`) unsets a key that may be null. All other types are read as YAML.
 
 In every key that is a path, and in paths on the command line, a leading `~` and `$NAME` or
 `${NAME}` stand for the home directory and the variable; a variable that is not set, or empty, is an

@@ -22,7 +22,7 @@ from cero_rl.config.root import Config
 from cero_rl.errors import ConfigError, first_line
 
 _MOST_VALUES = 10_000  # a file of a few aliases can stand for billions
-_NO_TEXT = ("null", "None", "~")  # as typed behind --set for a text that is not there
+_NO_VALUE = ("null", "None", "~")  # as typed behind --set, for a key that may be null
 # Keys of the file's top level that hold anchors for merge keys and are no setting.
 _HOLDERS = ("x-", ".")
 
@@ -173,16 +173,16 @@ def _yaml_value(keys: Sequence[str], raw: str) -> Any:
 
 def _override_value(keys: Sequence[str], raw: str) -> Any:
     text, optional = _takes_text(keys)
+    if optional and raw in _NO_VALUE:
+        return None
     if not text:
         return _yaml_value(keys, raw)
-    if raw not in _NO_TEXT:
-        return raw
-    if not optional:
+    if raw in _NO_VALUE:
         raise ConfigError(
             f"--set {'.'.join(keys)}: got {raw}, but this key always has a text; leave the "
             "override out, or put the word in quotes into the YAML file"
         )
-    return None
+    return raw
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:

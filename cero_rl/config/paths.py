@@ -19,8 +19,10 @@ def expand_path(text: str, environ: Mapping[str, str] | None = None) -> str:
     """`text` with a leading ~ or ~name and every $NAME or ${NAME} replaced.
 
     Raises ValueError for a variable that is not set or empty ($SCRATCH/runs must not become
-    /runs), braces around anything but a name, and a home that is not known.
+    /runs), braces around anything but a name, a home that is not known, and an empty path.
     """
+    if not text.strip():
+        raise ValueError(f"got {text!r}, wanted a path; is a variable empty that stands for it?")
     known = os.environ if environ is None else environ
 
     def value(match: re.Match[str]) -> str:

@@ -56,6 +56,8 @@ def test_a_text_that_may_be_missing_is_unset_by_name(file: Path, word: str) -> N
     ("override", "value"),
     [
         ("data.limit=null", None),
+        ("data.limit=None", None),
+        ("scheduler.keep_rule=None", None),
         ("data.limit=12", 12),
         ("data.enable_thinking=no", False),
         ("evaluation.pass_k=[1]", (1,)),
@@ -126,6 +128,7 @@ def test_home_and_variables_are_expanded_in_every_path(
     for wrong, said in [
         ("$NOT_SET/x", "the variable NOT_SET is not set"),
         ("$EMPTY/x", "the variable EMPTY is empty"),
+        ("", "wanted a path"),
         ("${SCRATCH:-/tmp}/x", "no other form of"),
         ("~nobody_of_this_name/x", "home directory is not known"),
     ]:
