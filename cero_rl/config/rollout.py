@@ -40,12 +40,10 @@ class ServerConfig(Section):
     )
     key_file: PathText = Field(
         default="runs/.server/key",
-        min_length=1,
         description="cero-rl serve makes it; the variable CERO_SERVER_KEY stands before it",
     )
     weights_dir: PathText = Field(
         default="runs/.server/weights",
-        min_length=1,
         description="where weights are handed over, the same place for run and servers; room "
         "for two copies of the model",
     )

@@ -93,8 +93,8 @@ def read_prompts(
     """All rows as prompts, in order, duplicates included.
 
     Raises DataError: no rows, missing column (found columns and the row), prompt of a wrong type,
-    null answers (their rows). Items of a procedural set may lack an answer: their scorer
-    regenerates the item.
+    null answers (their rows), an answer that is bytes. Items of a procedural set may lack an
+    answer: their scorer regenerates the item.
     """
     prompts: list[Prompt] = []
     without_answer: list[str] = []
@@ -103,6 +103,8 @@ def read_prompts(
             raise _missing(where, "data.prompt_column", prompt_column, row)
         content = read_content(row[prompt_column], where, prompt_column)
         reference = row["answer"] if procedural else _find_answer(row, data, where)
+        if isinstance(reference, bytes):
+            raise DataError(f"{where}: the answer is of type bytes; wanted text or a number")
         answer = _answer_text(reference)
         if answer is None and not procedural:
             without_answer.append(where)

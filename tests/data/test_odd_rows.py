@@ -98,6 +98,9 @@ def test_parquet_that_breaks_in_the_middle_names_the_row(tmp_path: Path) -> None
     texts = pa.array([b"fine", b"\xff\xfe"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"prompt": texts, "answer": ["1", "2"]}), path)
     assert "cannot be read as parquet" in refused(path)
+    raw = tmp_path / "raw.parquet"
+    pq.write_table(pa.table({"prompt": ["a"], "answer": [b"\x89PNG"]}), raw)
+    assert "raw.parquet row 1: the answer is of type bytes" in refused(raw)
     twice = tmp_path / "twice.parquet"
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["prompt", "prompt"]), twice)
     assert "the column 'prompt' stands twice" in refused(twice)
