@@ -72,7 +72,7 @@ def _why_not_written(error: Exception, directory: Path) -> CheckpointError:
     words = f"{type(error).__name__}: {first_line(error)}"
     free = shutil.disk_usage(directory).free if directory.exists() else _LITTLE_ROOM_BYTES
     if free < _LITTLE_ROOM_BYTES:
-        words += f"; the disk is full ({free / 1e6:.1f} MB free in {directory.parent})"
+        words += f"; the disk has {free / 1e6:.1f} MB left ({directory.parent})"
     return CheckpointError(words)
 
 

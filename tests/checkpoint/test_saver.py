@@ -371,7 +371,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, asynchronous: bool, part: st
     (said,) = told["said"]
     assert said.startswith("not saved (1 of checkpoint.max_failures = 3): checkpoint of step 2, wr")
     assert error in said
-    assert "No space left on device" in said or "the disk is full (0.0 MB free in " in said
+    assert "No space left on device" in said or "the disk has 0.0 MB left (" in said
     assert told["left"] == []
     assert told["full"], "the log met the full disk too"
     assert told["whole"], "and kept no half a line"
