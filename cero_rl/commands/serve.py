@@ -29,6 +29,7 @@ from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
 from cero_rl.config.rollout import is_loopback
 from cero_rl.errors import ConfigError, EngineError
+from cero_rl.models.directory import find_model
 from cero_rl.rollout.engines.choose import INSTALL_HINT
 from cero_rl.rollout.engines.server_key import VARIABLE, make_key
 from cero_rl.rollout.engines.vllm_arguments import (
@@ -112,6 +113,7 @@ class _Place:
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    find_model(config.model.path)
     if arguments.tensor_parallel is not None:
         if arguments.tensor_parallel < 1:
             raise ConfigError(f"--tensor-parallel {arguments.tensor_parallel}: wanted at least 1")
