@@ -31,7 +31,9 @@ _COMMA = re.compile(r",|\b(?:and|or)\b")
 _EQUALS = re.compile(r"(?<![<>!\\])=")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _QED = re.compile(r"\s*(?:\$?\\(?:black)?square\$?|\\qed|∎|□|■)\s*\.?\s*$")
-_SET_AS_TEXT = re.compile(r"\\(?:textbf|mathbf|boldsymbol|bm)\{([^{}]*)\}|`([^`\n]*)`")
+_BOLD = r"\\(?:textbf|mathbf|boldsymbol|bm)\{((?:[^{}]|\{[^{}]*\})*)\}"
+_SET_AS_TEXT = re.compile(rf"{_BOLD}|`([^`\n]*)`")
+_ANSWER_IS = re.compile(r"answer\s*(?:is|:)[\s:*]*([^\n]+)\s*$", re.IGNORECASE)
 _CHINESE_ANSWER = re.compile(r"(?:最终)?答案(?:是|为)?\s*[:\uff1a]?")
 _FUNCTION_NAMES = "mod or and sin cos tan cot sec csc ln log exp lim max min gcd lcm"
 _NOT_WORDS = frozenset(_FUNCTION_NAMES.split())
@@ -193,7 +195,12 @@ def _is_formula(text: str) -> bool:
 def _search(text: str) -> Reading:
     """The last value of a text in which words and mathematics alternate."""
     text = _SET_AS_TEXT.sub(lambda m: m[1] or m[2] or "", _QED.sub("", text))
-    text = _CHINESE_ANSWER.sub(" The answer is ", text)
+    text = _CHINESE_ANSWER.sub(" The answer is ", text).replace("\\$", "")
+    named = _ANSWER_IS.search(text)
+    if named and _is_formula(named[1]):
+        reading = _read(named[1], "said")
+        if reading.whole or reading.number:
+            return reading
     found = _library().parse(
         text,
         extraction_config=_library().anywhere,

@@ -34,6 +34,7 @@ _ABOUT = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;!: ]|\{,\}|~)\s*(?=\d{3}(?!\d))")
 _SPACED_THOUSANDS = re.compile(r"-?[1-9]\d{0,2}(?: \d{3})+")
+_COMMA_THOUSANDS = re.compile(r"(?:[A-Za-z]\w*\s*=\s*)?-?[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?")
 _MIXED = re.compile(r"(?<![\d.,/^])(\d+)[ ~](\d+)/(\d+)(?![\d/.])")
 _CELSIUS = re.compile(r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CFK])\s*\}?$")
 _EXPONENT = re.compile(r"(-?\d+(?:\.\d+)?)[eE]([+-]?\d+)")
@@ -125,6 +126,8 @@ def clean(text: str) -> str:
         return rf"{number[1]} \times 10^{{{int(number[2])}}}"
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
+    if _COMMA_THOUSANDS.fullmatch(text):
+        text = text.replace(",", "")
     return _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
 
 
@@ -208,6 +211,7 @@ def _may_be_unit(name: str, source: Source, spaced: bool) -> bool:
 
 def worded(text: str, source: Source) -> tuple[str, tuple[str, ...]] | None:
     """A cleaned text as (number, unit) where it is words around one number: "The answer is 7"."""
+    text = _TEXT.sub(r" \1 ", text)
     if len(text) > 300 or _COMMAND.search(text) or re.search(r"[^\w\s.,:;!?()'\"/%\\-]|_", text):
         return None
     found = _NUMBER.search(text)
