@@ -158,7 +158,7 @@ class StepLine:
         if aside and not self._to.set_aside_said:
             self._to.set_aside_said = True
             self._to.console.say(
-                f"  {aside} prompts are set aside for now: their rollouts came back without a "
+                f"{aside} prompts are set aside for now: their rollouts came back without a "
                 "reward (cero/set_aside_prompts says how many there are from here on)"
             )
 

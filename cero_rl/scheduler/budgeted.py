@@ -270,10 +270,13 @@ class BudgetedScheduler(Decisions):
         # Everything is checked: from here on the scheduler changes.
         self._spend_tokens(tokens)
         unit = self.spec.rollouts_per_unit
-        served = opened.served(unit)
-        opened.take(wins, tries, squares, failed, refunded - int(failed.sum()))
-        self._remaining += refunded
-        self._serve(opened.allocation.prompt_ids, opened.served(unit) - served)
+        if refunded or not opened.complete:
+            served = opened.served(unit)
+            opened.take(wins, tries, squares, failed, refunded - int(failed.sum()))
+            self._remaining += refunded
+            self._serve(opened.allocation.prompt_ids, opened.served(unit) - served)
+        else:
+            opened.take(wins, tries, squares, failed)
         if self.streaming and wins.shape[0]:
             part = slice(opened.absorbed, opened.answered)
             self._absorb(opened)
@@ -291,9 +294,8 @@ class BudgetedScheduler(Decisions):
         opened.silence_the_rest()
         rest, share = slice(opened.absorbed, None), opened.share_left()
         self._absorb(opened)
-        missing, weight = opened.unjudged()
-        if missing.any():
-            self._unjudged.add(opened.allocation.prompt_ids, missing, weight)
+        if not opened.all_judged:
+            self._unjudged.add(opened.allocation.prompt_ids, *opened.unjudged())
             self._revalue(None)
         self._learn_part(opened.plan_ids[rest], opened.plan_served(unit, rest), share)
         self._learn(opened.allocation, opened.wins, opened.tries)

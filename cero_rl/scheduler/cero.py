@@ -351,8 +351,9 @@ class Cero(BudgetedScheduler):
         np.clip(self._slope, 0.0, 1.0, out=self._slope)
         # Slopes move too little a round to follow a prompt that turns out not to be judged: there
         # the bound of every slope, that of the utility at exposure 0, is imposed.
-        aside = self._unjudged.set_aside(self.posterior)
-        self._slope[aside] = np.minimum(self._slope[aside], 4.0 * self._value[aside])
+        if self._unjudged.any:
+            aside = self._unjudged.set_aside(self.posterior)
+            self._slope[aside] = np.minimum(self._slope[aside], 4.0 * self._value[aside])
         costs = (
             self.tokens.relative()[plan_ids]
             if self.options.token_costs and self.tokens is not None

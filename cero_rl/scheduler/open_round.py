@@ -102,6 +102,11 @@ class OpenRound:
         """Was every rollout generated?"""
         return not self.unplaced and not self.failed.any()
 
+    @property
+    def all_judged(self) -> bool:
+        """Has every rollout a reward?"""
+        return int(self.tries.sum()) == self.allocation.total_rollouts
+
     def generated(self) -> Ids:
         """i64[G]; failures of no group in particular are laid to rollouts without a reward."""
         absent = self.groups - self.answered
@@ -224,6 +229,8 @@ def from_the_end(count: int, room: Ids) -> Ids:
 def _failures(evidence: Evidence, asked: npt.NDArray[np.int32], tries: Ids) -> Ids:
     """i64[n] rollouts of each group that were never generated."""
     if evidence.generated is None:
+        if not evidence.failed_rollouts:
+            return np.zeros_like(tries)
         return from_the_end(evidence.failed_rollouts, asked - tries)
     generated = np.asarray(evidence.generated)
     require(
