@@ -34,8 +34,8 @@ FILES_OF = {
     "train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths rollout root run scheduler sizes",
-    "convert": "__init__ actions dcp hf inspect_directory lora megatron megatron_layout output "
-    "reshard run_checkpoint safetensors_io start verify weights zero",
+    "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
+    "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds",
     "adapters/trl": "__init__ plan trainer",
     "adapters/verl": "__init__ settings trainer",

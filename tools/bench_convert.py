@@ -38,7 +38,8 @@ def make_model(directory: Path, layers: int, hidden: int) -> None:
     import torch
     from transformers import Qwen3Config
 
-    from cero_rl.convert.hf import copy_beside, expected_shapes
+    from cero_rl.convert.hf import copy_beside
+    from cero_rl.convert.layout import layout_of
     from cero_rl.convert.safetensors_io import write_sharded
     from cero_rl.convert.weights import Spec, whole
 
@@ -56,9 +57,7 @@ def make_model(directory: Path, layers: int, hidden: int) -> None:
         dtype="bfloat16",
     ).save_pretrained(directory)
     copy_beside(ROOT / "recipes/assets/tiny_digits", directory)
-    specs = {
-        name: Spec(torch.bfloat16, shape) for name, shape in expected_shapes(directory)[0].items()
-    }
+    specs = {name: Spec(torch.bfloat16, shape) for name, shape in layout_of(directory).own.items()}
     torch.manual_seed(0)
     write_sharded(
         directory,
@@ -117,11 +116,11 @@ def make_adapter(model: Path, directory: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from cero_rl.convert.hf import expected_shapes
+    from cero_rl.convert.layout import layout_of
 
     directory.mkdir()
     tensors = {}
-    for name, shape in expected_shapes(model)[0].items():
+    for name, shape in layout_of(model).own.items():
         if name.endswith("_proj.weight"):
             stem = "base_model.model." + name.removesuffix(".weight")
             tensors |= {

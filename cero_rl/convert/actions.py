@@ -22,7 +22,7 @@ from cero_rl.convert import (
 )
 from cero_rl.convert.inspect_directory import KINDS, describe, kind_of, require
 from cero_rl.convert.output import staged
-from cero_rl.convert.weights import DTYPES, Weights, cast
+from cero_rl.convert.weights import DTYPES, Weights, cast, common_dtype
 from cero_rl.convert.zero import ZeroCheckpoint, open_zero
 from cero_rl.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def zero_to_hf(options: Arguments) -> None:
     if adapter is None:
         weights = zero.weights()
     else:
-        base = cast(_open_fitted(model), zero.model_dtype)
+        base = hf.cast_model(_open_fitted(model), zero.model_dtype, model)
         lora.require_base(base, model, located)
         # In the dtype of the run its export is wanted, which adds the matrices as they were sampled
         # with; in another one, the masters.
@@ -82,7 +82,12 @@ def zero_to_hf(options: Arguments) -> None:
             base, adapter.cast(dtype) if dtype == zero.model_dtype else adapter, exact=True
         )
         text += f" A LoRA adapter is merged in ({len(adapter.pairs)} modules)."
-    _write_hf(options, cast(weights, dtype), model, hf.card(options.out.name, text))
+    with staged(options.out, force=options.force) as out:
+        whole = hf.cast_model(weights, dtype, model)
+        fitted = hf.fit(whole, model, str(options.source))
+        title = hf.card(options.out.name, text)
+        hf.write_model(out, fitted, model, title, options.max_shard_size, _say)
+        hf.save_settings(model, dtype, out)
 
 
 def zero_to_adapter(options: Arguments) -> None:
@@ -135,8 +140,9 @@ def hf_to_start(options: Arguments) -> None:
         name: spec for name, spec in held.specs.items() if not name.endswith(".rotary_emb.inv_freq")
     }
     weights = Weights(specs, held.pieces)
-    dtype = DTYPES[options.dtype] if options.dtype else start.common_dtype(weights)
-    fitted = hf.fit(cast(weights, dtype), options.source, str(options.source))
+    dtype = DTYPES[options.dtype] if options.dtype else common_dtype(weights)
+    whole = hf.cast_model(weights, dtype, options.source)
+    fitted = hf.fit(whole, options.source, str(options.source))
     with staged(options.out, force=options.force) as out:
         text = hf.card(
             options.out.name, f"`{options.source.name}`, prepared for training with cero_rl."
@@ -161,7 +167,7 @@ def cast_model(options: Arguments) -> None:
     text = f"`{options.source.name}` in {options.dtype}."
     _write_hf(
         options,
-        cast(_open_fitted(options.source), DTYPES[options.dtype]),
+        hf.cast_model(_open_fitted(options.source), DTYPES[options.dtype], options.source),
         options.source,
         hf.card(options.out.name, text),
     )

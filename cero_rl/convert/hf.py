@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 
+from cero_rl.convert.layout import layout_of
 from cero_rl.convert.safetensors_io import read_json, write_sharded
-from cero_rl.convert.weights import Weights
-from cero_rl.errors import CheckpointError, first_line
+from cero_rl.convert.weights import Weights, cast, common_dtype
+from cero_rl.errors import CeroError, CheckpointError, first_line
 from cero_rl.files.plain import refuse_links_out
+from cero_rl.models.generation import exportable_generation_config, read_generation_config
+from cero_rl.models.load import load_tokenizer
 
 BESIDE = (
     "generation_config.json",
@@ -50,38 +53,15 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def expected_shapes(directory: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """(parameter name -> shape in the model's order, tied name -> the name it is stored under),
-    from the architecture itself."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    refuse_links_out(directory)
-    try:
-        config = AutoConfig.from_pretrained(
-            directory, trust_remote_code=False, local_files_only=True
-        )
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = first_line(error)
-        raise CheckpointError(
-            f"{directory}: not a causal language model that transformers knows ({reason})"
-        ) from None
-    stored = {id(p): name for name, p in model.named_parameters()}
-    tied = {
-        n: stored[id(p)]
-        for n, p in model.named_parameters(remove_duplicate=False)
-        if stored[id(p)] != n
-    }
-    return {n: tuple(p.shape) for n, p in model.named_parameters()}, tied
-
-
 def fit(weights: Weights, directory: Path, source: str) -> Weights:
-    """The weights in the model's order, without tied copies. Raises CheckpointError where a name or
-    shape is not the model's."""
-    shapes, tied = expected_shapes(directory)
-    found = {n: s for n, s in weights.specs.items() if n not in tied}
-    for name, shape in shapes.items():
+    """The weights as a checkpoint of this model stores them, in its order and without tied copies;
+    they may come under the names of its modules. Raises CheckpointError where a name or shape is
+    not the model's."""
+    layout = layout_of(directory)
+    found = {n: s for n, s in weights.specs.items() if n not in layout.tied}
+    own = set(found) != set(layout.stored) and set(found) == set(layout.own)
+    wanted = layout.own if own else layout.stored
+    for name, shape in wanted.items():
         if name not in found:
             raise CheckpointError(
                 f"{source}: has no {name}, which the model of {directory / 'config.json'} needs"
@@ -91,18 +71,27 @@ def fit(weights: Weights, directory: Path, source: str) -> Weights:
                 f"{source}: {name} is {list(found[name].shape)}, "
                 f"{directory / 'config.json'} wants {list(shape)}"
             )
-    if extra := sorted(set(found) - set(shapes)):
+    if extra := sorted(set(found) - set(wanted)):
         raise CheckpointError(
             f"{source}: {extra[0]} is no parameter of the model of "
             f"{directory / 'config.json'} ({len(extra)} such names)"
         )
-    for name, stored in tied.items():
+    for name, stored in layout.tied.items():
         if name in weights.specs and not torch.equal(weights.read(name), weights.read(stored)):
             raise CheckpointError(
                 f"{source}: {name} differs from {stored}, but the config ties them; set "
                 "tie_word_embeddings to false"
             )
-    return Weights({n: found[n] for n in shapes}, weights.pieces)
+    held = Weights({n: found[n] for n in wanted}, weights.pieces)
+    return layout.as_stored(held) if own else held
+
+
+def cast_model(weights: Weights, dtype: torch.dtype, directory: Path) -> Weights:
+    """The model's parameters in another dtype. Its buffers stay as they are: transformers keeps
+    them in float32 where they have to be."""
+    layout = layout_of(directory)
+    kept = layout.buffers | {part for name in layout.buffers for part in layout.parts[name]}
+    return cast(weights, dtype, kept)
 
 
 def copy_beside(source: Path, target: Path) -> list[str]:
@@ -126,12 +115,27 @@ def write_model(
 ) -> int:
     """A whole model directory: weights, then config, tokenizer and the rest from `model`. The bytes
     of the weights."""
-    dtypes = {s.dtype for s in weights.specs.values() if s.dtype.is_floating_point}
     size = write_sharded(target, weights, max_shard_bytes, report)
-    write_config(read_config(model), max(dtypes, key=lambda d: d.itemsize), target)
+    write_config(read_config(model), common_dtype(weights), target)
     copy_beside(model, target)
     (target / "README.md").write_text(card)
     return size
+
+
+def save_settings(model: Path, dtype: torch.dtype, target: Path) -> None:
+    """Configuration, generation settings and tokenizer of `model` as a run's export has them: read
+    and saved by transformers, whatever version wrote them. Raises CheckpointError."""
+    try:
+        generation = exportable_generation_config(read_generation_config(str(model)), str(model))[0]
+        causal_lm = layout_of(model).model
+        config = causal_lm.config
+        config.dtype = str(dtype).removeprefix("torch.")
+        config.architectures = [type(causal_lm).__name__]
+        config.save_pretrained(target)
+        generation.save_pretrained(target)
+        load_tokenizer(str(model)).save_pretrained(target)
+    except (CeroError, OSError, ValueError) as error:
+        raise CheckpointError(f"{model}: {first_line(error)}") from None
 
 
 def card(title: str, text: str, *, library: str = "transformers") -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cero_rl.convert.layout import layout_of
 from cero_rl.convert.run_checkpoint import Located
 from cero_rl.convert.safetensors_io import open_safetensors, read_json, write_file
 from cero_rl.convert.weights import Spec, Weights, cast
@@ -172,7 +173,9 @@ def require_base(base: Weights, directory: Path, located: Located) -> None:
     Raises CheckpointError if not."""
     assert located.manifest is not None
     wanted = located.manifest.get("base_weights")
-    found = base_checksum(sum(bit_sum(piece) for name in base.specs for piece in base.pieces(name)))
+    buffers = layout_of(directory).buffers
+    names = [name for name in base.specs if name not in buffers]
+    found = base_checksum(sum(bit_sum(piece) for name in names for piece in base.pieces(name)))
     if found != wanted:
         raise CheckpointError(
             f"{directory}: its weights have the checksum {found}, the adapter in "

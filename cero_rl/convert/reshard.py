@@ -64,7 +64,7 @@ def _optimizer_header(zero: ZeroCheckpoint) -> dict[str, Any]:
 def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
     """DeepSpeed's universal layout in `out`, loadable at stages 1, 2 and 3 on any number of
     ranks."""
-    if not zero.fragments:
+    if zero.stage == 0:
         raise CheckpointError(
             f"{zero.directory}: ZeRO stage 0 keeps its optimizer whole, which has no "
             "universal layout; train with zero.stage 1, 2 or 3"
@@ -168,6 +168,8 @@ def write_resharded(
     group = common.pop("group") | {"params": list(range(len(groups)))}
     shapes = [OrderedDict((n, torch.Size(zero.shapes[n])) for n in names) for names in groups]
     module = {name: torch.empty(0, dtype=zero.model_dtype) for name in [*zero.shapes, *zero.shared]}
+    for name, (spec, part) in zero.buffers.items():
+        module[name] = torch.cat(list(part.pieces())).reshape(spec.shape)
     prefix = "bf16_" if zero.model_dtype == torch.bfloat16 else ""
     for rank in range(ranks):
         shared = dict(zero.shared) if rank == 0 else {}

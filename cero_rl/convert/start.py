@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cero_rl.convert.safetensors_io import open_safetensors, read_json, shard_files
@@ -73,17 +72,6 @@ def _bin_files(directory: Path) -> list[Path]:
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name}: missing, but {index.name} names it")
     return [directory / name for name in names]
-
-
-def common_dtype(weights: Weights) -> torch.dtype:
-    """The dtype that most elements have."""
-    counts: dict[torch.dtype, int] = {}
-    for spec in weights.specs.values():
-        if spec.dtype.is_floating_point:
-            counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
-    if not counts:
-        raise CheckpointError("weights: no floating-point tensor; wanted a language model")
-    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def write_tokenizer(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from cero_rl.convert.hf import expected_shapes, fit
+from cero_rl.convert.hf import fit
+from cero_rl.convert.layout import layout_of
 from cero_rl.convert.safetensors_io import open_safetensors, shard_files
 from cero_rl.errors import CheckpointError, first_line
 
@@ -43,7 +44,7 @@ def load(directory: Path) -> Any:
                 f"{directory}: {what.replace('_', ' ')} when loading: {sorted(info[what])[0]}"
             )
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, stored in expected_shapes(directory)[1].items():
+    for name, stored in layout_of(directory).tied.items():
         if parameters[name] is not parameters[stored]:
             raise CheckpointError(f"{directory}: {name} is not tied to {stored} after loading")
     return model.eval()
@@ -67,7 +68,7 @@ def compare(
     first = logits(model, tokens, seed)
     if not torch.isfinite(first).all():
         raise CheckpointError(f"{directory}: logits are not finite")
-    tied = len(expected_shapes(directory)[1])
+    tied = len(layout_of(directory).tied)
     say(
         f"{directory}: loads, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{tied} tied name(s) restored, logits finite"

@@ -9,7 +9,7 @@ A `Weights` says what there is (name, dtype, shape) and yields each tensor as fl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +57,11 @@ class Weights:
         return flat.reshape(spec.shape)
 
 
-def cast(weights: Weights, dtype: torch.dtype) -> Weights:
-    """Floating-point tensors in another dtype, rounded to nearest even; others as they are. Raises
-    CheckpointError on overflow."""
+def cast(weights: Weights, dtype: torch.dtype, kept: Collection[str] = ()) -> Weights:
+    """Floating-point tensors in another dtype, rounded to nearest even; others and those `kept` as
+    they are. Raises CheckpointError on overflow."""
     specs = {
-        n: Spec(dtype, s.shape) if s.dtype.is_floating_point else s
+        n: Spec(dtype, s.shape) if s.dtype.is_floating_point and n not in kept else s
         for n, s in weights.specs.items()
     }
 
@@ -77,6 +77,17 @@ def cast(weights: Weights, dtype: torch.dtype) -> Weights:
             yield converted
 
     return Weights(specs, pieces)
+
+
+def common_dtype(weights: Weights) -> torch.dtype:
+    """The dtype that most elements have."""
+    counts: dict[torch.dtype, int] = {}
+    for spec in weights.specs.values():
+        if spec.dtype.is_floating_point:
+            counts[spec.dtype] = counts.get(spec.dtype, 0) + spec.numel
+    if not counts:
+        raise CheckpointError("weights: no floating-point tensor; wanted a language model")
+    return max(counts, key=lambda dtype: counts[dtype])
 
 
 def _overflows(piece: Tensor, converted: Tensor) -> bool:

@@ -81,9 +81,9 @@ class ZeroCheckpoint:
     """A DeepSpeed directory, read as far as needed to find every element.
 
     shapes: stored parameters in the optimizer's order. shared: tied name -> stored name, which is
-    not there where it is frozen. fragments[state][name]: fp32 masters and Adam's moments (no state
-    at stage 0). module: full tensors at stages 0 to 2. header: rank 0's model states without
-    tensors.
+    not there where it is frozen. fragments[state][name]: fp32 masters and Adam's moments; at stage
+    0 the masters of a bfloat16 model alone. module: full tensors at stages 0 to 2. buffers: the
+    persistent ones, whole. header: rank 0's model states without tensors.
     """
 
     directory: Path
@@ -94,6 +94,7 @@ class ZeroCheckpoint:
     shared: Mapping[str, str]
     fragments: Mapping[str, Mapping[str, list[Fragment]]]
     module: Mapping[str, Fragment]
+    buffers: Mapping[str, tuple[Spec, Fragment]]
     header: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     step: float | None
@@ -128,11 +129,16 @@ class ZeroCheckpoint:
                 {n: Spec(self.module[n].dtype, shape) for n, shape in self.shapes.items()},
                 lambda n: self.module[n].pieces(),
             )
-        names = {_plain(n): n for n in held.specs}
-        return Weights(
-            {plain: held.specs[n] for plain, n in names.items()},
-            lambda plain: held.pieces(names[plain]),
-        )
+        specs = dict(held.specs)
+        if not self.is_adapter:
+            specs |= {n: spec for n, (spec, _) in self.buffers.items()}
+        names = {_plain(n): n for n in specs}
+
+        def pieces(plain: str) -> Iterator[Tensor]:
+            n = names[plain]
+            return self.buffers[n][1].pieces() if n in self.buffers else held.pieces(n)
+
+        return Weights({plain: specs[n] for plain, n in names.items()}, pieces)
 
 
 def _plain(name: str) -> str:
@@ -229,10 +235,19 @@ def _open(directory: Path) -> ZeroCheckpoint:
         raise CheckpointError(
             f"{models[0]}: has frozen parameters, which are not supported; use the run's own export"
         )
-    module_sizes = {
-        name: tuple(t.shape) for name, t in header["module"].items() if name not in shared
+    buffers = {
+        name: (
+            Spec(t.dtype, tuple(t.shape)),
+            fragment_of(models[0], t.view(-1), 0, t.numel()),
+        )
+        for name, t in header["module"].items()
+        if name in (header.get("buffer_names") or ())
     }
-    dtypes = {t.dtype for t in header["module"].values()}
+    module = {name: t for name, t in header["module"].items() if name not in buffers}
+    if not optims:
+        shared = _shared(models[0], module)  # stage 0 lists none
+    module_sizes = {name: tuple(t.shape) for name, t in module.items() if name not in shared}
+    dtypes = {t.dtype for t in module.values()}
     if len(dtypes) != 1:
         raise CheckpointError(
             f"{models[0]}: parameters of several dtypes {sorted(map(str, dtypes))} are not "
@@ -263,16 +278,16 @@ def _open(directory: Path) -> ZeroCheckpoint:
             # Stage 0 lists no shared parameters: the second name of a frozen tied one is left in
             # the module.
             shapes = {name: shape for name, shape in shapes.items() if is_adapter_parameter(name)}
-        fragments = _stage12_fragments(shapes, optims, states) if states else {}
+        fragments = (
+            _stage12_fragments(shapes, optims, states)
+            if states
+            else _stage0_masters(models[0], header.get("optimizer") or {}, shapes)
+        )
         stage = int(states[0]["zero_stage"]) if states else 0
-    module = (
-        {}
-        if stage3
-        else {
-            n: fragment_of(models[0], header["module"][n].view(-1), 0, math.prod(shapes[n]))
-            for n in shapes
-        }
-    )
+    full = {
+        n: fragment_of(models[0], module[n].view(-1), 0, math.prod(shapes[n]))
+        for n in ({} if stage3 else shapes)
+    }
     optimizer = states[0] if states else {}
     base = optimizer.get("optimizer_state_dict") or optimizer.get("base_optimizer_state") or {}
     if len(base.get("param_groups", [])) > 1:
@@ -288,7 +303,8 @@ def _open(directory: Path) -> ZeroCheckpoint:
         shapes,
         shared,
         fragments,
-        module,
+        full,
+        buffers,
         header,
         optimizer,
         step,
@@ -329,6 +345,41 @@ def _stage3_fragments(
                     found[kind].setdefault(name, []).append(fragment_of(path, tensor, offset, real))
                 offset += size
     return found
+
+
+def _shared(path: Path, module: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of the same data in a file: further name -> first one."""
+    first: dict[int, str] = {}
+    for name, tensor in module.items():
+        if tensor.numel():
+            first.setdefault(fragment_of(path, tensor.view(-1), 0, 1).offset_bytes, name)
+    return {
+        name: first[at]
+        for name, tensor in module.items()
+        if tensor.numel()
+        and first[at := fragment_of(path, tensor.view(-1), 0, 1).offset_bytes] != name
+    }
+
+
+def _stage0_masters(
+    path: Path, optimizer: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, dict[str, list[Fragment]]]:
+    """The float32 masters of a 16-bit model, in the order of its parameters; {} where there are
+    none. Of a fused optimizer they are one flat tensor, of another a list."""
+    groups = optimizer.get("fp32_groups_flat") or optimizer.get("fp32_groups") or []
+    flat = [t.view(-1) for group in groups for t in (group if isinstance(group, list) else [group])]
+    found: dict[str, list[Fragment]] = {}
+    names = iter(shapes.items())
+    for tensor in flat:
+        at = 0
+        while at < tensor.numel():
+            name, shape = next(names, ("", ()))
+            count = math.prod(shape)
+            if not name or at + count > tensor.numel():
+                raise CheckpointError(f"{path}: the float32 masters do not fit the parameters")
+            found[name] = [fragment_of(path, tensor, at, count)]
+            at += count
+    return {"fp32": found} if len(found) == len(shapes) else {}
 
 
 def _stage12_fragments(
