@@ -172,6 +172,7 @@ BAD_INPUT = (
     "keep_best with fewer final samples",
     "manifest of another form",
     "architecture that cannot be trained",
+    "model that vLLM samples otherwise",
     "dropout in the start model",
     "start weights that are not finite",
     "unreadable run given to a replay",

@@ -39,12 +39,12 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
         with_sampler=engine == "transformers",
         checkpointing=config.model.gradient_checkpointing,
     )
-    if engine == "vllm":
-        refuse_unfit_for_vllm(path, model)
     if config.lora.rank and path == config.model.path:
         adapter_without_weights(config)
     longest, why = usable_positions(path, model)
     wanted = config.data.max_prompt_tokens + config.rollout.max_response_tokens
+    if engine == "vllm":
+        refuse_unfit_for_vllm(path, model, wanted)
     if wanted > longest:
         raise ConfigError(
             "data.max_prompt_tokens + rollout.max_response_tokens = "

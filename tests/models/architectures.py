@@ -141,7 +141,7 @@ TRAINED = (
             "topk_group": 1,
             "first_k_dense_replace": 1,
             "q_lora_rank": 16,
-            "kv_lora_rank": 16,
+            "kv_lora_rank": 512,
             "qk_nope_head_dim": 8,
             "qk_rope_head_dim": 8,
             "v_head_dim": 8,

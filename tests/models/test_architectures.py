@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 import torch
 from architectures import REFUSED, TOKENIZER, TRAINED, Row, random_model, save_config
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from cero_rl.config import Config, load_config
 from cero_rl.errors import CeroError, ConfigError, EngineError
 from cero_rl.models.attention import choose_attention, sampler_attention
+from cero_rl.models.hub_names import HubNames
 from cero_rl.models.load import load_model, load_tokenizer, usable_positions
 from cero_rl.models.logprob import PolicyModule
 from cero_rl.rollout.engines.transformers import TransformersEngine
+from cero_rl.rollout.engines.unfit_for_vllm import refuse_unfit_for_vllm
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.train.preflight import check_model
 from cero_rl.train.trial import try_architecture
@@ -178,6 +181,39 @@ def test_refused_with_the_reason_from_the_configuration_alone(row: Row, tmp_path
     assert row.refused in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.covers("model that vLLM samples otherwise")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpt_oss", "an update is lost"),
+        ("gpt_neox", "other log-probabilities than transformers"),
+        ("cohere2, window 5", "a token more than the window of 5"),
+        ("qwen3_moe", None),
+        ("mixtral", None),
+        ("gemma2, window 5", None),
+    ],
+)
+def test_what_vllm_samples_otherwise_is_refused_by_name(name: str, said: str | None) -> None:
+    config = BY_NAME[name].make_config()
+    if said is None:
+        refuse_unfit_for_vllm("p", config, 36)
+        return
+    with pytest.raises(ConfigError, match=f"rollout.engine: vllm 0.32 .*{said}"):
+        refuse_unfit_for_vllm("p", config, 36)
+
+
+def test_experts_are_sent_as_a_checkpoint_on_the_hub_holds_them(tmp_path: Path) -> None:
+    row = BY_NAME["qwen3_moe"]
+    folder = save_config(row, tmp_path / "model")
+    model = random_model(row.make_config(), "sdpa")
+    model.save_pretrained(folder)
+    stored = load_file(folder / "model.safetensors")
+    sent = dict(HubNames(model.config).of((n, p.data) for n, p in model.named_parameters()))
+    assert "model.layers.1.mlp.experts.3.down_proj.weight" in sent
+    assert sent.keys() == stored.keys()
+    assert all(torch.equal(sent[name], stored[name]) for name in sent)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, window 5", "phi3, longrope within its length"])

@@ -20,9 +20,11 @@ UNFIT = {
 }
 
 
-def refuse_unfit_for_vllm(path: str, model: Any) -> None:
-    """Raises ConfigError with the reason."""
+def refuse_unfit_for_vllm(path: str, model: Any, longest_tokens: int) -> None:
+    """Raises ConfigError with the reason. `longest_tokens` are prompt and response together."""
     reason = UNFIT.get(model.model_type)
+    if model.model_type == "cohere2" and longest_tokens > model.sliding_window:
+        reason = f"it sees a token more than the window of {model.sliding_window}"
     if reason is None and not HubNames(model).by_one_is_by_all():
         reason = "its checkpoints join tensors that a weight sync sends one by one"
     if reason is not None:
