@@ -48,14 +48,9 @@ quickstart: ## install and train the 1M-parameter example, CERO under ZeRO-3 (mi
 quickstart: train
 
 train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with ARGS="--set a.b=c"; replaces the run of that name
-	@gpus=$$($(PY) -c 'import torch; print(torch.cuda.device_count())'); \
-	port=$$($(PY) -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
-	ranks="$(RANKS)"; \
-	if [ "$$gpus" -eq 0 ]; then export DS_ACCELERATOR=cpu; ranks="$${ranks:-2}"; else ranks="$${ranks:-$$gpus}"; fi; \
-	export PYTHONWARNINGS=ignore::FutureWarning; \
+	@export PYTHONWARNINGS=ignore::FutureWarning; \
 	export PATH="$(abspath $(VENV))/bin:$$PATH"; \
-	exec $(VENV)/bin/deepspeed --num_accelerators "$$ranks" --master_port "$$port" --log_level warning \
-	  recipes/train_cero.py --config $(CONFIG) --overwrite $(ARGS)
+	exec $(PY) -m cero_rl launch $(if $(RANKS),--ranks $(RANKS)) --config $(CONFIG) --overwrite $(ARGS)
 
 test: $(VENV)/.stamp-dev ## install and run the test suite
 	$(PY) -m pytest -q $(ARGS)

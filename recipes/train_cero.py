@@ -1,8 +1,7 @@
-"""Entry point of training: `deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml [--set
-key=value]`."""
+"""Entry point of training for other launchers: `deepspeed recipes/train_cero.py --config
+recipes/qwen3_8b.yaml [--set key=value]`. On one machine `cero-rl launch` starts the same."""
 
-from cero_rl.commands.train import train_main
-from cero_rl.job.process import run_and_exit
+from cero_rl.commands.rank import main
 
 if __name__ == "__main__":
-    run_and_exit(train_main)
+    main()

@@ -30,8 +30,8 @@ FLOORS = [
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common evaluate main serve simulate simulate_report slurm "
-    "train validate",
+    "commands": "__init__ checkpoints common evaluate launch main rank serve simulate "
+    "simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths rollout root run scheduler sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
@@ -42,7 +42,8 @@ FILES_OF = {
     "data": "__init__ encode files load messages pool prompts rows sources",
     "distributed": "__init__ group rendezvous",
     "files": "__init__ durable jsonl lora_adapter plain",
-    "job": "__init__ faults lock process restarts slurm_env stopping versions watchdog",
+    "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
+    "watchdog",
     "learner": "__init__ batch losses mismatch packing schedule update",
     "metrics": "__init__ console recorder samples step",
     "models": "__init__ attention content directory generation hub_names load logprob lora weights",
@@ -61,7 +62,7 @@ FILES_OF = {
     "scheduler/simulation": "__init__ replay run study suites summary worlds",
     "train": "__init__ evaluate loop preflight room rounds run_directory scheduler trial "
     "weight_sync",
-    "zero": "__init__ deepspeed_config gather launch loss_scale policy shards",
+    "zero": "__init__ build_locks deepspeed_config gather launch loss_scale policy shards",
 }
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Inside a floor there is an order too: what stands left may not import what stands right.
@@ -94,7 +95,9 @@ WITHOUT_TORCH = [
     "rewards/*",
     "models/directory.py",
     "metrics/console.py",
+    "commands/launch.py",
     "commands/main.py",
+    "commands/rank.py",
     "commands/common.py",
     "commands/validate.py",
 ]

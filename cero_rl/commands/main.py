@@ -1,7 +1,8 @@
 """`cero-rl` and `python -m cero_rl`: one file a command, each with HELP, `add_arguments` and `run`.
 
 Arguments and the configuration are checked before torch is imported, so a mistyped key is answered
-in well under two seconds. Training has an entry point of its own, recipes/train_cero.py.
+in well under two seconds. Training under another launcher has an entry point of its own,
+recipes/train_cero.py.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cero_rl import __version__
-from cero_rl.commands import checkpoints, doctor, evaluate, serve, simulate, slurm, validate
+from cero_rl.commands import checkpoints, doctor, evaluate, launch, serve, simulate, slurm, validate
 from cero_rl.commands.common import Parser, guard
 
 
@@ -29,6 +30,7 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
+    launch,
     validate,
     evaluate,
     simulate,

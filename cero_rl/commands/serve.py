@@ -19,9 +19,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from urllib.parse import urlsplit
 
 from cero_rl.commands.common import add_config
@@ -29,6 +28,8 @@ from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
 from cero_rl.config.rollout import is_loopback
 from cero_rl.errors import ConfigError, EngineError
+from cero_rl.job.parent import die_with_parent
+from cero_rl.job.stopping import Interrupt
 from cero_rl.models.directory import find_model
 from cero_rl.rollout.engines.choose import INSTALL_HINT
 from cero_rl.rollout.engines.server_key import VARIABLE, make_key
@@ -143,13 +144,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     key_from = f"the variable {VARIABLE}" if os.environ.get(VARIABLE) else key_file
     told = f"ready on {place.url}, key in {key_from}, weights through {weights_dir}; Ctrl-C ends it"
-    with _Signals() as signals:
+    with Interrupt() as interrupt:
         return _supervise(
             command,
             environment,
             place,
             told,
-            signals,
+            interrupt,
             restarts=arguments.restarts,
             start_seconds=arguments.start_timeout,
         )
@@ -285,49 +286,31 @@ def _start_adapter(folder: Path, config: Config) -> Path:
     return folder
 
 
-@dataclass
-class _Signals:
-    """SIGINT and SIGTERM become a wish to end, which the loop below sees within a moment."""
-
-    asked: bool = False
-    _previous: dict[int, object] = field(default_factory=dict)
-
-    def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
-
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        self.asked = True
-
-
 def _supervise(
     command: Sequence[str],
     environment: Mapping[str, str],
     place: _Place,
     told: str,
-    signals: _Signals,
+    interrupt: Interrupt,
     *,
     restarts: int,
     start_seconds: float,
 ) -> int:
     for number in range(restarts + 1):
         # a group of its own, which ends as one
-        server = subprocess.Popen(command, env=environment, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, start_new_session=True, preexec_fn=die_with_parent
+        )
         try:
-            ready = _wait_ready(server, place, signals, start_seconds)
+            ready = _wait_ready(server, place, interrupt, start_seconds)
             if ready:
                 print(f"cero-rl serve: {told}", flush=True)
-            while ready and server.poll() is None and not signals.asked:
+            while ready and server.poll() is None and interrupt.exit_code is None:
                 time.sleep(_POLL_SECONDS)
             status = server.poll()
         finally:
             _end(server)
-        if signals.asked:
+        if interrupt.exit_code is not None:
             print("cero-rl serve: ended", flush=True)
             return 0
         died = f"vLLM's server ended ({_status(status)})" + ("" if ready else " before it answered")
@@ -346,14 +329,14 @@ def _supervise(
 
 
 def _wait_ready(
-    server: subprocess.Popen[bytes], place: _Place, signals: _Signals, seconds: float
+    server: subprocess.Popen[bytes], place: _Place, interrupt: Interrupt, seconds: float
 ) -> bool:
     """Whether it answers; False when it ended or the end was asked for."""
     import httpx2
 
     end = time.monotonic() + seconds
     with httpx2.Client(trust_env=False, timeout=5.0) as client:
-        while server.poll() is None and not signals.asked:
+        while server.poll() is None and interrupt.exit_code is None:
             try:
                 if client.get(f"{place.url}/health").status_code == 200:
                     return True

@@ -19,6 +19,7 @@ import numpy as np
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
 from cero_rl.files.plain import refuse_link
+from cero_rl.job.parent import die_with_parent
 from cero_rl.scheduler.simulation import (
     Recorded,
     Suite,
@@ -118,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with progress(sys.stderr) as told:
-            results = run_suite(suite, arguments.seeds, processes, told)
+            results = run_suite(suite, arguments.seeds, processes, told, die_with_parent)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tables = [summarise(result) for result in results]

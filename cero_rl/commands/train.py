@@ -1,5 +1,4 @@
-"""The training command, `recipes/train_cero.py`: the order of a start, cheap checks first,
-models last."""
+"""What a rank of a training run does: the order of a start, cheap checks first, models last."""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from cero_rl import __version__
 from cero_rl.commands.common import Parser, add_config, guard
@@ -20,13 +20,14 @@ from cero_rl.job.versions import refuse_unfit
 from cero_rl.train.scheduler import scheduler_for_pool, scheduler_of_checkpoint
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="train_cero.py",
-        description="Train with verifiable rewards under one rollout budget. Start it with the "
-        "deepspeed launcher: deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
-        allow_abbrev=False,
-    )
+def _step(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no optimizer step; wanted 1 or more")
+    return int(text)
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The flags of a training run, whoever starts its ranks."""
     add_config(parser)
     parser.add_argument(
         "--resume",
@@ -51,9 +52,33 @@ def _parser() -> argparse.ArgumentParser:
         help="check everything that needs no model, print the sizes, and end",
     )
     parser.add_argument(
-        "--stop-at-step", type=int, metavar="N", help="save and end after optimizer step N"
+        "--stop-at-step", type=_step, metavar="N", help="save and end after optimizer step N"
     )
-    # the launcher passes it
+
+
+def words_of(arguments: argparse.Namespace) -> list[str]:
+    """The same flags again, for the command line of a rank."""
+    words = [f"--config={arguments.config}", *(f"--set={text}" for text in arguments.overrides)]
+    if arguments.resume is not None:
+        words.append(f"--resume={arguments.resume}")
+    if arguments.stop_at_step is not None:
+        words.append(f"--stop-at-step={arguments.stop_at_step}")
+    for flag in ("accept_new_reward", "overwrite", "dry_run", "debug"):
+        if getattr(arguments, flag):
+            words.append(f"--{flag.replace('_', '-')}")
+    return words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="train_cero.py",
+        description="Train with verifiable rewards under one rollout budget. Start it with "
+        "cero-rl launch --config recipes/qwen3_8b.yaml, or with the deepspeed launcher: "
+        "deepspeed recipes/train_cero.py --config recipes/qwen3_8b.yaml",
+        allow_abbrev=False,
+    )
+    add_training(parser)
+    # deepspeed's launcher passes it
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
     return parser
 
@@ -81,16 +106,18 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.rewards.pool import check_reward
 
     faults.check()
-    if os.environ.get("RANK", "0") == "0":
-        check_reward(config.reward)
-    find_model(config.model.path)
     refuse_unfit()
+    if arguments.dry_run and os.environ.get("RANK", "0") != "0":
+        return 0
+    # several ranks first meet: one that leaves alone would leave the others waiting
+    if arguments.dry_run or os.environ.get("WORLD_SIZE", "1") == "1":
+        check_reward(config.reward)
+        find_model(config.model.path)
     if arguments.dry_run:
-        main = os.environ.get("RANK", "0") == "0"
-        return report_validation(config, look_up=True) if main else 0
+        return report_validation(config, look_up=True)
     from cero_rl.checkpoint.identity import identity_of
-    from cero_rl.data.pool import load_data
-    from cero_rl.job.watchdog import Watchdog, explained
+    from cero_rl.data.pool import Data, load_data
+    from cero_rl.job.watchdog import Limit, Watchdog, explained
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rollout.engines.choose import choose_engine
     from cero_rl.train.loop import Options, Trainer
@@ -98,15 +125,25 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.train.room import check_room
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero import launch
+    from cero_rl.zero.build_locks import build_locks
 
     group = launch.start(config.collective_timeout_seconds)
     launch.seed_rank(config.seed, group.rank)
-    tokenizer = load_tokenizer(config.model.path)
-    check_model(config, config.model.path, tokenizer)
+
+    def look() -> tuple[Any, Data]:
+        """What a rank sees of its own machine: tokenizer and data."""
+        if group.is_main and group.world_size > 1:
+            check_reward(config.reward)
+        find_model(config.model.path)
+        tokenizer = load_tokenizer(config.model.path)
+        check_model(config, config.model.path, tokenizer)
+        data = load_data(config, tokenizer)
+        check_pool(config, len(data.train))
+        return tokenizer, data
+
+    tokenizer, data = group.alike(look)
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     repairs = export_repairs(config) if config.checkpoint.export else ()
-    data = load_data(config, tokenizer)
-    check_pool(config, len(data.train))
     rewards = try_rewards(config, data, group)
     prompts = data.train.prompts
     scheduler = scheduler_for_pool(config, prompts, warm=arguments.resume is None)
@@ -134,9 +171,14 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"  {'run directory':<15} {run_dir}", flush=True)
     with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)
-        trainer = Trainer(
-            config, options, group, data, scheduler, tokenizer, run_dir, watchdog, identity
-        )
+        limit = Limit(config.watchdog.startup_seconds, "watchdog.startup_seconds")
+        awaited = "the model, its optimizer and the sampler"
+        if group.is_main and (held := build_locks()):
+            print(f"  {'note':<15} {held}", flush=True)
+        with watchdog.phase("start-up", awaited, limit, detail=build_locks):
+            trainer = Trainer(
+                config, options, group, data, scheduler, tokenizer, run_dir, watchdog, identity
+            )
         status = trainer.train()
     if group.is_main:
         close_attempt(run_dir, status)

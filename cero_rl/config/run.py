@@ -80,6 +80,11 @@ class WatchdogConfig(Section):
         description="no phase of a step may take longer; then stacks are written and the run "
         "ends. Generation and weight sync have limits of their own (rollout.*_timeout_seconds)",
     )
+    startup_seconds: Seconds = Field(
+        default=3600.0,
+        description="the same for the start: loading models, starting the sampler, and compiling "
+        "DeepSpeed's operators the first time",
+    )
 
 
 class LoggingConfig(Section):

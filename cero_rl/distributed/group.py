@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
+from cero_rl import errors
 from cero_rl.errors import CeroError, EngineError, first_line
 
 ResultT = TypeVar("ResultT")
@@ -125,6 +126,24 @@ class Group:
         if told is not None:
             kinds = {kind.__name__: kind for kind in raises}
             raise kinds[told[0]](told[1]) from failure
+
+    def alike(self, action: Callable[[], ResultT]) -> ResultT:
+        """Run `action` on every rank; an error of cero_rl/errors.py that one of them meets, every
+        rank raises, with its own exit code."""
+        failure: CeroError | None = None
+        said = result = None
+        try:
+            result = action()
+        except CeroError as error:
+            failure = error
+            said = [type(error).__name__, str(error)]
+        answers = self.gather_json(said)
+        first = next((rank for rank, told in enumerate(answers) if told is not None), None)
+        if first is not None:
+            kind, words = answers[first]
+            where = f"rank {first}: " if first else ""
+            raise getattr(errors, kind, CeroError)(where + words) from failure
+        return cast("ResultT", result)
 
     def barrier(self) -> None:
         self.all_max(0)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import sys
+import time
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
@@ -18,6 +20,25 @@ from cero_rl.config.rollout import is_loopback
 
 _BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 _LOOPBACK_INTERFACE = "lo"
+_NAME_SECONDS = 300.0
+
+
+def _wait_for_name(address: str, seconds: float) -> None:
+    """A cluster may publish the first host's name after this one has started; torch would print a
+    warning a second. Raises OSError when the time is over."""
+    end, said = time.monotonic() + seconds, False
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise OSError(f"MASTER_ADDR {address}: {error}") from None
+            if not said and os.environ.get("RANK", "0") == "0":
+                what = f"MASTER_ADDR {address!r} is not known here ({error}); waiting for it"
+                print(f"{what}, at most {seconds:g} s", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(1.0)
 
 
 def join(backend: str, timeout: datetime.timedelta) -> None:
@@ -27,6 +48,7 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
     Raises OSError or RuntimeError: the port is taken, or a rank does not come.
     """
     address = os.environ["MASTER_ADDR"]
+    _wait_for_name(address, min(timeout.total_seconds(), _NAME_SECONDS))
     if not is_loopback(address) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         dist.init_process_group(backend, timeout=timeout)
         return

@@ -3,6 +3,7 @@ ranks agree on the largest code."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Mapping
@@ -58,6 +59,20 @@ def _stamp(environ: Mapping[str, str], name: str) -> float | None:
             f"{name}: got {text!r}, wanted Unix seconds; unset it or set it to `date +%s`"
         )
     return float(text)
+
+
+def leave_at_once() -> None:
+    """Until a run can save (`Interrupt`), SIGINT ends this process with 130, SIGTERM and SIGUSR1
+    with 75: there is nothing yet to lose."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        code = EXIT_INTERRUPT if number == signal.SIGINT else EXIT_REQUEUE
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"stopped before the first step; there was nothing to save\n")
+        os._exit(code)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, leave)
 
 
 class Interrupt:

@@ -48,7 +48,8 @@ class _Phase:
         return time.monotonic() - self.since > self.limit.seconds
 
     def message(self) -> str:
-        at = f" ({self.detail()})" if self.detail is not None else ""
+        detail = self.detail() if self.detail is not None else ""
+        at = f" ({detail})" if detail else ""
         key = self.limit.key
         return (
             f"{self.name} took longer than {key} = {self.limit.seconds:g} s, waiting for "

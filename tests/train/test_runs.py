@@ -4,11 +4,12 @@ import json
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from launch import ROOT, command, environment, launch, launch_for_real, lines, repeatable
+from launch import ROOT, environment, launch, launch_for_real, line, lines, repeatable
 
 pytestmark = pytest.mark.slow
 
@@ -155,10 +156,22 @@ def test_damaged_checkpoints_are_refused_by_name(out, uncut):
     assert "no valid checkpoint" in done.stderr
 
 
-@pytest.mark.covers("Ctrl-C once")
+@pytest.mark.covers("mistake that one rank sees")
+def test_a_mistake_that_rank_0_alone_looks_for_ends_all_at_once(out):
+    done = launch(out, "mistaken", settings=["reward.function=nowhere.py:score"])
+    assert done.returncode == 5
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1, done.stderr
+    assert "nowhere.py" in errors[0]
+    assert not (out / "mistaken").exists()
+
+
+@pytest.mark.covers("Ctrl-C once", "signal to the launcher alone")
 def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
+    """With the project's own launcher, which ends with the run's exit code."""
+    words = line(out, "interrupted")[1:]
     process = subprocess.Popen(
-        command(out, "interrupted"),
+        [sys.executable, "-m", "cero_rl", "launch", "--ranks", "2", *words],
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
@@ -171,12 +184,11 @@ def test_ctrl_c_saves_and_the_run_goes_on(out, uncut):
     while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
         assert time.monotonic() < deadline, "no step within 90 s"
         time.sleep(0.05)
-    import os
-
-    os.killpg(process.pid, signal.SIGINT)
+    process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=60)[0]
     assert "interrupted after step" in output, output
-    assert process.returncode != 0
+    assert "Traceback" not in output
+    assert process.returncode == 130
     again = launch(out, "interrupted", "--resume", "auto")
     assert again.returncode == 0, again.stdout + again.stderr
     assert (out / "interrupted/export/model.safetensors").read_bytes() == (

@@ -51,9 +51,14 @@ def run_seed(case: Case, seed: int) -> tuple[Outcome, ...]:
     return tuple(outcomes)
 
 
-def _start_worker(cases: tuple[Case, ...]) -> None:
+def _nothing() -> None:
+    """What a worker process begins with where nobody asks for more."""
+
+
+def _start_worker(cases: tuple[Case, ...], begin: Callable[[], None]) -> None:
     global _cases
     _cases = cases
+    begin()
 
 
 def _work(job: tuple[int, int]) -> tuple[tuple[int, int], tuple[Outcome, ...]]:
@@ -69,14 +74,14 @@ def _here(
 
 
 def _in_workers(
-    suite: Suite, jobs: list[tuple[int, int]], processes: int
+    suite: Suite, jobs: list[tuple[int, int]], processes: int, begin: Callable[[], None]
 ) -> Iterator[tuple[tuple[int, int], tuple[Outcome, ...]]]:
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))  # inherited by the workers: one thread each
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_start_worker, initargs=(suite.cases,)
+            processes, mp_context=context, initializer=_start_worker, initargs=(suite.cases, begin)
         ) as pool:
             try:
                 for future in as_completed([pool.submit(_work, job) for job in jobs]):
@@ -97,9 +102,10 @@ def run_suite(
     seeds: int,
     processes: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    begin: Callable[[], None] = _nothing,
 ) -> tuple[CaseResult, ...]:
-    """All cases on seeds 0..seeds-1. progress(done, total) is called after every job. The same
-    result for any `processes`.
+    """All cases on seeds 0..seeds-1. progress(done, total) is called after every job, begin() once
+    in every worker process. The same result for any `processes`.
 
     Raises ValueError for fewer than 2 seeds (an interval needs two) or sizes that do not fit.
     """
@@ -111,7 +117,7 @@ def run_suite(
             entry.build(prompts, case.rounds, case.budget_rollouts, 0)
     jobs = [(case, seed) for seed in range(seeds) for case in range(len(suite.cases))]
     done: dict[tuple[int, int], tuple[Outcome, ...]] = {}
-    stream = _here(suite, jobs) if processes == 1 else _in_workers(suite, jobs, processes)
+    stream = _here(suite, jobs) if processes == 1 else _in_workers(suite, jobs, processes, begin)
     for job, outcomes in stream:
         done[job] = outcomes
         progress(len(done), len(jobs))
