@@ -16,6 +16,7 @@ from cero_rl.rewards import mathematics
 from cero_rl.rewards.answers import alternatives, answer_text, final_part, same_text
 from cero_rl.rewards.base import GoldProblem, RewardItem
 
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ def exact(item: RewardItem) -> float:
 @lru_cache(maxsize=4096)
 def _gold(answer: str) -> mathematics.Reading:
     gold = mathematics.read_gold(final_part(answer))
-    if not (gold.whole or gold.number or any(c.isalnum() for c in gold.text)):
+    if not (gold.whole or gold.number or any(c.isalnum() for c in _COMMAND.sub("", gold.text))):
         raise GoldError(
             f"the answer {answer[:80]!r} cannot be read as mathematics; use "
             "reward.function: exact or a plug-in"

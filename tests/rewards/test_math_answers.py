@@ -100,6 +100,10 @@ def test_answers_of_the_table_can_be_judged_by() -> None:
     named = [answer for answer, problem in problems.items() if problem is not None]
     assert len(named) == 7, named
     assert not any(problem.never_right for problem in problems.values() if problem is not None)
+    for nothing in ("", "####", "\\boxed{}", "$$", "??", "\\frac{}{}", "{", "\\text{}"):
+        problem = gold_problem("math", nothing)
+        assert problem is not None, nothing
+        assert problem.never_right, nothing
 
 
 @pytest.mark.covers("wall of digits or numbers as an answer")
