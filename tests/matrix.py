@@ -146,6 +146,8 @@ BAD_INPUT = (
     "non-empty output",
     "resume with other settings",
     "output_dir that cannot be written",
+    "comparison beyond the model's positions",
+    "model that no Megatron argument says",
     "overwrite of a directory with other files",
     "overwrite of a directory that is no run",
     "overwrite of the run that it reads from",

@@ -104,6 +104,7 @@ def make_zero(model: Path, directory: Path, ranks: int) -> None:
         {},
         {kind: {} for kind in STATES},
         {},
+        {},
         header,
         optimizer,
         1.0,

@@ -9,6 +9,7 @@ that is refused; --debug shows the traceback.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -51,6 +52,16 @@ def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
     return int(text)
+
+
+def _tolerance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no tolerance; give a number from 0 on")
+    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0, help="of the compared tokens")
     one.add_argument(
         "--tolerance",
-        type=float,
+        type=_tolerance,
         default=0.0,
         help="largest allowed difference of a logit (default 0)",
     )

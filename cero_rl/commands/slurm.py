@@ -233,6 +233,13 @@ def render(
 def _write(path: Path, script: str) -> None:
     if path.is_dir():
         raise ConfigError(f"--output: {path} is a directory; give a file")
+    try:
+        _write_own(path, script)
+    except OSError as error:
+        raise ConfigError(f"--output: {error}; give a file that can be written") from error
+
+
+def _write_own(path: Path, script: str) -> None:
     if path.exists() and HEADER not in path.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(
             f"--output: {path} exists and was not rendered by this command; give another "

@@ -192,11 +192,13 @@ def megatron_export(options: Arguments) -> None:
         )
         (out / "latest_checkpointed_iteration.txt").write_text(str(options.iteration))
         text = f"`{options.source.name}` as a Megatron-core checkpoint."
+        if (what := megatron_layout.unlaunchable(config)) is not None:
+            text += f" No launch arguments: Megatron-LM has none for {what}."
+            _say(f"warning: no megatron_args.txt: Megatron-LM has no argument for {what}")
+        else:
+            lines = megatron_layout.launch_arguments(shape, config, options.vocab_multiple)
+            (out / "megatron_args.txt").write_text("\n".join(lines) + "\n")
         (out / "README.md").write_text(hf.card(options.out.name, text, library="megatron-core"))
-        (out / "megatron_args.txt").write_text(
-            "\n".join(megatron_layout.launch_arguments(shape, config, options.vocab_multiple))
-            + "\n"
-        )
         hf.copy_beside(options.source, out)
 
 

@@ -19,6 +19,11 @@ from torch import Tensor
 from cero_rl.errors import CheckpointError
 
 LAYERS = "decoder.layers."
+_LLAMA3 = {  # Megatron has these built in
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 _KNOWN = {"qwen3": "Qwen3", "qwen2": "Qwen2.5", "llama": "Llama"}
 
 
@@ -141,9 +146,37 @@ def padded(vocabulary: int, multiple: int) -> int:
     return -(-vocabulary // multiple) * multiple
 
 
+def rope_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Rotary embedding's settings, as configurations of any age keep them: rope_type and the rest
+    of its kind."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    rope.setdefault("rope_theta", config.get("rope_theta", 10000))
+    return rope
+
+
+def unlaunchable(config: dict[str, Any]) -> str | None:
+    """What of the model no argument of Megatron-LM says, so that the line would start another
+    model with these weights; None where all is said."""
+    rope = rope_of(config)
+    kind = rope["rope_type"]
+    if (window := config.get("sliding_window")) and config.get("use_sliding_window"):
+        return f"sliding_window {window}"
+    if kind == "linear" and float(rope["factor"]).is_integer():
+        return None
+    if kind == "llama3":
+        given = {key: rope.get(key, fixed) for key, fixed in _LLAMA3.items()}
+        if given == _LLAMA3:
+            return None
+        return "rope type llama3 with " + ", ".join(f"{k} {v}" for k, v in given.items())
+    if kind == "default":
+        return None
+    return f"rope type {kind}" + (f" with factor {rope['factor']}" if "factor" in rope else "")
+
+
 def launch_arguments(shape: Shape, config: dict[str, Any], multiple: int) -> list[str]:
-    """Megatron-LM's command line for this model."""
-    rope = config.get("rope_parameters") or {}
+    """Megatron-LM's command line for a model of which `unlaunchable` says nothing."""
+    rope = rope_of(config)
     lines = [
         "--use-mcore-models",
         "--ckpt-format torch_dist",
@@ -160,12 +193,14 @@ def launch_arguments(shape: Shape, config: dict[str, Any], multiple: int) -> lis
         f"--norm-epsilon {config.get('rms_norm_eps', 1e-6)}",
         "--disable-bias-linear",
         "--position-embedding-type rope",
-        f"--rotary-base {int(rope.get('rope_theta', config.get('rope_theta', 10000)))}",
+        f"--rotary-base {int(rope['rope_theta'])}",
         f"--max-position-embeddings {config.get('max_position_embeddings', 0)}",
         f"--make-vocab-size-divisible-by {multiple}",
     ]
     lines += ["--add-qkv-bias"] if shape.qkv_bias else []
     lines += ["--qk-layernorm"] if shape.qk_norm else []
-    if rope.get("rope_type") == "llama3":
+    if rope["rope_type"] == "linear":
+        lines += [f"--rotary-seq-len-interpolation-factor {int(rope['factor'])}"]
+    if rope["rope_type"] == "llama3":
         lines += ["--use-rope-scaling", f"--rope-scaling-factor {rope['factor']}"]
     return lines + ([] if shape.tied else ["--untie-embeddings-and-output-weights"])

@@ -52,7 +52,13 @@ def load(directory: Path) -> Any:
 
 @torch.no_grad()
 def logits(model: Any, tokens: int, seed: int) -> torch.Tensor:
-    """[tokens, vocabulary] in float32, on tokens drawn from the vocabulary by the seed."""
+    """[tokens, vocabulary] in float32, on tokens drawn from the vocabulary by the seed. Raises
+    CheckpointError for more tokens than the model has positions."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and tokens > longest:
+        raise CheckpointError(
+            f"--tokens: got {tokens}, but the model has {longest} positions; give at most as many"
+        )
     ids = torch.randint(
         model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed)
     )

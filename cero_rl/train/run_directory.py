@@ -155,7 +155,9 @@ def _sources(config: Config) -> list[tuple[str, str]]:
         "reward.function": config.reward.function.rpartition(":")[0],
         "scheduler.warm_start": config.scheduler.warm_start,
     }
-    return [(key, path) for key, path in named.items() if path]
+    return [
+        (key, path) for key, paths in named.items() for path in (paths or "").split(",") if path
+    ]
 
 
 def _changes(checkpoint: Path, identity: Identity, start: Start, group: Group) -> list[Change]:

@@ -3,18 +3,28 @@ writer, and Megatron itself where it is."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from convert_cases import assert_same_tensors, logits, make_model, tensors
+from convert_cases import COMMON, assert_same_tensors, logits, make_model, tensors
 
 from cero_rl.convert.dcp import DcpReader, DcpWriter
-from cero_rl.convert.megatron_layout import Shape, fuse_qkv, split_qkv
+from cero_rl.convert.megatron_layout import (
+    Shape,
+    fuse_qkv,
+    launch_arguments,
+    shape_of,
+    split_qkv,
+    unlaunchable,
+)
 from cero_rl.errors import CheckpointError
 
 KINDS = ("qwen3", "qwen2", "llama")
@@ -228,6 +238,60 @@ def test_the_wrong_configuration_is_refused(exported, convert, tmp_path, capsys)
         == 4
     )
     assert "looks like a Hugging Face model" in capsys.readouterr().err
+
+
+ROPES: list[tuple[dict[str, Any], str]] = [
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "--rotary-base 500000"),
+    ({"rope_theta": 5e5}, "--rotary-base 500000"),
+    (
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        "--rotary-seq-len-interpolation-factor 2",
+    ),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
+        "--rope-scaling-factor 8.0",
+    ),
+    ({"sliding_window": 4096, "use_sliding_window": False}, "--rotary-base 10000"),
+]
+UNSAID: list[tuple[dict[str, Any], str]] = [
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope type yarn with factor 4.0"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 1.5}}, "rope type linear"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 2.0}}, "llama3 with"),
+    (
+        {"rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 4096}},
+        "original_max_position_embeddings 4096",
+    ),
+    ({"sliding_window": 4096, "use_sliding_window": True}, "sliding_window 4096"),
+]
+SHAPE: dict[str, Any] = {**COMMON, "model_type": "qwen2"}
+del SHAPE["rope_parameters"]
+
+
+@pytest.mark.parametrize(("config", "argument"), ROPES)
+def test_the_launch_line_carries_the_rotary_embedding(config, argument):
+    config = {**SHAPE, **config}
+    assert unlaunchable(config) is None
+    assert argument in launch_arguments(shape_of(config, "x"), config, 128)
+
+
+@pytest.mark.covers("model that no Megatron argument says")
+@pytest.mark.parametrize(("config", "words"), UNSAID)
+def test_what_no_argument_says_is_named(config, words):
+    assert words in str(unlaunchable({**SHAPE, **config}))
+
+
+def test_without_arguments_the_weights_are_written_and_it_is_said(
+    exported, convert, tmp_path, capsys
+):
+    model = shutil.copytree(exported["qwen2"][0], tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+    (model / "config.json").write_text(json.dumps(config))
+    assert convert("megatron-export", model, "--out", tmp_path / "out") == 0
+    said = "no megatron_args.txt: Megatron-LM has no argument for rope type yarn with factor 4.0"
+    assert said in capsys.readouterr().out
+    assert not (tmp_path / "out/megatron_args.txt").exists()
+    assert (tmp_path / "out/iter_0000001/.metadata").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -385,3 +385,14 @@ def test_wrong_directories_are_told_what_they_look_like(models, convert, tmp_pat
         "llama",
         {"float32": facts["parameters"]},
     )
+
+
+@pytest.mark.covers("comparison beyond the model's positions")
+def test_verify_refuses_what_it_cannot_compare(models, convert, capsys):
+    assert convert("verify", models["qwen3"], "--tokens", 100_000) == 4
+    assert "--tokens: got 100000, but the model has 64 positions" in capsys.readouterr().err
+    for text in ("-1", "nan", "much"):
+        with pytest.raises(SystemExit) as stop:
+            convert("verify", models["qwen3"], f"--tolerance={text}")
+        assert stop.value.code == 2
+        assert f"'{text}' is no tolerance" in capsys.readouterr().err

@@ -239,6 +239,9 @@ def test_output_is_written_anew_but_never_over_another_file(capsys, tmp_path):
     assert "was not rendered by this command" in refused(capsys, *flags)
     assert path.read_text() == "my own notes"
     assert "is a directory" in refused(capsys, *SHAPE, "--output", str(tmp_path))
+    (tmp_path / "file").touch()
+    nowhere = refused(capsys, *SHAPE, "--output", str(tmp_path / "file/x.sh"))
+    assert "give a file that can be written" in nowhere
 
 
 def test_submit_without_slurm_is_refused(capsys, tmp_path, monkeypatch):
