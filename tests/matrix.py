@@ -120,7 +120,7 @@ BAD_INPUT = (
     "existing run without --resume",
     "link, pipe or stranger below a checkpoint",
     "link in a run's directory",
-    "link out of a model or adapter directory",
+    "link out of a model, adapter or data directory",
     "pickle in place of a data, evidence or state file",
     "stranger among the weights for a server",
     "missing columns",

@@ -61,6 +61,8 @@ def _of_directory(source: str, split: str, field: str) -> list[str]:
         raise DataError(
             f"{field}: {links[0]} is a link, which is not followed below a directory; give the file"
         )
+    if odd := [path for path in paths if not path.is_file()]:
+        raise DataError(f"{field}: {odd[0]} is no regular file; {_WANTED}")
     if not paths:
         raise DataError(
             f"{field}: {source} is a directory without .jsonl or .parquet files; {_WANTED}"

@@ -4,6 +4,7 @@ way to a server."""
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_what_this_program_wrote_is_no_link(
     elsewhere(tmp_path / name)
     assert run(tmp_path / name) == code
     assert f"{name}: is a symbolic link" in capsys.readouterr().err
+
+
+@pytest.mark.covers("link out of a model, adapter or data directory")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_data_directory_is_taken_as_it_lies(
+    kind: str, tmp_path: Path, elsewhere: Moved, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    if kind == "pipe":
+        os.mkfifo(folder / "train.jsonl")
+    else:
+        (folder / "train.jsonl").write_text('{"prompt": "q", "answer": "1"}')
+        elsewhere(folder / "train.jsonl")
+    assert data(folder) == 3
+    said = {"link": "train.jsonl is a link", "pipe": "train.jsonl is no regular file"}[kind]
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.covers("stranger among the weights for a server")

@@ -264,7 +264,7 @@ MODEL_ENTRIES: dict[str, tuple[Callable[[Path], int], int]] = {
 }
 
 
-@pytest.mark.covers("link out of a model or adapter directory")
+@pytest.mark.covers("link out of a model, adapter or data directory")
 @pytest.mark.parametrize("entry", MODEL_ENTRIES)
 @pytest.mark.parametrize("tampered", [out_of_it, an_odd_file])
 def test_a_model_directory_keeps_to_itself(
@@ -305,7 +305,7 @@ def test_a_model_directory_does_not_name_another_one(
     assert "holds a LoRA adapter" in capsys.readouterr().err
 
 
-@pytest.mark.covers("link out of a model or adapter directory")
+@pytest.mark.covers("link out of a model, adapter or data directory")
 @pytest.mark.parametrize("kind", ["link", "pickle"])
 def test_an_adapter_is_taken_as_it_lies(
     kind: str, tmp_path: Path, elsewhere: Moved, capsys: pytest.CaptureFixture[str]
@@ -325,7 +325,7 @@ def test_an_adapter_is_taken_as_it_lies(
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.covers("link out of a model or adapter directory")
+@pytest.mark.covers("link out of a model, adapter or data directory")
 @pytest.mark.parametrize("kind", ["link", "pickle"])
 def test_a_megatron_checkpoint_is_taken_as_it_lies(
     kind: str, tmp_path: Path, elsewhere: Moved, capsys: pytest.CaptureFixture[str]

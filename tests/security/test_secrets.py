@@ -86,7 +86,8 @@ def hits(where: Path, secrets: list[str]) -> list[str]:
 @pytest.mark.slow
 def test_a_real_run_leaves_no_secret_of_its_environment_anywhere(tmp_path: Path) -> None:
     (tmp_path / "leaky.py").write_text(LEAKY, encoding="utf-8")
-    done = train(tmp_path, f"reward.function={tmp_path / 'leaky.py'}:score")
+    reward = f"reward.function={tmp_path / 'leaky.py'}:score"
+    done = train(tmp_path, reward, "reward.max_missing_rate=1")  # it has no other answer
     run = tmp_path / "runs/secret_run"
     assert done.returncode == 0, done.stdout + done.stderr
     assert "judge refused *** and ***" in done.stdout, (
