@@ -30,10 +30,9 @@ class Attempt:
     job_id: str | None  # Slurm's; None outside
     restart_count: int  # Slurm's count of this job's requeues
     host: str
-    changes: dict[str, list[Any]] | None = (
-        None  # setting -> [was, is], of a resume that changed some
-    )
     exit_code: int | None = None  # None: still running, or killed
+    # setting -> [was, is], of a resume that changed some
+    changes: dict[str, list[Any]] | None = None
 
 
 def next_attempt(
