@@ -15,7 +15,7 @@ from cero_rl.config import load_config
 from cero_rl.config.paths import text_argument
 from cero_rl.config.sizes import check_pool
 from cero_rl.job.slurm_env import adopt
-from cero_rl.job.stopping import find_walltime
+from cero_rl.job.stopping import find_walltime, leave_at_once
 from cero_rl.job.versions import refuse_unfit
 from cero_rl.train.scheduler import scheduler_for_pool, scheduler_of_checkpoint
 
@@ -180,6 +180,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 config, options, group, data, scheduler, tokenizer, run_dir, watchdog, identity
             )
         status = trainer.train()
+        leave_at_once(status)
     if group.is_main:
         close_attempt(run_dir, status)
     launch.stop()  # not on the way out of an error: the other ranks may be stuck

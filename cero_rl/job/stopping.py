@@ -61,13 +61,16 @@ def _stamp(environ: Mapping[str, str], name: str) -> float | None:
     return float(text)
 
 
-def leave_at_once() -> None:
+def leave_at_once(ended_with: int | None = None) -> None:
     """Until a run can save (`Interrupt`), SIGINT ends this process with 130, SIGTERM and SIGUSR1
-    with 75: there is nothing yet to lose."""
+    with 75: there is nothing yet to lose. Once it has `ended_with` a code, that is what they give.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         code = EXIT_INTERRUPT if number == signal.SIGINT else EXIT_REQUEUE
-        if os.environ.get("RANK", "0") == "0":
+        if ended_with is not None:
+            code = ended_with
+        elif os.environ.get("RANK", "0") == "0":
             os.write(2, b"stopped before the first step; there was nothing to save\n")
         os._exit(code)
 

@@ -47,6 +47,8 @@ attempt("tensors", lambda: group.together("export", failing((1,), SafetensorErro
 attempt("score", lambda: group.together("reward", failing((1,), RewardError("odd")), RewardError))
 attempt("main", lambda: group.on_main(failing((0,), ConfigError("taken")), (ConfigError,)))
 attempt("not main", lambda: group.on_main(failing((1,), ConfigError("never run")), (ConfigError,)))
+attempt("data", lambda: group.alike(failing((1,), DataError("no rows"))))
+attempt("seen by both", lambda: group.alike(failing((0, 1), ConfigError("bad"))))
 attempt("sum", lambda: group.all_sum([1.0, group.rank]))
 print(json.dumps(said))
 launch.stop()
@@ -59,6 +61,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.covers("mistake that one rank sees")
 def test_what_fails_on_one_rank_fails_on_all_with_the_same_words() -> None:
     shared = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_PORT": str(free_port())}
     shared |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
@@ -85,6 +88,8 @@ def test_what_fails_on_one_rank_fails_on_all_with_the_same_words() -> None:
         "score": ["RewardError", "reward: rank 1: odd"],
         "main": ["ConfigError", "taken"],
         "not main": ["returned", None],
+        "data": ["DataError", "rank 1: no rows"],
+        "seen by both": ["ConfigError", "bad"],
         "sum": ["returned", [2.0, 1.0]],
     }
     causes = first["engine"][2], second["engine"][2], second["memory"][2]
