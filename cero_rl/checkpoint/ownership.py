@@ -21,7 +21,7 @@ _LOGS = r"(metrics|ledger|evidence|samples|attempts)\.jsonl"
 _SHARDS = r"(\w+_states\.pt|zero/optimizer_state\.pt|zero/[^/]+/\w+\.pt)"
 _CHECKPOINT = (
     rf"({re.escape(MANIFEST)}|state\.json|(arrays|rank\d+)\.safetensors|zero/{_SHARDS}"
-    r"|zero/latest\w*|(zero/)?zero_to_fp32\.py)"
+    r"|zero/latest\w*|(zero/)?zero_to_\w+\.py)"
 )
 _MODEL = (
     r"([\w.-]+\.safetensors|model\.safetensors\.index\.json|(adapter_|generation_)?config\.json"

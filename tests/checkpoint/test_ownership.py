@@ -40,6 +40,7 @@ OF_A_RUN = [
     "checkpoints/step_000004/state.json",
     "checkpoints/step_000004/rank0.safetensors",
     "checkpoints/step_000004/zero_to_fp32.py",
+    "checkpoints/step_000004/zero_to_torch.py",
     "checkpoints/step_000004/zero/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
     "checkpoints/step_000004/zero/mp_rank_00_model_states.pt",
     "checkpoints/step_000006/MANIFEST.json",

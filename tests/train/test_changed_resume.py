@@ -11,6 +11,8 @@ import pytest
 import yaml
 from launch import ROOT, launch, lines
 
+from cero_rl.checkpoint.ownership import foreign_in_run
+
 pytestmark = pytest.mark.slow
 SETTINGS = ["zero.stage=0", "scheduler.capacity_rollouts=96"]
 
@@ -43,6 +45,7 @@ def test_a_run_goes_on_with_what_may_change(tmp_path: Path) -> None:
     assert ledger[-1]["spent_rollouts"] == ledger[-1]["total_rollouts"] == 448
     assert [entry["step"] for entry in ledger] == list(range(1, len(ledger) + 1))
     assert (run / "export/model.safetensors").exists()
+    assert foreign_in_run(run) is None, "all of it may be replaced by --overwrite"
     resolved = yaml.safe_load((run / "config.resolved.yaml").read_text())
     assert resolved["budget"]["total_rollouts"] == 448
     starts = [e for e in lines(run / "attempts.jsonl") if "start_step" in e]

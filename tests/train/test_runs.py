@@ -129,7 +129,8 @@ def test_existing_run_is_not_overwritten_by_accident(out, uncut):
     before = (uncut / "metrics.jsonl").read_bytes()
     done = launch(out, "uncut", ranks=1)
     assert done.returncode == 2
-    assert "already holds a run; go on with --resume auto" in done.stderr
+    words = "already holds a run; go on with --resume auto, replace it with --overwrite, or set"
+    assert words in done.stderr
     assert (uncut / "metrics.jsonl").read_bytes() == before
 
 
