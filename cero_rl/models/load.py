@@ -155,9 +155,10 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
             if Path(path).exists()
             else "; it is no local directory, and a hub id needs network access"
         )
-        raise EngineError(
-            f"model.path: {path!r} could not be loaded ({first_line(error)}){hint}"
-        ) from error
+        words = first_line(error)
+        if "Weights only load failed" in str(error):  # what follows says how to trust the file
+            words = "its weights are a pickle that holds more than tensors, refused"
+        raise EngineError(f"model.path: {path!r} could not be loaded ({words}){hint}") from error
     for problem, names in (
         ("lacks {} weights that its config.json asks for", info["missing_keys"]),
         ("holds {} weights that its config.json has no place for", info["unexpected_keys"]),

@@ -113,7 +113,8 @@ def scheduler_for_pool(
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"scheduler.warm_start: {error}; wanted the posterior.parquet of an earlier run"
+                f"scheduler.warm_start: {wanted.warm_start}: {error}; wanted the "
+                "posterior.parquet of an earlier run"
             ) from None
         if not known.any():
             raise CheckpointError(
