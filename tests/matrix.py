@@ -96,6 +96,7 @@ FAULTS = (
 )
 
 BAD_INPUT = (
+    "a step to stop at that is none",
     "gradient type that the stage cannot sum in",
     "unknown key or flag",
     "override without '='",

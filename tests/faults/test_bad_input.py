@@ -66,10 +66,12 @@ def train_call(*arguments: str) -> str:
     return f"train_main({['--config', str(RECIPE), *arguments]!r})"
 
 
-@pytest.mark.covers("unknown key or flag")
+@pytest.mark.covers("unknown key or flag", "a step to stop at that is none")
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (train_call("--stop-at-step", "0"), "--stop-at-step: '0' is no optimizer step"),
+        (train_call("--stop-at-step=-3"), "--stop-at-step: '-3' is no optimizer step"),
         (train_call("--overwrit"), "unrecognized arguments: --overwrit; did you mean --overwrite?"),
         (
             "main(['validate', '--config', 'x.yaml', '--shw'])",
