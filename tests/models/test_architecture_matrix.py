@@ -72,6 +72,12 @@ def train(model: Path, out: Path, *settings: str) -> subprocess.CompletedProcess
     return warm_ranks.run(words, ROOT, environment, out, ranks=2)
 
 
+def reason_in(said: str, words: str, model: Path) -> str:
+    """The line that holds the words, without the path of this test."""
+    line = next(line.strip() for line in said.splitlines() if words in line)
+    return line.replace(str(model), "MODEL")
+
+
 def to_hf(checkpoint: Path, out: Path) -> int:
     spec = importlib.util.spec_from_file_location("convert_tool", ROOT / "tools/convert.py")
     assert spec is not None
@@ -104,14 +110,15 @@ def test_trains_and_comes_back(row: Row, engine: str, tmp_path: Path, save: Save
     said = (done.stdout + done.stderr).strip()
     fields = {"row": row.name, "model_type": row.model_type, "engine": engine}
     if engine == "vllm" and done.returncode == 2:  # by name, before the run directory
-        assert "rollout.engine: vllm" in said
         assert not run.exists()
-        save({**fields, "trains": False, "refused": said.splitlines()[-1].strip()})
+        save({**fields, "trains": False, "refused": reason_in(said, "rollout.engine: vllm", model)})
         return
     assert done.returncode == 0, said
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     gaps = [step["parity/gap"] for step in steps if "parity/gap" in step]
-    assert len([step for step in steps if step.get("grad_norm", 0.0) > 0]) >= STEPS
+    # of a sharp random model all answers of a group may be alike, and then there is no gradient
+    learnt = len([step for step in steps if step.get("grad_norm", 0.0) > 0])
+    assert learnt
     start, export = weights_in(model), weights_in(run / "export")
     assert not same(start, export), "nothing was learnt"
     again = load_model(str(run / "export"), "float32", "eager")
@@ -122,6 +129,7 @@ def test_trains_and_comes_back(row: Row, engine: str, tmp_path: Path, save: Save
     fields |= {
         "trains": True,
         "steps": STEPS,
+        "steps_with_a_gradient": learnt,
         "parity_gap": max(gaps),
         "export_has_the_starts_names": start.keys() == export.keys(),
         "zero_to_hf_is_the_export": bool(converted) and same(export, converted),
@@ -139,6 +147,5 @@ def test_is_refused_before_the_run_directory(row: Row, tmp_path: Path, save: Sav
     assert row.refused in said
     assert "Traceback" not in said
     assert not (tmp_path / "out/r").exists()
-    reason = next(line.strip() for line in said.splitlines() if row.refused in line)
     fields = {"row": row.name, "model_type": row.model_type, "engine": "transformers"}
-    save({**fields, "trains": False, "refused": reason.replace(str(tmp_path), "")})
+    save({**fields, "trains": False, "refused": reason_in(said, row.refused, tmp_path / "start")})
