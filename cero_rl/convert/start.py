@@ -14,6 +14,7 @@ from cero_rl.convert.safetensors_io import open_safetensors, read_json, shard_fi
 from cero_rl.convert.weights import Spec, Weights
 from cero_rl.convert.zero import Fragment, fragment_of, load_restricted
 from cero_rl.errors import CheckpointError, first_line
+from cero_rl.models.load import without_loading_notes
 
 _BIN_INDEX = "pytorch_model.bin.index.json"
 
@@ -115,4 +116,4 @@ def write_tokenizer(
             "  the tokenizer has no chat template: prompts are plain text, set "
             "data.chat_template: never"
         )
-    tokenizer.save_pretrained(target)
+    without_loading_notes(tokenizer).save_pretrained(target)

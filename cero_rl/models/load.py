@@ -52,6 +52,14 @@ def load_tokenizer(path: str) -> Any:
             f"model.path: the tokenizer of {path!r} has no end-of-sequence token; set "
             "eos_token in its tokenizer_config.json"
         )
+    return without_loading_notes(tokenizer)
+
+
+def without_loading_notes(tokenizer: Any) -> Any:
+    """What is saved must not say how this process came to it: the library writes down whether it
+    was offline."""
+    for note in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(note, None)
     return tokenizer
 
 

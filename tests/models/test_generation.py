@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from cero_rl.errors import ConfigError
 from cero_rl.models.generation import exportable_generation_config, read_generation_config
+from cero_rl.models.load import load_tokenizer
 
 MODEL = Path(__file__).resolve().parents[2] / "recipes/assets/tiny_digits"
 
@@ -92,3 +93,12 @@ def test_a_model_without_the_file_is_read_from_its_config(tmp_path: Path) -> Non
     generation = read_generation_config(path)
     assert generation.eos_token_id == 1
     assert exportable_generation_config(generation, path)[1] == ()
+
+
+def test_a_saved_tokenizer_does_not_say_how_it_was_loaded(tmp_path: Path) -> None:
+    """The library writes down whether its process was offline; an export and a conversion of the
+    same model would differ by it."""
+    tokenizer = load_tokenizer(str(MODEL))
+    tokenizer.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & set(written)
