@@ -85,6 +85,7 @@ FAULTS = (
     "error of a library that nobody foresaw",
     "rounds that make more steps than planned",
     "all rewards missing",
+    "all rewards missing in a run that its tokens end",
     "rewards missing in evaluation",
     "prompts that are never judged",
     "verifier fails for everybody for some rounds",

@@ -36,7 +36,8 @@ def learning_rates(
     the budget that was left when the warm-up ended. Above 0 for every rollout of the budget.
     """
     rates: list[float] = []
-    decay_from = batch.decay_from
+    # a resume with another budget moves where a budget in tokens stands
+    decay_from = min(batch.decay_from, batch.before)
     for index in range(passes):
         update = updates_before + index
         if update < optimizer.warmup_steps:

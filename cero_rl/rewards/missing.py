@@ -32,12 +32,17 @@ class MissingRewards:
             return None
         return _beyond(rollouts, missing, settings.max_missing_rate)
 
+    def forget(self) -> None:
+        """A run that ended for its window begins another when it goes on: its reward is mended, or
+        ends it again."""
+        self.steps.clear()
+
     def state(self) -> list[list[int]]:
         return [list(step) for step in self.steps]
 
 
 def _beyond(rollouts: int, missing: int, most: float) -> str | None:
-    if missing <= most * rollouts:
+    if missing / rollouts <= most:  # most * rollouts may round to below what is allowed
         return None
     return (
         f"{missing} of the last {rollouts} rollouts have no reward ({missing / rollouts:.0%}, "

@@ -195,10 +195,11 @@ class BudgetedScheduler(Decisions):
 
     def _check_refund(self, rollouts: int) -> int:
         count = operator.index(rollouts)
-        most = 0 if self._latest is None else self._latest.refundable
+        most = 0 if self._latest is None else self._latest.silent
         require(
             0 <= count <= most,
-            f"refund({count}): wanted 0 <= rollouts <= {most}, the latest round's spending",
+            f"refund({count}): wanted 0 <= rollouts <= {most}, what the latest round spent and has "
+            "no reward for",
         )
         return count
 

@@ -71,6 +71,12 @@ class OpenRound:
         squares = as_squares(evidence.squares, count)
         asked = self.allocation.rollouts[part]
         wins, tries = check_groups(ids, asked, wins, tries, self.allocation.round)
+        judged, room = int(tries.sum()), self.silent - evidence.failed_rollouts
+        require(
+            judged <= room,
+            f"trials: {judged} rollouts with a reward, wanted at most {room}: of round "
+            f"{self.allocation.round} the others are judged, or failed (failed_rollouts, refund)",
+        )
         return wins, tries, squares, _failures(evidence, asked, tries)
 
     def take(
@@ -96,6 +102,11 @@ class OpenRound:
     def refundable(self) -> int:
         """Rollouts not yet said to have failed."""
         return self.allocation.total_rollouts - int(self.failed.sum()) - self.unplaced
+
+    @property
+    def silent(self) -> int:
+        """Of those, without a reward so far: all that may still turn out to have failed."""
+        return self.refundable - int(self.tries.sum())
 
     @property
     def complete(self) -> bool:

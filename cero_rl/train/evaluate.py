@@ -64,6 +64,10 @@ class EvaluationResult:
         return self.judged / self.rollouts
 
     @property
+    def missing_rate(self) -> float:
+        return (self.rollouts - self.judged) / self.rollouts
+
+    @property
     def is_known(self) -> bool:
         """Was enough judged to speak of accuracy?"""
         return not np.isnan(self.average)
@@ -145,7 +149,7 @@ def evaluate(
     reason = ""
     if judged < rollouts:
         reason = first_reason(group.gather_json(scores.first_error))
-    if judged < settings.min_judged_rate * rollouts:
+    if judged / rollouts < settings.min_judged_rate:
         trials = np.zeros_like(trials)
         first = np.zeros_like(first)
     rates = _rates(successes, trials)

@@ -140,6 +140,7 @@ class Trainer:
         self.evaluate_at_start()
         if stop := self.stop_before_start():
             return stop
+        rollouts = None
         while (step := self.rounds.next_step()) is not None:
             faults.at_step(self.progress.step + 1)
             line = self.metrics.open(step, self.scheduler.value)
@@ -166,7 +167,7 @@ class Trainer:
             faults.point("step.end")
             if stop is not None:
                 return self.leave(stop)
-        return self.finish()
+        return self.finish(rollouts)
 
     # --- its verbs
 
@@ -228,7 +229,7 @@ class Trainer:
         self.progress.eval_before = before.metrics()
         self.recorder.write(0, {**before.metrics(), **self.progress.ledger.metrics()})
         self.console.say(f"held-out before training: {before.describe()}")
-        if before.judged_rate < 1.0 - self.config.reward.max_missing_rate:
+        if before.missing_rate > self.config.reward.max_missing_rate:
             raise RewardError(
                 f"reward: of {before.rollouts} held-out samples {before.judged} have a reward "
                 f"(reward.max_missing_rate = {self.config.reward.max_missing_rate:.0%}); "
@@ -252,9 +253,13 @@ class Trainer:
         missing, settings = self.progress.missing_rewards, self.config.reward
         generated = int(rollouts.counts.generated.sum())
         missing.add(generated, generated - int(rollouts.counts.trials.sum()), settings)
-        last = not self.progress.ledger.remaining_rollouts
-        if (problem := missing.too_many(settings, last=last)) is None:
+        return self.window_judged(rollouts, last=not self.progress.ledger.remaining_rollouts)
+
+    def window_judged(self, rollouts: Rollouts, *, last: bool) -> RewardError | None:
+        missing = self.progress.missing_rewards
+        if (problem := missing.too_many(self.config.reward, last=last)) is None:
             return None
+        missing.forget()
         reason = first_reason(self.group.gather_json(rollouts.reward_error))
         return RewardError(
             f"reward: {problem}; {reason}. Saved after step {self.progress.step}: mend the reward "
@@ -324,7 +329,8 @@ class Trainer:
             f"resumed from {directory}: step {self.progress.step}, {spent} rollouts spent"
         )
 
-    def finish(self) -> int:
+    def finish(self, rollouts: Rollouts | None) -> int:
+        """After the last step, whose `rollouts` they are; None if an earlier attempt took it."""
         ledger, step = self.progress.ledger, self.progress.step
         spent = f"{step} steps, {ledger.spent_rollouts} of {ledger.total_rollouts} rollouts"
         if self.group.all_max(int(self.recorder.is_final(step))):
@@ -332,7 +338,11 @@ class Trainer:
             if self.export_is_missing():
                 self.console.say(self.export())
             return 0
+        # rollouts may be left of a budget: its tokens or its rounds are spent
+        unjudged = rollouts and self.window_judged(rollouts, last=True)
         self.save_now(None, last=True)
+        if unjudged:
+            raise unjudged
         faults.point("finish.saved")
         numbers: dict[str, float | int] = dict(ledger.metrics())
         if len(self.data.heldout):

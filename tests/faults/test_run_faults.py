@@ -220,6 +220,10 @@ def test_a_run_without_any_signal_ends_with_the_model_it_began_with(out: Path):
 def test_rewards_that_are_all_missing_end_the_run_saved_and_a_mended_one_goes_on(out: Path):
     nobody_asks_before = ["data.heldout_source=null", "data.heldout_fraction=0"]
     broken = [*nobody_asks_before, "reward.function=tests/faults/rewards.py:breaks"]
+    # steps of a quarter of the window: what is missing in it does not end the mended run again
+    quarters = ["learner.rollouts_per_step=32"]
+    nobody_asks_before += quarters
+    broken += quarters
     done = train(out, "unjudged", settings=broken)
     assert done.codes == [5, 5], done.text
     assert "128 of the last 128 rollouts have no reward (100%" in one_error(done.text)
@@ -231,6 +235,22 @@ def test_rewards_that_are_all_missing_end_the_run_saved_and_a_mended_one_goes_on
     done = train(out, "unjudged", *flags, settings=mended)
     assert done.codes == [0, 0], done.text
     assert metrics(out / "unjudged")[-1]["budget/remaining_rollouts"] == 0
+
+
+@pytest.mark.covers("all rewards missing in a run that its tokens end")
+def test_a_run_that_ends_with_rollouts_left_is_judged_too(out: Path):
+    settings = [
+        "data.heldout_source=null",
+        "data.heldout_fraction=0",
+        "reward.function=tests/faults/rewards.py:breaks",
+        "reward.missing_window_rollouts=100000",
+        "budget.total_tokens=100",
+    ]
+    done = train(out, "tokens", ranks=1, settings=settings)
+    assert done.codes == [5], done.text
+    assert "rollouts have no reward (100%" in one_error(done.text)
+    assert metrics(out / "tokens")[-1]["budget/remaining_rollouts"] > 0
+    assert last_checkpoint(out / "tokens").is_dir()
 
 
 @pytest.mark.covers("rewards missing in evaluation")

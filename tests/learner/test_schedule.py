@@ -154,6 +154,20 @@ def test_any_cut_of_a_budget_falls_from_the_peak_and_never_to_0(
         assert fall == sorted(fall, reverse=True)
 
 
+def test_a_resume_that_moves_the_position_of_a_budget_in_tokens_goes_on_from_there():
+    """Half of the tokens are spent: position 50 of 100 rollouts, then 25 of 50. The rate would have
+    stayed at its peak to the end."""
+    optimizer = OptimizerConfig(learning_rate=RATE, schedule="linear")
+    (first,), decay_from = learning_rates(
+        optimizer, Spending(25, 30, 50, 50.0), updates_before=9, passes=1
+    )
+    (then,), decay_from = learning_rates(
+        optimizer, Spending(45, 49, 50, decay_from), updates_before=10, passes=1
+    )
+    assert decay_from == 25
+    assert (first, then) == pytest.approx((RATE, 0.2 * RATE))
+
+
 def test_constant_stays():
     optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=1)
     batch = Spending(0, 10, 10, 0.0)

@@ -36,6 +36,22 @@ def test_the_limit_is_a_share_and_at_it_is_not_beyond(rate: float, ends: bool):
     assert verdicts([(100, 0)], max_missing_rate=rate) == [False]
 
 
+def test_a_rate_that_no_binary_fraction_is_has_the_same_border():
+    """29 of 100 were more than 0.29 * 100 = 28.999999999999996."""
+    for percent in range(1, 100):
+        assert verdicts([(100, percent)], max_missing_rate=percent / 100) == [False]
+        assert verdicts([(100, percent)], max_missing_rate=(percent - 1) / 100) == [True]
+
+
+def test_a_run_that_ended_for_its_window_begins_another():
+    config = RewardConfig(missing_window_rollouts=128)
+    missing = MissingRewards([[32, 32]] * 4)
+    assert missing.too_many(config, last=False)
+    missing.forget()
+    missing.add(32, 0, config)  # mended
+    assert missing.too_many(config, last=True) is None
+
+
 def test_the_words_are_those_of_the_first_rank_that_has_some():
     assert first_reason([None, "KeyError: 'x'", "other"]) == "the first: KeyError: 'x'"
     assert "reward.timeout_seconds" in first_reason([None, None])

@@ -91,6 +91,37 @@ def test_a_rollout_with_a_reward_has_not_failed() -> None:
     assert (scheduler.exposure[first], scheduler.exposure[second]) == (0, 2)
 
 
+@pytest.mark.covers("evidence that contradicts what was asked for")
+def test_a_rollout_with_a_reward_does_not_come_back_to_the_budget() -> None:
+    scheduler = small()
+    scheduler.open_round()
+    assert scheduler.pending is not None
+    ids, tries = scheduler.pending.prompt_ids, np.array([3, 4])
+    with pytest.raises(ValueError, match="trials: 7 rollouts with a reward, wanted at most 5"):
+        scheduler.observe(Evidence(ids, np.zeros(2), tries, failed_rollouts=3))
+    assert scheduler.remaining_rollouts == 32
+    scheduler.observe(Evidence(ids, np.zeros(2), tries))
+    for _ in range(2):  # in the open round, and after it
+        with pytest.raises(ValueError, match=r"refund\(2\): wanted 0 <= rollouts <= 1"):
+            scheduler.refund(2)
+        if scheduler.pending is not None:
+            scheduler.close_round()
+    scheduler.refund(1)
+    assert scheduler.remaining_rollouts == 33
+    scheduler.open_round()
+    scheduler.refund(5)
+    with pytest.raises(ValueError, match="trials: 4 rollouts with a reward, wanted at most 3"):
+        scheduler.update(tries_of(scheduler), tries_of(scheduler))
+
+
+def tries_of(scheduler: CeroScheduler) -> npt.NDArray[np.int64]:
+    """i64[P]: all of the first group judged."""
+    assert scheduler.pending is not None
+    tries = np.zeros(4, dtype=np.int64)
+    tries[scheduler.pending.prompt_ids[0]] = 4
+    return tries
+
+
 def test_a_unit_that_came_in_part_was_served() -> None:
     scheduler = small()
     scheduler.open_round()
