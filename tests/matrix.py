@@ -133,6 +133,7 @@ BAD_INPUT = (
     "broken JSONL line",
     "no chat template",
     "unknown reward",
+    "infinite reward under another trainer",
     "reward with the wrong signature",
     "reward of the wrong length",
     "reward NaN",

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from cero_rl.data.prompts import Messages, fingerprint, make_prompt
-from cero_rl.errors import CheckpointError, first_line
+from cero_rl.errors import CheckpointError, RewardError, first_line
 from cero_rl.files.plain import refuse_link
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
@@ -90,7 +90,8 @@ def score_round(
 
     A NaN reward is a missing one: it leaves its group's baseline and the evidence, and its
     advantage is 0. `signal` f32[R], if given, is what success is read from instead of the reward
-    (NaN: no evidence). Raises ValueError for a wrong number of rewards.
+    (NaN: no evidence). Raises ValueError for a wrong number of rewards, RewardError for one that is
+    infinite: its whole group would have no finite advantage.
     """
     total = allocation.total_rollouts
     signal = rewards if signal is None else signal
@@ -100,6 +101,11 @@ def score_round(
                 f"{name}: got shape {values.shape}, wanted ({total},): one entry per "
                 f"rollout of round {allocation.round}"
             )
+    if (infinite := np.flatnonzero(np.isinf(rewards))).size:
+        raise RewardError(
+            f"reward: got {rewards[infinite[0]]:g} for rollout {infinite[0]} of round "
+            f"{allocation.round}; wanted a finite number, or NaN (None) for a missing one"
+        )
     groups, sizes = rollout_groups(allocation), allocation.rollouts.shape[0]
     present = ~np.isnan(rewards)
     offsets = np.concatenate(([0], np.cumsum(np.bincount(groups[present], minlength=sizes))))

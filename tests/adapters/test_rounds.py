@@ -20,7 +20,7 @@ from cero_rl.adapters.rounds import (
     save_state,
     score_round,
 )
-from cero_rl.errors import CheckpointError
+from cero_rl.errors import CheckpointError, RewardError
 from cero_rl.scheduler import CeroScheduler
 from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
@@ -58,6 +58,15 @@ def test_missing_rewards_and_a_separate_signal() -> None:
     assert other.successes.tolist() == [0, 0, 0, 0, 1, 0]
     with pytest.raises(ValueError, match=r"rewards: got shape \(4,\), wanted \(5,\)"):
         score_round(allocation, rewards[:4], 6, AdvantageRule("rloo"))
+
+
+@pytest.mark.covers("infinite reward under another trainer")
+@pytest.mark.parametrize("odd", [np.inf, -np.inf])
+def test_an_infinite_reward_is_refused_before_its_group_is_nan(odd: float) -> None:
+    allocation = Allocation(2, np.array([4, 1]), np.array([3, 2], dtype=np.int32))
+    rewards = np.array([1.0, np.nan, 0.0, odd, 2.0], dtype=np.float32)
+    with pytest.raises(RewardError, match=f"got {odd:g} for rollout 3 of round 2; wanted a finite"):
+        score_round(allocation, rewards, 6, AdvantageRule("std"))
 
 
 def make() -> CeroScheduler:
