@@ -6,6 +6,8 @@ traceback is printed only under --debug.
 
 from __future__ import annotations
 
+import sys
+
 
 class CeroError(ValueError):
     """Base of all errors a user can cause or must hear about; `exit_code` is the process's exit
@@ -46,6 +48,13 @@ EXIT_REQUEUE = 75  # saved; the cluster may start the job again
 EXIT_INTERRUPT = 130  # Ctrl-C; saved
 # restarted again and again without a new committed step; do not start it again
 EXIT_NO_PROGRESS = NoProgressError.exit_code
+
+
+def tell(text: str) -> None:
+    """One line on standard error, in one write: ranks share it, and a line of one must not end up
+    in the middle of another's."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def first_line(error: BaseException) -> str:

@@ -23,6 +23,7 @@ from cero_rl.errors import (
     NoProgressError,
     RewardError,
     first_line,
+    tell,
 )
 
 
@@ -81,11 +82,7 @@ def guard(action: Callable[[], int], *, debug: bool) -> int:
             error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)
         ):
             line = redact.text(str(error))
-            print(
-                f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}")
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPT
@@ -94,12 +91,10 @@ def guard(action: Callable[[], int], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        print(
+        tell(
             redact.text(
                 f"error: unexpected {type(error).__name__}: {first_line(error)}; --debug shows "
                 "where. Please report it"
-            ),
-            file=sys.stderr,
-            flush=True,
+            )
         )
         return CeroError.exit_code

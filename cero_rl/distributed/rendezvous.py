@@ -10,13 +10,13 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-import sys
 import time
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from cero_rl.config.rollout import is_loopback
+from cero_rl.errors import tell
 
 _BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
 _LOOPBACK_INTERFACE = "lo"
@@ -36,7 +36,7 @@ def _wait_for_name(address: str, seconds: float) -> None:
                 raise OSError(f"MASTER_ADDR {address}: {error}") from None
             if not said and os.environ.get("RANK", "0") == "0":
                 what = f"MASTER_ADDR {address!r} is not known here ({error}); waiting for it"
-                print(f"{what}, at most {seconds:g} s", file=sys.stderr, flush=True)
+                tell(f"{what}, at most {seconds:g} s")
             said = True
             time.sleep(1.0)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
-import sys
 import threading
 import time
 import traceback
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cero_rl import redact
-from cero_rl.errors import CeroError, CheckpointError, EngineError, RewardError, first_line
+from cero_rl.errors import CeroError, CheckpointError, EngineError, RewardError, first_line, tell
 
 _EXIT_CODES = {"checkpoint": CheckpointError.exit_code, "reward": RewardError.exit_code}
 
@@ -121,7 +120,7 @@ def _leave(message: str, exit_code: int, run_dir: Path | None) -> NoReturn:
             message += f"; stacks in {stacks}"
         except OSError as error:
             message += f"; no stacks ({error})"
-    print(f"error (rank {rank}): {message}", file=sys.stderr, flush=True)
+    tell(f"error (rank {rank}): {message}")
     os._exit(exit_code)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor
 from cero_rl.config.lora import LoraConfig
 from cero_rl.config.rollout import ServerConfig
 from cero_rl.distributed.group import Group
-from cero_rl.errors import EngineError
+from cero_rl.errors import EngineError, tell
 from cero_rl.models.hub_names import HubNames
 from cero_rl.rollout.engines.server_guard import LOAD, STATE
 from cero_rl.rollout.engines.server_http import Answer, ServerClient, Trouble
@@ -214,11 +213,7 @@ class ServerEngine:
             self._recoveries += 1
 
     def _say(self, text: str) -> None:
-        print(
-            f"rank {self._ranks.rank}, rollout server {self.url}: {text}",
-            file=sys.stderr,
-            flush=True,
-        )
+        tell(f"rank {self._ranks.rank}, rollout server {self.url}: {text}")
 
     # --- sampling
 
