@@ -41,7 +41,8 @@ def learning_rates(
     for index in range(passes):
         update = updates_before + index
         if update < optimizer.warmup_steps:
-            rates.append(optimizer.learning_rate * (update + 1) / optimizer.warmup_steps)
+            rise = optimizer.learning_rate * (update + 1) / optimizer.warmup_steps
+            rates.append(min(rise, optimizer.learning_rate))  # 13 / 13 of it may round to above it
             decay_from = batch.at(index + 1, passes)
         else:
             span = max(batch.total - decay_from, 1.0)

@@ -168,6 +168,16 @@ def test_a_resume_that_moves_the_position_of_a_budget_in_tokens_goes_on_from_the
     assert (first, then) == pytest.approx((RATE, 0.2 * RATE))
 
 
+def test_no_warm_up_ends_above_the_peak():
+    for steps in range(1, 60):
+        optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=steps)
+        rates, _ = learning_rates(
+            optimizer, Spending(0, 10, 10, 0.0), updates_before=0, passes=steps
+        )
+        assert max(rates) <= RATE
+        assert rates[-1] == pytest.approx(RATE, rel=1e-12)
+
+
 def test_constant_stays():
     optimizer = OptimizerConfig(learning_rate=RATE, warmup_steps=1)
     batch = Spending(0, 10, 10, 0.0)
