@@ -98,6 +98,8 @@ FAULTS = (
 
 BAD_INPUT = (
     "a step to stop at that is none",
+    "reward that returns something else than numbers",
+    "null beside answers",
     "gradient type that the stage cannot sum in",
     "unknown key or flag",
     "override without '='",

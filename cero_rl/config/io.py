@@ -90,6 +90,18 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that puts in quotes what _StrictLoader would read as a number."""
 
 
+# YAML 1.1 reads 010 as 8 and 1:30 as 90. Nobody means that: such a value stays text, and a number's
+# key refuses it.
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0|[1-9][\d_]*|0x[\da-fA-F_]+|0b[01_]+)$"),
+    list("-+0123456789"),
+)
 for _class in (_StrictLoader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float",

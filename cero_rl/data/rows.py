@@ -2,7 +2,7 @@
 cannot be trained on.
 
 TRL: prompt (text or messages) + answer | solution | ground_truth. verl: data_source, prompt
-(messages), reward_model.ground_truth, extra_info. A column name given in the configuration wins
+(messages), reward_model.ground_truth, extra_info. A dotted name is a field of a column. A column name given in the configuration wins
 over the conventions.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -32,20 +33,32 @@ def _missing(where: str, field: str, column: str, row: Mapping[str, Any]) -> Dat
 
 
 def _find_answer(row: Mapping[str, Any], data: DataConfig, where: str) -> Any:
-    if data.answer_column in row:
-        return row[data.answer_column]
-    if data.answer_column == "answer":
-        reward_model = row.get("reward_model")
-        if isinstance(reward_model, dict) and "ground_truth" in reward_model:
+    column = data.answer_column
+    if column in row:
+        return row[column]
+    if column == "answer":
+        reward_model = _fields(row.get("reward_model"))
+        if "ground_truth" in reward_model:
             return reward_model["ground_truth"]
         for name in _ANSWER_COLUMNS:
             if name in row:
                 return row[name]
-    raise _missing(where, "data.answer_column", data.answer_column, row)
+    outer, dot, inner = column.partition(".")
+    if dot and inner in (fields := _fields(row.get(outer))):
+        return fields[inner]
+    raise _missing(where, "data.answer_column", column, row)
+
+
+def _fields(value: Any) -> Mapping[str, Any]:
+    """Of a column that holds a mapping, or one written as JSON text, as some data sets do."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    return value if isinstance(value, dict) else {}
 
 
 def _answer_text(value: Any) -> str | None:
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or (isinstance(value, float | Decimal) and value != value):
         return None
     if isinstance(value, str):
         return value if value.strip() else None
@@ -54,6 +67,12 @@ def _answer_text(value: Any) -> str | None:
     if isinstance(value, (list, dict)):
         return json.dumps(value, sort_keys=True, default=str) if value else None
     return str(value)
+
+
+def _has_null(answers: list[Any]) -> bool:
+    """Some, but not all: a list of nothing is an answer that is missing."""
+    missing = [_answer_text(answer) is None for answer in answers]
+    return any(missing) and not all(missing)
 
 
 def _reference(value: Any) -> Any:
@@ -105,6 +124,11 @@ def read_prompts(
         reference = row["answer"] if procedural else _find_answer(row, data, where)
         if isinstance(reference, bytes):
             raise DataError(f"{where}: the answer is of type bytes; wanted text or a number")
+        if isinstance(reference, list) and _has_null(reference):
+            raise DataError(
+                f"{where}: the list of answers holds null beside answers: {example(row)}; "
+                "remove the null"
+            )
         answer = _answer_text(reference)
         if answer is None and not procedural:
             without_answer.append(where)

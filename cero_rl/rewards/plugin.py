@@ -226,9 +226,16 @@ def _adapt_batch(
 ) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def score(items: Sequence[RewardItem]) -> list[Any]:
         values = _call(function, _select(parameters, offer(items)))
-        if isinstance(values, dict) and "rewards" in values:
+        if isinstance(values, dict):
+            if "rewards" not in values:
+                raise RewardError(
+                    f"reward.function: got a dict with the keys {', '.join(map(str, values))}; "
+                    "wanted a list with one number for each completion, or the key rewards"
+                )
             values = values["rewards"]
         try:
+            if isinstance(values, str | bytes):
+                raise TypeError
             values = list(values)
         except TypeError:
             raise RewardError(

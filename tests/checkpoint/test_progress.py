@@ -43,7 +43,7 @@ def answer(scheduler: BudgetedScheduler, first: int, last: int) -> Evidence:
     asked = scheduler.pending.rollouts[first:last].astype(np.int64)
     trials = asked - ids % 2
     wins = np.minimum(trials, ids % 5) * 0.75
-    failed = int((ids % 3 == 0).sum())
+    failed = int(((ids % 2 == 1) & (ids % 3 == 0)).sum())  # of those without a reward
     return Evidence(ids, wins, trials, wins * 0.75, failed, response_tokens=3 * int(asked.sum()))
 
 

@@ -68,6 +68,9 @@ def test_a_text_that_may_be_missing_is_unset_by_name(file: Path, word: str) -> N
         ("scheduler.pass_rate_column=12", "12"),
         ("data.split=train[:5%]", "train[:5%]"),
         ("name=1e5", "1e5"),
+        ("data.limit=010", 10),  # octal in YAML 1.1
+        ("data.limit=0x10", 16),
+        ("data.limit=1_000", 1000),
     ],
 )
 def test_what_is_no_text_is_yaml(file: Path, override: str, value: Any) -> None:
@@ -75,6 +78,13 @@ def test_what_is_no_text_is_yaml(file: Path, override: str, value: Any) -> None:
     for part in override.partition("=")[0].split("."):
         config = getattr(config, part)
     assert config == value
+
+
+def test_a_time_of_day_is_no_number(file: Path) -> None:
+    """YAML 1.1 reads 1:30 as 90."""
+    for override in ("data.limit=1:30", "optimizer.learning_rate=1:30.5"):
+        with pytest.raises(ConfigError, match=r"got '1:30"):
+            load_config(file, [override])
 
 
 @pytest.mark.covers("text that is no Unicode")

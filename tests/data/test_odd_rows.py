@@ -164,3 +164,25 @@ def test_every_row_that_vanishes_is_counted_with_its_first(tmp_path: Path) -> No
     cut = load_prompts(DataConfig(source=source, heldout_fraction=0.5, heldout_limit=7), 0)
     assert any(line.startswith("13 beyond data.heldout_limit") for line in left_out_lines(cut))
     assert len(cut.train) + len(cut.heldout) + 13 == 40
+
+
+def test_answers_in_fields_of_a_column_are_found(tmp_path: Path) -> None:
+    """verl's reward_model, as a mapping or as JSON text; any other by its dotted name."""
+    by_convention = [
+        {"prompt": "p", "reward_model": {"ground_truth": "5"}},
+        {"prompt": "q", "reward_model": json.dumps({"ground_truth": "5"})},
+    ]
+    by_name = [{"prompt": "r", "info": {"final": 5}}, {"prompt": "s", "info": '{"final": 5}'}]
+    for rows, column in ((by_convention, "answer"), (by_name, "info.final")):
+        source = rows_in(tmp_path / "rows.jsonl", rows)
+        read = load_prompts(
+            DataConfig(source=source, heldout_fraction=0, answer_column=column), seed=0
+        )
+        assert [prompt.answer for prompt in read.train] == ["5", "5"]
+
+
+@pytest.mark.covers("null beside answers")
+def test_a_null_beside_answers_is_refused_by_its_row(tmp_path: Path) -> None:
+    source = rows_in(tmp_path / "rows.jsonl", [{"prompt": "p", "answer": ["5", None]}])
+    with pytest.raises(DataError, match=r"rows.jsonl:1: the list of answers holds null"):
+        load_prompts(DataConfig(source=source, heldout_fraction=0), seed=0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cero_rl.config.data import RewardConfig
+from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem
 from cero_rl.rewards.pool import RewardPool
 
@@ -99,6 +100,28 @@ def openrlhf(queries, prompts, labels):
         with RewardPool(RewardConfig(function=f"{tmp_path}/reward.py:{name}", workers=1)) as pool:
             result = pool.score([items[0], items[2], items[1]])
             assert result.values.tolist() == [1, 1, 0], result.first_error
+
+
+@pytest.mark.covers("reward that returns something else than numbers")
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ('{"scores": [1.0] * len(completions)}', "got a dict with the keys scores; wanted a list"),
+        ('"1" * len(completions)', "got a str for 2 completions"),
+        ("1.0", "got a float for 2 completions"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused_by_its_kind(
+    tmp_path: Path, returned: str, said: str
+) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text(f"def score(prompts, completions, **columns): return {returned}\n")
+    items = [RewardItem("q", c, "a", "s", {}) for c in "ab"]
+    with (
+        RewardPool(RewardConfig(function=f"{path}:score", workers=1)) as pool,
+        pytest.raises(RewardError, match=said),
+    ):
+        pool.score(items)
 
 
 def test_a_time_out_inside_of_the_loop_costs_its_item_alone(tmp_path: Path) -> None:
