@@ -2,8 +2,8 @@
 cannot be trained on.
 
 TRL: prompt (text or messages) + answer | solution | ground_truth. verl: data_source, prompt
-(messages), reward_model.ground_truth, extra_info. A dotted name is a field of a column. A column name given in the configuration wins
-over the conventions.
+(messages), reward_model.ground_truth, extra_info. A column name given in the configuration wins
+over the conventions; a dotted one is a field of a column.
 """
 
 from __future__ import annotations
