@@ -61,7 +61,8 @@ class DataConfig(Section):
     prompt_column: str = Field(default="prompt", description="text, or a list of chat messages")
     answer_column: str = Field(
         default="answer",
-        description="reference answer; all other columns reach the reward function too",
+        description="reference answer, a dotted name for a field of a column; all other columns "
+        "reach the reward function too",
     )
     heldout_prompt_column: str | None = Field(
         default=None, description="of `heldout_source`; None: prompt_column"
