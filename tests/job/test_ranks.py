@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import warm_ranks
 
 from cero_rl.job.parent import _parent_of
 from cero_rl.job.ranks import Ranks, environments, worst_code
@@ -126,7 +127,7 @@ def test_ranks_of_deepspeeds_launcher_save_and_end_when_it_is_gone(tmp_path: Pat
     words = ["deepspeed", "--num_accelerators", "2", "--log_level", "error"]
     process = subprocess.Popen(
         [*words, "--master_port", "1", str(tmp_path / "rank.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        env=warm_ranks.environment(),
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
