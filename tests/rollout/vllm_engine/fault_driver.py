@@ -4,14 +4,15 @@ the shipped code.
     RANK=0 WORLD_SIZE=2 ... python tests/rollout/vllm_engine/fault_driver.py FAULT STEP --config
     FILE --set key=value ...
 
-FAULT: dies (raises in the middle of a batch), loses (aborts a request), breaks (weights turn to
-nan). On the last rank, in the first call for training rollouts of round STEP.
+FAULT: dies (raises in the middle of a batch), hangs (gives no answer), loses (aborts a request),
+breaks (weights turn to nan). On the last rank, in the first call for training rollouts of round STEP.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ def main() -> int:
             calls += 1
             if calls == 3 and fault == "dies":
                 raise RuntimeError("engine core is dead")
+            if fault == "hangs":
+                time.sleep(300)
             if calls == 2 and fault == "loses":
                 engine.abort_request([str(self._llm.request_counter.counter - 1)])
             return step()
