@@ -5,7 +5,8 @@ the shipped code.
     FILE --set key=value ...
 
 FAULT: dies (raises in the middle of a batch), hangs (gives no answer), loses (aborts a request),
-breaks (weights turn to nan). On the last rank, in the first call for training rollouts of round STEP.
+breaks (weights turn to nan). On the last rank, in the first call for training rollouts of round
+STEP.
 """
 
 from __future__ import annotations
