@@ -21,7 +21,8 @@ import asyncio
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,17 @@ class Scorer:
 
     score: Callable[[Sequence[RewardItem]], list[Any]]
     batched: bool  # several items a call
+
+
+@contextmanager
+def _without_bytecode() -> Iterator[None]:
+    """Nothing is written beside a user's file."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def split_path(function: str) -> tuple[Path, str]:
@@ -76,7 +88,8 @@ def load_plugin(function: str) -> Scorer:
     sys.path.append(str(path.parent))
     asyncio.set_event_loop(_loop())  # some clients look for it while they are imported
     try:
-        spec.loader.exec_module(module)
+        with _without_bytecode():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RewardError(
             f"reward.function: importing {path} failed ({describe(error)}); the file must "
