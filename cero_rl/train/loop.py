@@ -138,7 +138,7 @@ class Trainer:
     def run(self) -> int:
         self.sync()  # sampler := policy; the parity probe proves it
         self.evaluate_at_start()
-        if stop := self.stop_before_start():
+        if (stop := self.stop_before_start()) is not None:
             return stop
         rollouts = None
         while (step := self.rounds.next_step()) is not None:
@@ -266,13 +266,16 @@ class Trainer:
             f"and go on with --resume auto --accept-new-reward"
         )
 
-    def stop_before_start(self) -> int:
-        """The exit code of a run that was told to stop before its first step, else 0."""
-        stop = self.group.all_max(self.stopping.code)
-        if stop:
-            step = self.progress.step + 1
-            self.console.say(f"stopped before step {step}, nothing to save. {GO_ON}")
-        return stop
+    def stop_before_start(self) -> int | None:
+        """The exit code of a run that was told to stop before its first step, or None."""
+        step, last = self.progress.step, self.options.stop_at_step
+        if stop := self.group.all_max(self.stopping.code):
+            self.console.say(f"stopped before step {step + 1}, nothing to save. {GO_ON}")
+            return stop
+        if last is not None and step >= last:
+            self.console.say(f"step {step} is done, --stop-at-step {last} asks for no more")
+            return 0
+        return None
 
     def stop_agreed(self, line: StepLine, rollouts: Rollouts) -> int | RewardError | None:
         """The exit code to stop with after this step (signals, walltime, --stop-at-step), or the

@@ -72,6 +72,9 @@ def test_cut_and_resumed_equals_uncut_bit_for_bit(out, uncut):
     first = launch(out, "cut", "--stop-at-step", "3")
     assert first.returncode == 0, first.stdout + first.stderr
     assert "stopped after step 3; saved" in first.stdout
+    past = launch(out, "cut", "--resume", "auto", "--stop-at-step", "2")
+    assert past.returncode == 0, past.stdout + past.stderr
+    assert "step 3 is done, --stop-at-step 2 asks for no more" in past.stdout
     again = launch(out, "cut", "--resume", "auto")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "resumed from" in again.stdout
