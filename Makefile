@@ -48,8 +48,7 @@ quickstart: ## install and train the 1M-parameter example, CERO under ZeRO-3 (mi
 quickstart: train
 
 train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with ARGS="--set a.b=c"; replaces the run of that name
-	@export PYTHONWARNINGS=ignore::FutureWarning; \
-	export PATH="$(abspath $(VENV))/bin:$$PATH"; \
+	@export PATH="$(abspath $(VENV))/bin:$$PATH"; \
 	exec $(PY) -m cero_rl launch $(if $(RANKS),--ranks $(RANKS)) --config $(CONFIG) --overwrite $(ARGS)
 
 test: $(VENV)/.stamp-dev ## install and run the test suite

@@ -63,7 +63,6 @@ def environment() -> dict[str, str]:
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore::FutureWarning",
         "PYTHONPATH": str(ROOT),
     }
 

@@ -122,7 +122,6 @@ def run_job(job: Job, *, recipe: str, port: int, work_dir: Path) -> dict[str, An
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "MASTER_PORT": str(port),
-        "PYTHONWARNINGS": "ignore::FutureWarning",
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",

@@ -179,7 +179,6 @@ def run(check: Check, deadline: float) -> Result:
     environment = {
         **os.environ,
         "PYTHONPATH": path,
-        "PYTHONWARNINGS": "ignore::FutureWarning",
         **check.environment,
     }
     log = LOGS / f"{check.name.replace(' ', '_').replace(',', '')}.log"

@@ -142,7 +142,6 @@ class Ranks:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
-            "PYTHONWARNINGS": "ignore::FutureWarning",
             "CUDA_VISIBLE_DEVICES": "",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port or free_port()),

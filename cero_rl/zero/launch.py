@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import warnings
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ def prepare_environment() -> None:
 def start(timeout_seconds: float = 1800.0) -> Group:
     """Join the process group (NCCL on GPUs, gloo on CPUs) through DeepSpeed and return it."""
     prepare_environment()
+    # DeepSpeed calls collectives by names that torch has deprecated; a user can do nothing about it
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
     from deepspeed.ops import __compatible_ops__
     from transformers.utils import logging as transformers_logging
