@@ -28,7 +28,7 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _parent_of(pid: int) -> int:
+def parent_of(pid: int) -> int:
     """0 where there is no such process, or no /proc."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -53,7 +53,7 @@ def launcher_chain() -> list[tuple[int, int]]:
     if not any(name in command for name in _LAUNCHERS):
         return []
     inner = command.find("deepspeed.launcher.launch") >= 0
-    return [(me, parent), (parent, _parent_of(parent))] if inner else [(me, parent)]
+    return [(me, parent), (parent, parent_of(parent))] if inner else [(me, parent)]
 
 
 def watch_launcher() -> None:
@@ -63,7 +63,7 @@ def watch_launcher() -> None:
         return
 
     def watch() -> None:
-        while all(_parent_of(pid) == parent for pid, parent in chain):
+        while all(parent_of(pid) == parent for pid, parent in chain):
             time.sleep(_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 

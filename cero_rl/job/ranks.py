@@ -67,6 +67,8 @@ class Ranks:
         self._command, self._own = command, own
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._previous: dict[int, object] = {}
+        self._early: list[int] = []  # signals that came while ranks were being started
+        self._started = False
         self._interrupts = 0
         self._deadline: float | None = None
 
@@ -80,6 +82,9 @@ class Ranks:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self._started = True
+        for number in self._early:
+            self._send(number)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,6 +96,12 @@ class Ranks:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             self._end_by(_LINGER_SECONDS)
+        if self._started:
+            self._send(number)
+        else:  # for all of them, or some would wait for those that it ended
+            self._early.append(number)
+
+    def _send(self, number: int) -> None:
         for process in list(self._running.values()):
             process.send_signal(_PASSED_ON[signal.Signals(number)])
 

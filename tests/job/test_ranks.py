@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import warm_ranks
 
-from cero_rl.job.parent import _parent_of
+from cero_rl.job.parent import parent_of
 from cero_rl.job.ranks import Ranks, environments, worst_code
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ sys.exit(interrupt.exit_code)
 """
 LAUNCH = """
 import sys
-from cero_rl.job.parent import _parent_of
+from cero_rl.job.parent import parent_of
 from cero_rl.job.ranks import Ranks, environments
 with Ranks([sys.executable, "-c", {rank!r}, *sys.argv[1:]], environments(2, 1)) as running:
     sys.exit(running.wait())
@@ -94,6 +95,24 @@ def test_a_signal_to_the_launcher_is_everyone_s_and_the_save_is_waited_for(
     assert [(tmp_path / f"saved{rank}").read_text() for rank in range(2)] == [str(code)] * 2
 
 
+@pytest.mark.covers("signal during the start")
+def test_a_signal_between_two_starts_reaches_the_ranks_that_come_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def start_and_be_told(*words: Any, **how: Any) -> Any:
+        process = start(*words, **how)
+        if how["env"]["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_be_told)
+    own = environments(2, 1)
+    with Ranks([sys.executable, "-c", "import time; time.sleep(60)"], own) as running:
+        assert running.wait() == 128 + signal.SIGTERM
+
+
 @pytest.mark.covers("Ctrl-C twice")
 def test_a_second_ctrl_c_ends_the_ranks_before_their_save(tmp_path: Path) -> None:
     slow = "class Slow:\n    exit_code = None\ninterrupt = Slow()"
@@ -132,7 +151,7 @@ def test_ranks_of_deepspeeds_launcher_save_and_end_when_it_is_gone(tmp_path: Pat
         stderr=subprocess.DEVNULL,
     )
     ranks = ready(tmp_path)
-    inner = _parent_of(ranks[0])
+    inner = parent_of(ranks[0])
     process.terminate()
     assert process.wait(30) == -signal.SIGTERM
     wait_for(lambda: all(gone(pid) for pid in (*ranks, inner)))
@@ -212,7 +231,7 @@ def test_workers_of_a_simulation_end_with_it() -> None:
 
     def workers() -> list[int]:
         below = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-        return [p for p in below if _parent_of(p) == process.pid and "spawn_main" in command(p)]
+        return [p for p in below if parent_of(p) == process.pid and "spawn_main" in command(p)]
 
     def command(pid: int) -> str:
         try:
