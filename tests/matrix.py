@@ -82,6 +82,7 @@ FAULTS = (
     "branch killed before its first checkpoint",
     "evaluations and saves that do not meet",
     "bad gradient at ZeRO stage 0",
+    "files written by another Python",
     "error of a library that nobody foresaw",
     "rounds that make more steps than planned",
     "all rewards missing",

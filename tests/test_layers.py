@@ -41,7 +41,7 @@ FILES_OF = {
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
     "distributed": "__init__ group rendezvous",
-    "files": "__init__ durable jsonl lora_adapter plain",
+    "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
     "watchdog",
     "learner": "__init__ batch losses mismatch packing schedule update",

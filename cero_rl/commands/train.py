@@ -115,6 +115,9 @@ def _train(arguments: argparse.Namespace) -> int:
         find_model(config.model.path)
     if arguments.dry_run:
         return report_validation(config, look_up=True)
+    from cero_rl.zero import launch
+
+    launch.prepare_environment()  # before the first import of deepspeed, which looks at it
     from cero_rl.checkpoint.identity import identity_of
     from cero_rl.data.pool import Data, load_data
     from cero_rl.job.watchdog import Limit, Watchdog, explained
@@ -124,7 +127,6 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.train.preflight import check_model, export_repairs, try_rewards
     from cero_rl.train.room import check_room
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
-    from cero_rl.zero import launch
     from cero_rl.zero.build_locks import build_locks
 
     group = launch.start(config.collective_timeout_seconds)

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from cero_rl.convert.weights import read_elements
 from cero_rl.errors import CheckpointError
+from cero_rl.files.pickled_enum import GETATTR, enum_member
 
 METADATA = ".metadata"
 _ALLOWED = {
@@ -64,6 +65,8 @@ _ALLOWED = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" == GETATTR:
+            return enum_member
         if (module, name) in _ALLOWED or (
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):

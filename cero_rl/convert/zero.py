@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from cero_rl.convert.weights import Spec, Weights, read_elements
 from cero_rl.errors import CheckpointError
 from cero_rl.files.lora_adapter import is_adapter_parameter
+from cero_rl.files.pickled_enum import GETATTR, enum_member
 
 PREFIX = "causal_lm."  # of our PolicyModule
 STATES = ("fp32", "exp_avg", "exp_avg_sq")
@@ -32,8 +34,13 @@ _MODEL3 = re.compile(r"zero_pp_rank_(\d+)_mp_rank_(\d+)_model_states\.pt")
 _MODEL = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 
 
-class _Stage(int):
+class _Stage(IntEnum):
     """Stands in for deepspeed.runtime.zero.config.ZeroStageEnum."""
+
+    disabled = 0
+    optimizer_states = 1
+    gradients = 2
+    weights = 3
 
 
 class _Scaler:
@@ -55,6 +62,7 @@ _STAND_INS: list[Any] = [
     (_Stage, "deepspeed.runtime.zero.config.ZeroStageEnum"),
     (_Scaler, "deepspeed.runtime.fp16.loss_scaler.LossScaler"),
     (_Address, "deepspeed.utils.tensor_fragment.fragment_address"),
+    (enum_member, GETATTR),
 ]
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from cero_rl.errors import CheckpointError, first_line
+from cero_rl.files.pickled_enum import GETATTR, enum_member
 
 
 def _allowed() -> list[Any]:
@@ -34,7 +35,8 @@ def _allowed() -> list[Any]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, set]
+    classes = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, set]
+    return [*classes, (enum_member, GETATTR)]
 
 
 _FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
