@@ -53,6 +53,7 @@ MAY_CHANGE = (  # keys and whole sections
     "rollout.max_batch_tokens",
     "rollout.mode",
     "rollout.parity_bound",
+    "rollout.parity_every_syncs",
     "rollout.server",
     "rollout.sleep",
     "rollout.sync_timeout_seconds",

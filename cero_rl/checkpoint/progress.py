@@ -18,9 +18,12 @@ from cero_rl.errors import CheckpointError
 from cero_rl.rewards.missing import MissingRewards
 from cero_rl.rollout.lengths import LengthTracker
 from cero_rl.scheduler import Scheduler
+from cero_rl.scheduler.critic import CriticOptions, PosteriorCritic
 from cero_rl.scheduler.ledger import Ledger
+from cero_rl.scheduler.sizes import Ids, StateDict
 
 _SCHEDULER = "scheduler."
+_CRITIC = "critic."
 _COUNTERS = ("step", "updates", "bad_updates", "learned_steps")
 
 
@@ -40,13 +43,21 @@ class Progress:
     decay_from: float = 0.0  # budget position at the end of the learning rate's warm-up
     eval_before: dict[str, float | int] = field(default_factory=dict)
     missing_rewards: MissingRewards = field(default_factory=MissingRewards)
+    critic: PosteriorCritic | None = None  # where learner.baseline is posterior
 
     @classmethod
-    def fresh(cls, config: Config, num_prompts: int) -> Progress:
+    def fresh(cls, config: Config, num_prompts: int, cells: Ids | None = None) -> Progress:
+        """Of a run that begins. cells i64[P]: prompts that predict each other's rewards."""
         lengths = LengthTracker(
             num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
         )
-        return cls(Ledger(config.budget.total_rollouts), lengths, config.budget.total_tokens)
+        critic = None
+        if config.learner.baseline == "posterior":
+            learner = config.learner
+            options = CriticOptions(learner.baseline_strength, learner.baseline_half_life)
+            critic = PosteriorCritic(num_prompts, options, cells)
+        ledger = Ledger(config.budget.total_rollouts)
+        return cls(ledger, lengths, config.budget.total_tokens, critic=critic)
 
     @property
     def budget_position(self) -> float:
@@ -72,20 +83,26 @@ class Progress:
             "lengths.tokens": self.lengths.tokens,
             "lengths.samples": self.lengths.samples,
         }
-        for name, value in scheduler.state_dict().items():
-            (arrays if isinstance(value, np.ndarray) else scalars)[_SCHEDULER + name] = value
+        parts: dict[str, StateDict] = {_SCHEDULER: scheduler.state_dict()}
+        if self.critic is not None:
+            parts[_CRITIC] = self.critic.state_dict()
+        for prefix, part in parts.items():
+            for name, value in part.items():
+                (arrays if isinstance(value, np.ndarray) else scalars)[prefix + name] = value
         return RunState(scalars, arrays, own)
 
     def restore(self, state: RunState, scheduler: Scheduler) -> None:
         """Take over a checkpoint's state. Raises CheckpointError if it is not this scheduler's."""
         scalars, arrays = state.scalars, state.arrays
-        saved = {
-            k[len(_SCHEDULER) :]: v
-            for k, v in {**scalars, **arrays}.items()
-            if k.startswith(_SCHEDULER)
-        }
+
+        def part(prefix: str) -> StateDict:
+            both = {**scalars, **arrays}
+            return {k[len(prefix) :]: v for k, v in both.items() if k.startswith(prefix)}
+
         try:
-            scheduler.load_state_dict(saved)
+            scheduler.load_state_dict(part(_SCHEDULER))
+            if self.critic is not None:
+                self.critic.load_state_dict(part(_CRITIC))
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         for name in _COUNTERS:

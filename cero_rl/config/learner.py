@@ -50,8 +50,32 @@ class LearnerConfig(Section):
     algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field(
         default="grpo", description="preset of the keys named above"
     )
-    advantage: Literal["std", "center", "rloo", "maxrl"] = Field(
-        default="std", description="how a group's rewards become advantages"
+    advantage: Literal["std", "center", "rloo", "maxrl", "batch_std"] = Field(
+        default="std",
+        description="how rewards become advantages: less the baseline (center), and divided by the "
+        "group's standard deviation (std), its mean (maxrl), or the root mean square over the "
+        "step's rollouts (batch_std); rloo: against the mean of the others of the group",
+    )
+    baseline: Literal["group", "posterior"] = Field(
+        default="group",
+        description="what a reward is measured against: the mean of its group, or a leave-one-out "
+        "mean of its group shrunk toward what earlier rollouts of the prompt say, with which "
+        "groups of one and groups whose rewards are equal teach too (docs/critic.md)",
+    )
+    baseline_strength: PositiveFloat | None = Field(
+        default=None,
+        description="baseline posterior: rollouts that what is known before counts for; None: from "
+        "the evidence",
+    )
+    baseline_half_life: PositiveFloat | None = Field(
+        default=None,
+        description="baseline posterior: updates at the full learning rate after which a prompt's "
+        "evidence counts half; None: from the evidence",
+    )
+    min_advantage: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="baseline posterior: rollouts whose reward is no further from its baseline are "
+        "not forwarded",
     )
     advantage_over: Literal["kept", "all"] = Field(
         default="kept",
@@ -119,8 +143,27 @@ class LearnerConfig(Section):
     @classmethod
     def _preset(cls, data: object) -> object:
         if isinstance(data, dict):
-            return {**PRESETS.get(str(data.get("algorithm", "grpo")), {}), **data}
+            preset = dict(PRESETS.get(str(data.get("algorithm", "grpo")), {}))
+            if data.get("baseline") == "posterior":
+                preset["advantage"] = "batch_std"
+            return {**preset, **data}
         return data
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> LearnerConfig:
+        if self.baseline == "posterior" and self.advantage not in ("center", "batch_std"):
+            raise ValueError(
+                f"baseline: posterior with advantage: {self.advantage}, which divides by what a "
+                "single group shows; set advantage: batch_std or center"
+            )
+        given = [
+            name
+            for name in ("baseline_strength", "baseline_half_life", "min_advantage")
+            if getattr(self, name)
+        ]
+        if self.baseline == "group" and given:
+            raise ValueError(f"{given[0]} belongs to baseline: posterior; set it, or leave it out")
+        return self
 
 
 class OptimizerConfig(Section):

@@ -152,6 +152,12 @@ class RolloutConfig(Section):
         description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 "
         "(float32), 0.2 (bfloat16), divided by a temperature below 1",
     )
+    parity_every_syncs: PositiveInt = Field(
+        default=1,
+        description="weight syncs from one parity probe to the next, counted from the start of "
+        "the process; 1: after every sync. Between probes the same bound is held by the "
+        "log-probs of the rollouts that train",
+    )
     sync_timeout_seconds: Seconds = Field(
         default=600.0, description="a longer weight sync ends the run (exit 6)"
     )
@@ -179,6 +185,12 @@ class RolloutConfig(Section):
                 f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) talk "
                 "to each other while they generate, which cannot go on beside the learner's own "
                 "messages; set rollout.overlap: false or rollout.tensor_parallel: 1"
+            )
+        if self.overlap and self.parity_every_syncs > 1:
+            raise ValueError(
+                f"parity_every_syncs={self.parity_every_syncs} with overlap: rollouts that are a "
+                "step old prove nothing between two probes; set rollout.parity_every_syncs: 1 or "
+                "rollout.overlap: false"
             )
         if self.mode == "server" and self.engine != "vllm":
             raise ValueError(

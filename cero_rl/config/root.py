@@ -63,6 +63,11 @@ class Config(Section):
                 "could not give one prompt its group; lower scheduler.rounds or "
                 "scheduler.rollouts_per_unit (at least 2), or raise budget.total_rollouts"
             )
+        if unit == 1 and self.learner.baseline == "group":
+            raise ValueError(
+                "scheduler.rollouts_per_unit: got 1 with learner.baseline: group, against which a "
+                "group of one teaches nothing; set learner.baseline: posterior, or at least 2"
+            )
         if scheduler.streaming and (
             scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None
         ):

@@ -64,7 +64,9 @@ class SchedulerConfig(Section):
         description="scheduling decisions of the run; a round is worked off in one or more "
         "optimizer steps"
     )
-    rollouts_per_unit: Annotated[int, Field(ge=2)] = Field(default=8, description="allocation unit")
+    rollouts_per_unit: PositiveInt = Field(
+        default=8, description="allocation unit; 1 needs learner.baseline: posterior"
+    )
     max_units_per_prompt: PositiveInt = Field(
         default=1, description="most units of one prompt in a round: the largest group"
     )

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from cero_rl.config import Config
+from cero_rl.distributed.group import Group
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.ops import group_advantage
+from cero_rl.ops.advantage import Norm
 from cero_rl.rollout.collector import Rollouts
+from cero_rl.scheduler.critic import Prediction, leave_one_out
 from cero_rl.scheduler.sizes import Samples
 from cero_rl.types import RolloutBatch, RolloutGroup
 
@@ -28,11 +31,18 @@ class TrainingBatch:
 
     packed: RolloutBatch  # rollouts with a reward that the scheduler keeps
     advantages: Tensor  # f32[R]
-    live: Tensor  # bool[G] groups whose rewards differ, of those that advantages are measured by
+    signal: Tensor  # bool[R] rollouts whose advantage is not 0, or not taken for it
 
 
-def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
-    """Pack what trains; group advantages by the native op. No collective."""
+def make_batch(
+    rollouts: Rollouts,
+    keep: Keep,
+    config: Config,
+    group: Group,
+    predicted: Prediction | None = None,
+) -> TrainingBatch:
+    """Pack what trains, and its advantages: from the groups alone by the native op, or with what
+    the critic `predicted` of them. A collective where learner.advantage is batch_std."""
     asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
     own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
     kept = kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
@@ -40,17 +50,50 @@ def make_batch(rollouts: Rollouts, keep: Keep, config: Config) -> TrainingBatch:
     measured = packed
     if config.learner.advantage_over == "all":
         measured = pack_rollouts(rollouts.groups, rollouts.rewards)
-    stats = group_advantage(
-        measured.rewards,
-        measured.group_offsets,
-        norm=config.learner.advantage,
-        eps=config.learner.advantage_eps,
-    )
-    advantages = stats.adv
+    if predicted is None:
+        advantages, signal = _against_groups(measured, config)
+    else:
+        advantages, signal = _against_posterior(measured, predicted, config)
     if measured is not packed:
         trains = [~np.isnan(k[~np.isnan(r)]) for k, r in zip(kept, rollouts.rewards)]
-        advantages = advantages[torch.from_numpy(np.concatenate([np.zeros(0, bool), *trains]))]
-    return TrainingBatch(packed, advantages, stats.live)
+        chosen = torch.from_numpy(np.concatenate([np.zeros(0, bool), *trains]))
+        advantages, signal = advantages[chosen], signal[chosen]
+    if config.learner.advantage == "batch_std":
+        advantages = _by_root_mean_square(advantages, group)
+    return TrainingBatch(packed, advantages, signal)
+
+
+def _against_groups(batch: RolloutBatch, config: Config) -> tuple[Tensor, Tensor]:
+    """(advantages f32[R], signal bool[R]) by the native op: a group is measured by itself."""
+    learner = config.learner
+    norm: Norm = "center" if learner.advantage == "batch_std" else learner.advantage
+    stats = group_advantage(
+        batch.rewards,
+        batch.group_offsets,
+        norm=norm,
+        eps=learner.advantage_eps,
+    )
+    sizes = torch.diff(batch.group_offsets.long())
+    return stats.adv, torch.repeat_interleave(stats.live.cpu(), sizes)
+
+
+def _against_posterior(
+    batch: RolloutBatch, predicted: Prediction, config: Config
+) -> tuple[Tensor, Tensor]:
+    """(advantages f32[R], signal bool[R]): less the leave-one-out baseline of the critic."""
+    rewards = batch.rewards.numpy().astype(np.float64)
+    offsets = batch.group_offsets.numpy().astype(np.int64)
+    mean, strength = predicted.rows(batch.prompt_ids.numpy())
+    advantages = rewards - leave_one_out(rewards, offsets, mean, strength)
+    signal = np.abs(advantages) > config.learner.min_advantage
+    return torch.from_numpy(advantages.astype(np.float32)), torch.from_numpy(signal)
+
+
+def _by_root_mean_square(advantages: Tensor, group: Group) -> Tensor:
+    """Over all rollouts of the step, those of other ranks included; all 0 stay 0. A collective."""
+    squares = float((advantages.double() ** 2).sum())
+    squares, count = group.all_sum([squares, float(advantages.numel())])
+    return advantages / (squares / count) ** 0.5 if squares else advantages
 
 
 def kept_rewards(

@@ -179,20 +179,20 @@ def _dummy(chunks: int, device: torch.device) -> MicroBatch:
 def build_step_plan(
     batch: RolloutBatch,
     adv: Tensor,
-    live: Tensor,
+    signal: Tensor,
     *,
     config: LearnerConfig,
     max_response_tokens: int,
     head_chunk_tokens: int,
     group: Group,
 ) -> StepPlan:
-    """Micro-batches of one optimizer step from advantages adv f32[R] and live bool[G]. A
+    """Micro-batches of one optimizer step from advantages adv f32[R] and signal bool[R]. A
     collective.
 
-    Groups without signal ("dead"): under zero_variance "keep" the denominator counts them, under
-    "drop" it does not. Their policy gradient is exactly 0, so they are forwarded only where a KL
-    term gives them one. A plan without micro-batches means that no rank has anything to learn from:
-    all skip the step together.
+    Rollouts without signal (of "dead" groups): under zero_variance "keep" the denominator counts
+    them, under "drop" it does not. Their policy gradient is exactly 0, or, below min_advantage,
+    taken for it, so they are forwarded only where a KL term gives them one. A plan without
+    micro-batches means that no rank has anything to learn from: all skip the step together.
     """
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -205,7 +205,7 @@ def build_step_plan(
         if len(lengths)
         else lengths
     )
-    alive = live.cpu().numpy()[group_of]
+    alive = signal.cpu().numpy()
     keep = config.zero_variance == "keep"
     counted = np.ones_like(alive) if keep else alive
     forwarded = np.flatnonzero((counted if config.kl_coefficient > 0 else alive) & (response > 0))

@@ -34,6 +34,7 @@ class UpdateResult:
     applied: bool  # at least one optimizer step changed them
     nonfinite_updates: int  # steps that all ranks skipped for a bad gradient
     mean_logp_gap: float  # mean |log-prob difference| of sampler and learner, in nats
+    path: float  # sum of the learning rates of the steps that were taken
     metrics: dict[str, float]
 
 
@@ -49,6 +50,7 @@ class _Sums:
         self.bad = 0
         self.grad_norm = 0.0
         self.learning_rate = 0.0
+        self.path = 0.0
 
 
 class Learner:
@@ -67,7 +69,7 @@ class Learner:
         plan = build_step_plan(
             batch.packed,
             batch.advantages,
-            batch.live,
+            batch.signal,
             config=self._config.learner,
             max_response_tokens=self._config.rollout.max_response_tokens,
             head_chunk_tokens=self._head_chunk,
@@ -117,6 +119,7 @@ class Learner:
         faults.point("learner.after_step")
         sums.applied |= outcome.applied
         sums.bad += not outcome.applied
+        sums.path += rate if outcome.applied else 0.0
         sums.grad_norm = outcome.grad_norm
 
     def _result(self, plan: StepPlan, passes: int, sums: _Sums) -> UpdateResult:
@@ -136,7 +139,7 @@ class Learner:
             "skipped_updates": sums.bad,
             "micro_batches": len(plan.micro_batches),
         }
-        return UpdateResult(sums.applied, sums.bad, gap, metrics)
+        return UpdateResult(sums.applied, sums.bad, gap, sums.path, metrics)
 
 
 def _nothing_to_learn(rates: Sequence[float]) -> UpdateResult:
@@ -149,7 +152,7 @@ def _nothing_to_learn(rates: Sequence[float]) -> UpdateResult:
         "skipped_updates": len(rates),
         "micro_batches": 0,
     }
-    return UpdateResult(False, 0, 0.0, metrics)
+    return UpdateResult(False, 0, 0.0, 0.0, metrics)
 
 
 def refuse_divergence(update: UpdateResult, bad_before: int, config: Config) -> int:

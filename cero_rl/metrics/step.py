@@ -56,6 +56,9 @@ NAMES = {
     "mismatch/*": "sampler against learner on the tokens that train",
     "parity/*": "sampler against learner on the probe after the weight sync",
     "rollout/staleness": "updates between the oldest completion's weights and the learner's",
+    "baseline/strength": "rollouts that the critic's prior of a group counts for, mean",
+    "baseline/half_life": "of a prompt's evidence in the critic, in updates at the full rate",
+    "baseline/explained": "share of the difference between prompts that the critic knows",
     "cero/posterior_mean": "expected success rate, mean over the pool",
     "cero/value_mean": "worth of a rollout, mean over the pool",
     "cero/set_aside_prompts": "whose next rollout is more likely to be lost than judged",
@@ -150,6 +153,10 @@ class StepLine:
         self.step_seconds = 0.0
         self.clock = to.clocks.clock
         self.seconds = to.clocks.seconds
+
+    def believes_of_rewards(self, metrics: Mapping[str, float]) -> None:
+        """What the critic said before it learned from this step's groups."""
+        self._numbers |= metrics
 
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""

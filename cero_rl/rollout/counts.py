@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.distributed.group import Group
+from cero_rl.scheduler.critic import GroupSums
 from cero_rl.scheduler.sizes import Evidence
 from cero_rl.types import RolloutGroup
 
@@ -79,6 +80,11 @@ class GroupCounts:
             response_tokens=int(self.response_tokens.sum()),
             generated=self.generated,
         )
+
+    def reward_sums(self, prompt_ids: Ids) -> GroupSums:
+        """What the critic is told. prompt_ids i64[G]."""
+        sums, squares = self.successes / FIXED_POINT, self.squares / FIXED_POINT
+        return GroupSums(prompt_ids, sums, squares, self.trials)
 
 
 def _arrays(counts: GroupCounts) -> tuple[Ids, ...]:

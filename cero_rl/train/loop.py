@@ -150,7 +150,7 @@ class Trainer:
             self.rounds.close_if_last(step)
             self.begin_ahead()  # overlap: the next step's rollouts; else the sampler sleeps
             with line.clock("advantage"):
-                batch = make_batch(rollouts, self.scheduler.keep, self.config)
+                batch = self.batch_of(rollouts, line)  # measured by their groups, or the critic
             with line.clock("learner"):
                 update = self.update(batch)  # all ranks step, or all skip
             with line.clock("rollout"):
@@ -181,6 +181,16 @@ class Trainer:
         elif (step := self.rounds.peek()) is not None:
             self.collector.begin(step)
 
+    def batch_of(self, rollouts: Rollouts, line: StepLine) -> TrainingBatch:
+        """What trains. The critic predicts a step's groups before it learns from them."""
+        keep, critic, predicted = self.scheduler.keep, self.progress.critic, None
+        if critic is not None:
+            sums = rollouts.counts.reward_sums(rollouts.prompt_ids)
+            predicted = critic.predict(sums)
+            critic.observe(sums, predicted)
+            line.believes_of_rewards(critic.metrics(predicted))
+        return make_batch(rollouts, keep, self.config, self.group, predicted)
+
     def learning_rates(self) -> list[float]:
         """Of each update on this step's batch, from the budget that it spent."""
         progress = self.progress
@@ -209,6 +219,8 @@ class Trainer:
         bad = refuse_divergence(update, self.progress.bad_updates, self.config)
         self.progress.bad_updates = bad
         self.progress.learned_steps += update.applied
+        if self.progress.critic is not None:
+            self.progress.critic.advance(update.path / self.config.optimizer.learning_rate)
         return version
 
     def evaluate(self, *, final: bool) -> EvaluationResult:

@@ -104,10 +104,13 @@ class WeightSync:
         self._requests = probe_requests(prompts, positions)
         rows = head_chunk_tokens(policy.causal_lm.config.vocab_size)
         self._head_chunks = -(-len(self._requests) * PROBE_TOKENS // rows)
+        self._pushes = 0
 
     def push(self, version: int) -> dict[str, float]:
-        """Load the learner's weights as `version`, then prove it. Returns parity/* metrics; raises
-        EngineError."""
+        """Load the learner's weights as `version`, then prove it where a probe is due
+        (rollout.parity_every_syncs). Returns parity/* metrics; raises EngineError."""
+        probed = self._pushes % self._config.rollout.parity_every_syncs == 0
+        self._pushes += 1
         last = ["before the first parameter"]
 
         def named() -> Iterator[tuple[str, Tensor]]:
@@ -121,16 +124,11 @@ class WeightSync:
         with self._watchdog.phase("sync", awaits, limit, detail=lambda: last[0]):
             faults.point("sync.before")
             self._engine.load_weights(named(), version)
-            groups = self._engine.generate(
-                self._requests,
-                stream=PARITY_STREAM,
-                temperature=self._config.rollout.temperature,
-                max_tokens=PROBE_TOKENS,
-            )
-            probe = lambda: _refuse_unfit(groups, version)
-            self._group.together(f"{what}: parity probe", probe)
-            mean, largest = self._gap(groups)
+            gaps = self._probe(what, version) if probed else None
             faults.point("sync.after")
+        if gaps is None:
+            return {"parity/version": version}
+        mean, largest = gaps
         bound = self._config.parity_bound
         if not mean <= bound:  # nan is no proof
             raise EngineError(
@@ -142,6 +140,18 @@ class WeightSync:
         if self._policy.adapter is not None and not self._config.lora.adapter_only:
             numbers["parity/merge_loss"] = self._policy.adapter.merge_loss()
         return numbers
+
+    def _probe(self, what: str, version: int) -> tuple[float, float]:
+        """(mean, largest) gap of the sampler's answers to the probe prompts."""
+        groups = self._engine.generate(
+            self._requests,
+            stream=PARITY_STREAM,
+            temperature=self._config.rollout.temperature,
+            max_tokens=PROBE_TOKENS,
+        )
+        probe = lambda: _refuse_unfit(groups, version)
+        self._group.together(f"{what}: parity probe", probe)
+        return self._gap(groups)
 
     @torch.no_grad()
     def _gap(self, groups: Sequence[RolloutGroup]) -> tuple[float, float]:

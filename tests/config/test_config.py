@@ -167,6 +167,14 @@ def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
             "scheduler.rollouts_per_unit: got 1",
             marks=pytest.mark.covers("one rollout a group"),
         ),
+        (
+            "learner={baseline: posterior, advantage: rloo}",
+            "posterior with advantage: rloo, which divides by what a single group shows; set "
+            "advantage: batch_std or center",
+        ),
+        ("learner.min_advantage=0.1", "min_advantage belongs to baseline: posterior"),
+        ("learner.baseline_strength=0", "learner.baseline_strength: got 0"),
+        ("learner.baseline=value", "'group' or 'posterior'"),
         ("model.dtype=float16", "'float32' or 'bfloat16'"),
         pytest.param(
             "name=../x", "name: got '../x'", marks=pytest.mark.covers("run names with / or ..")

@@ -41,17 +41,15 @@ def make_batch(
 
 
 def advantages(batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Centred rewards f32[R] and live bool[G], group by group."""
-    adv, live = (
-        torch.zeros_like(batch.rewards),
-        torch.zeros(len(batch.prompt_ids), dtype=torch.bool),
-    )
-    for j in range(len(live)):
+    """Centred rewards f32[R] and signal bool[R], group by group."""
+    adv = torch.zeros_like(batch.rewards)
+    signal = torch.zeros_like(batch.rewards, dtype=torch.bool)
+    for j in range(len(batch.prompt_ids)):
         rows = slice(int(batch.group_offsets[j]), int(batch.group_offsets[j + 1]))
         rewards = batch.rewards[rows]
         if len(rewards) > 1 and float(rewards.max()) > float(rewards.min()):
-            adv[rows], live[j] = rewards - rewards.mean(), True
-    return adv, live
+            adv[rows], signal[rows] = rewards - rewards.mean(), True
+    return adv, signal
 
 
 class _Collectives:
@@ -85,21 +83,21 @@ def plan_on_ranks(
     config: LearnerConfig,
     *,
     head_chunk_tokens: int = 1000,
-    lives: Sequence[torch.Tensor] | None = None,
+    signals: Sequence[torch.Tensor] | None = None,
 ) -> list[StepPlan]:
-    """One plan a rank; `lives` replaces the live flags that the rewards give."""
+    """One plan a rank; `signals` replaces the flags that the rewards give."""
     ranks = [_Collectives() for _ in batches]
 
     def plans() -> list[StepPlan]:
         out = []
         for rank, (batch, world) in enumerate(zip(batches, ranks)):
-            adv, live = advantages(batch)
-            live = live if lives is None else lives[rank]
+            adv, signal = advantages(batch)
+            signal = signal if signals is None else signals[rank]
             out.append(
                 build_step_plan(
                     batch,
                     adv,
-                    live,
+                    signal,
                     config=config,
                     max_response_tokens=MAX_RESPONSE_TOKENS,
                     head_chunk_tokens=head_chunk_tokens,

@@ -74,9 +74,10 @@ def naive_loss(
     definition reads."""
     groups: list[list[list[torch.Tensor]]] = []
     for batch, (logp, old, reference) in zip(all_batches, fields):
-        adv, live = advantages(batch)
+        adv, signal = advantages(batch)
         for j in range(len(batch.prompt_ids)):
-            if config.zero_variance == "drop" and not live[j]:
+            own = signal[int(batch.group_offsets[j]) : int(batch.group_offsets[j + 1])]
+            if config.zero_variance == "drop" and not own.any():
                 continue
             rollouts = []
             for r in range(int(batch.group_offsets[j]), int(batch.group_offsets[j + 1])):
@@ -177,7 +178,7 @@ def test_dead_groups_under_keep_give_the_same_gradient_forwarded_or_not(aggregat
         ranks,
         fields,
         config,
-        lives=[torch.ones(len(b.prompt_ids), dtype=torch.bool) for b in ranks],
+        signals=[torch.ones(b.num_rollouts, dtype=torch.bool) for b in ranks],
     )
     torch.testing.assert_close(left_out, forwarded, rtol=0, atol=1e-12)
     for got, wanted in zip(

@@ -115,7 +115,7 @@ def test_the_loss_weights_the_surrogate_and_not_the_kl_term() -> None:
         kl_estimator="k1",
     )
     (plan,) = plan_on_ranks([batch], config)
-    assert advantages(batch)[1].tolist() == [True, False]
+    assert advantages(batch)[1].tolist() == [True, True, False]
     for micro in plan.micro_batches:
         micro = replace(micro, logp_reference=micro.logp_behavior)
         # ratio e^0.9 = 2.46, cut at 2

@@ -115,13 +115,14 @@ def test_plan_invariants(
     assert len({m.head_chunks for p in plans for m in p.micro_batches}) <= 1
     carries_loss = False
     for batch, plan in zip(batches, plans):
-        adv, live = advantages(batch)
+        adv, signal = advantages(batch)
         owner = torch.arange(batch.num_rollouts).repeat_interleave(
             (batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).long()
         )
-        group = torch.bucketize(owner, batch.group_offsets[1:].long(), right=True)
         wanted = batch.loss_mask & (
-            torch.ones_like(batch.loss_mask) if zero_variance == "keep" and kl > 0 else live[group]
+            torch.ones_like(batch.loss_mask)
+            if zero_variance == "keep" and kl > 0
+            else signal[owner]
         )
         seen = torch.zeros(len(batch.tokens), dtype=torch.int64)
         for micro in plan.micro_batches:

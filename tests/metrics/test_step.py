@@ -51,7 +51,7 @@ def lines(run_dir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def update_of(**metrics: float) -> UpdateResult:
-    return UpdateResult(True, 0, 0.0, {"loss": 0.5, **metrics})
+    return UpdateResult(True, 0, 0.0, 0.0, {"loss": 0.5, **metrics})
 
 
 def write(
@@ -206,7 +206,12 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     believed = rank.scheduler.metrics()
     line.believes(believed)
     rank.rounds.close_if_last(step)
-    update = learner.update(make_batch(rollouts, rank.scheduler.keep, config), [1e-4])
+    critic, predicted = rank.progress.critic, None
+    if critic is not None:
+        predicted = critic.predict(rollouts.counts.reward_sums(rollouts.prompt_ids))
+        line.believes_of_rewards(critic.metrics(predicted))
+    batch = make_batch(rollouts, rank.scheduler.keep, config, group, predicted)
+    update = learner.update(batch, [1e-4])
     rank.progress.updates += 1
     rank.progress.step += 1
     line.log(rollouts, update, weights.push(1), 0)
@@ -219,7 +224,9 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
 
 
 def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
-    rank = OneRank("evaluation.pass_k=[1,2]", "scheduler.max_units_per_prompt=1")
+    rank = OneRank(
+        "evaluation.pass_k=[1,2]", "scheduler.max_units_per_prompt=1", "learner.baseline=posterior"
+    )
     line, rollouts, believed = one_step(rank, tmp_path)
     written = lines(tmp_path, "metrics")
     assert len(written) == 1

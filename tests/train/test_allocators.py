@@ -31,10 +31,19 @@ STREAM = [
     "learner.rollouts_per_step=64",
     "scheduler.forgetting=0.9",
 ]
+CRITIC = [
+    "learner.baseline=posterior",
+    "learner.min_advantage=0.02",
+    "scheduler.rollouts_per_unit=1",
+    "scheduler.max_units_per_prompt=4",
+    "scheduler.proximal=0.5",
+    "scheduler.refit_prior_every=2",
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM)]
+    ("name", "settings"),
+    [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM), ("critic", CRITIC)],
 )
 def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
     tmp_path: Path, name: str, settings: list[str]
@@ -64,6 +73,13 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
         assert all(n == t for e in evidence[0] for n, t in zip(e["generated"], e["trials"]))
     else:
         assert last["budget/spent_rollouts"] == last["budget/total_rollouts"]
+    if name == "critic":
+        assert min(n for e in evidence[0] for n in e["generated"]) == 1, "groups of one train too"
+        assert all(m["baseline/strength"] > 0 for m in steps[1:])
+        one = lines(tmp_path / "one/metrics.jsonl")[1:-1]
+        for ours, theirs in zip(steps[1:], one, strict=True):
+            assert ours["baseline/strength"] == theirs["baseline/strength"]
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
     if name == "options":
         assert steps[-1]["budget/remaining_tokens"] < 100000
     if name == "streaming":

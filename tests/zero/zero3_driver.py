@@ -93,11 +93,13 @@ def main() -> int:
 
     policy.step = recording_step  # pyright: ignore[reportAttributeAccessIssue]
     saved: dict[str, np.ndarray] = {}
+    sizes = torch.diff(batch.group_offsets.long())
+    signal = torch.repeat_interleave(stats.live, sizes)
 
     def learn(label: str, advantages: torch.Tensor) -> None:
         learner = Learner(policy, reference, config, group)
         rates = [config.optimizer.learning_rate] * config.learner.updates_per_batch
-        result = learner.update(TrainingBatch(batch, advantages, stats.live), rates)
+        result = learner.update(TrainingBatch(batch, advantages, signal), rates)
         weights = full_state_dict(policy.weights(), keep=True)
         saved.update(
             {f"{label}/weights/{name}": tensor.float().numpy() for name, tensor in weights.items()}
@@ -113,7 +115,7 @@ def main() -> int:
         plan = build_step_plan(
             batch,
             stats.adv,
-            stats.live,
+            signal,
             config=config.learner,
             max_response_tokens=16,
             group=group,
