@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 FAMILIES = "MCSRIO"
@@ -78,13 +78,21 @@ def draw(family: str, length: int, rng: random.Random) -> Item:
     return Item(f"{head}{digits}=", answer, family, length)
 
 
-def stream(seed: int, *, families: str, heldout: bool) -> Iterator[Item]:
-    """Endless distinct items, families and lengths in turn so that all weigh alike; all of one
-    side of the split."""
-    rng = random.Random(f"digits-{seed}")
+def stream(
+    seed: int,
+    *,
+    families: str,
+    heldout: bool,
+    name: str = "digits",
+    lengths: Sequence[int] = LENGTHS,
+    draw: Callable[[str, int, random.Random], Item] = draw,
+) -> Iterator[Item]:
+    """Endless distinct items of the task `name`, families and lengths in turn so that all weigh
+    alike; all of one side of the split."""
+    rng = random.Random(f"{name}-{seed}")
     seen: set[str] = set()
     while True:
-        for length in LENGTHS:
+        for length in lengths:
             for family in families:
                 # short strings run out of new questions: then this cell is left out
                 for _ in range(200):
