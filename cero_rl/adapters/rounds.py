@@ -25,12 +25,14 @@ from cero_rl.files.plain import refuse_link
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import CeroOptions, Evidence, Scheduler
+from cero_rl.scheduler.critic import GroupSums, PosteriorCritic, leave_one_out
 from cero_rl.scheduler.ledger import Ledger
 from cero_rl.scheduler.registry import allocator
 from cero_rl.types import Allocation
 
 STATE_FILE = "cero_scheduler.npz"
 _SCHEDULER = "scheduler."
+_CRITIC = "critic."
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,16 @@ def score_round(
     num_prompts: int,
     rule: AdvantageRule,
     signal: npt.NDArray[np.float32] | None = None,
+    critic: PosteriorCritic | None = None,
 ) -> RoundResult:
     """Ragged advantages and the round's evidence from rewards f32[R].
 
     A NaN reward is a missing one: it leaves its group's baseline and the evidence, and its
     advantage is 0. `signal` f32[R], if given, is what success is read from instead of the reward
-    (NaN: no evidence). Raises ValueError for a wrong number of rewards, RewardError for one that is
-    infinite: its whole group would have no finite advantage.
+    (NaN: no evidence). A `critic` gives the baseline instead of the groups, with norm "center" as
+    it is and with "std" over the round's root mean square, and learns from the round. Raises
+    ValueError for a wrong number of rewards, RewardError for one that is infinite: its whole group
+    would have no finite advantage.
     """
     total = allocation.total_rollouts
     signal = rewards if signal is None else signal
@@ -119,6 +124,11 @@ def score_round(
     )
     advantages = np.zeros(total, dtype=np.float32)
     advantages[present] = scored.adv.numpy()
+    if critic is not None:
+        values = rewards[present].astype(np.float64)
+        own = _against_critic(critic, allocation.prompt_ids, values, offsets.astype(np.int64))
+        size = np.sqrt(np.mean(own**2)) if rule.norm == "std" and own.any() else 1.0
+        advantages[present] = own / size
     known = ~np.isnan(signal)
     prompts = allocation.prompt_ids[groups]
     won = known & (signal > np.float32(rule.success_threshold))
@@ -130,6 +140,24 @@ def score_round(
         np.bincount(prompts[known], minlength=num_prompts),
         scored.live.numpy(),
     )
+
+
+def _against_critic(
+    critic: PosteriorCritic,
+    prompt_ids: npt.NDArray[np.int64],
+    rewards: npt.NDArray[np.float64],
+    offsets: npt.NDArray[np.int64],
+) -> npt.NDArray[np.float64]:
+    """f64[R]: the rewards less what the critic expects of their groups; it learns from them."""
+    counts = np.diff(offsets)
+    group = np.repeat(np.arange(counts.size), counts)
+    sums, squares = (
+        np.bincount(group, weights=w, minlength=counts.size) for w in (rewards, rewards**2)
+    )
+    groups = GroupSums(prompt_ids, sums, squares, counts)
+    predicted = critic.predict(groups)
+    critic.observe(groups, predicted)
+    return rewards - leave_one_out(rewards, offsets, predicted.mean, predicted.strength)
 
 
 def published_cero(name: str, rounds: int, step_scale: float) -> CeroOptions | None:
@@ -166,11 +194,22 @@ def pool_fingerprint(prompts: Iterable[str | Messages]) -> str:
     return fingerprint(make_prompt(prompt, "", "", {}) for prompt in prompts)
 
 
-def save_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> None:
-    """Replace `path` atomically with the scheduler's state, the ledger and the pool's
-    fingerprint."""
+def save_state(
+    path: Path,
+    scheduler: Scheduler,
+    ledger: Ledger,
+    pool: str,
+    critic: PosteriorCritic | None = None,
+) -> None:
+    """Replace `path` atomically with the scheduler's state, the ledger, the pool's fingerprint and
+    the critic's state."""
+    parts = {_SCHEDULER: scheduler.state_dict()}
+    if critic is not None:
+        parts[_CRITIC] = critic.state_dict()
     state: dict[str, Any] = {
-        f"{_SCHEDULER}{key}": np.asarray(value) for key, value in scheduler.state_dict().items()
+        f"{prefix}{key}": np.asarray(value)
+        for prefix, part in parts.items()
+        for key, value in part.items()
     }
     state |= {"pool": np.asarray(pool), "spent": np.asarray(ledger.spent_rollouts)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +221,13 @@ def save_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> N
     temporary.replace(path)
 
 
-def load_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> None:
+def load_state(
+    path: Path,
+    scheduler: Scheduler,
+    ledger: Ledger,
+    pool: str,
+    critic: PosteriorCritic | None = None,
+) -> None:
     """Restore `save_state`.
 
     Raises CheckpointError if the file is missing or was written for another pool, ValueError if the
@@ -208,11 +253,11 @@ def load_state(path: Path, scheduler: Scheduler, ledger: Ledger, pool: str) -> N
             f"{path}: its pool is {found[:12]} but the data set is "
             f"{pool[:12]}; give the same prompts in the same order"
         )
-    scheduler.load_state_dict(
-        {
-            key.removeprefix(_SCHEDULER): value
-            for key, value in saved.items()
-            if key.startswith(_SCHEDULER)
-        }
-    )
+
+    def part(prefix: str) -> dict[str, Any]:
+        return {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+
+    scheduler.load_state_dict(part(_SCHEDULER))
+    if critic is not None:
+        critic.load_state_dict(part(_CRITIC))
     ledger.spent_rollouts = spent

@@ -25,6 +25,7 @@ from cero_rl.adapters.trl import CeroGRPOTrainer, scheduler_for
 from cero_rl.adapters.trl.plan import RunPlan
 from cero_rl.ops import group_advantage, reference
 from cero_rl.scheduler import CeroScheduler, make_scheduler
+from cero_rl.scheduler.critic import CriticOptions, GroupSums, PosteriorCritic
 
 pytestmark = pytest.mark.slow
 
@@ -205,15 +206,46 @@ def test_success_can_come_from_one_of_several_rewards(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("iterations", [1, 2])
-def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations: int) -> None:
+def critic() -> PosteriorCritic:
+    return PosteriorCritic(PROMPTS, CriticOptions())
+
+
+def test_a_critic_gives_the_baseline(tmp_path: Path) -> None:
+    """Groups of one and groups of equal rewards get an advantage, and the next round is measured by
+    what the last one showed."""
+    own = critic()
+    options = {"critic": own, "norm": "center"}
+    _, record = train(config(tmp_path), ragged(budget=19, unit=1, capacity=8), **options)
+    again = critic()
+    for entry in record.rounds:
+        rewards, sizes = np.array(entry["rewards"]), np.array(entry["rollouts"])
+        starts = np.cumsum(sizes) - sizes
+        sums = np.add.reduceat(rewards, starts)
+        groups = GroupSums(np.array(entry["prompts"]), sums, sums, sizes)
+        expected = again.predict(groups)
+        again.observe(groups, expected)
+        again.advance(1.0)
+        for j, (first, size) in enumerate(zip(starts, sizes)):
+            mean, strength = expected.mean[j], expected.strength[j]
+            for r in range(first, first + size):
+                others = sums[j] - rewards[r]
+                wanted = rewards[r] - (strength * mean + others) / (strength + size - 1)
+                assert entry["advantages"][r] == pytest.approx(wanted, abs=1e-6)
+    assert own.state_dict()["clock"] == len(record.rounds)
+
+
+@pytest.mark.parametrize(("iterations", "with_critic"), [(1, False), (2, False), (1, True)])
+def test_resume_restores_scheduler_budget_and_rounds(
+    tmp_path: Path, iterations: int, with_critic: bool
+) -> None:
     """Killed in the middle of a round, right after a checkpoint was asked for: the run goes on
     as if nothing had happened."""
     # Two optimizer steps a generation: checkpoints asked for at step 3 wait for the end of the
     # round.
     settings = {"save_strategy": "steps", "save_steps": 3, "num_iterations": iterations}
     settings |= {"steps_per_generation": 4, "per_device_train_batch_size": 4}
-    whole, straight = train(config(tmp_path / "whole", **settings), ragged())
+    own = (lambda: {"critic": critic()}) if with_critic else dict
+    whole, straight = train(config(tmp_path / "whole", **settings), ragged(), **own())
     per_round = 2 * iterations
     assert whole.state.global_step == 3 * per_round
     saved = {int(path.name.split("-")[1]) for path in (tmp_path / "whole").glob("checkpoint-*")}
@@ -221,12 +253,13 @@ def test_resume_restores_scheduler_budget_and_rounds(tmp_path: Path, iterations:
     assert all(step % per_round == 0 for step in saved), "checkpoints are written between rounds"
 
     first = ragged()
-    train(config(tmp_path / "cut", **settings), first, stop_after=2 * per_round + 1)
+    train(config(tmp_path / "cut", **settings), first, stop_after=2 * per_round + 1, **own())
     last = max(
         (tmp_path / "cut").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])
     )
     second = ragged()
-    trainer, rest = train(config(tmp_path / "cut", **settings), second, resume=str(last))
+    again = config(tmp_path / "cut", **settings)
+    trainer, rest = train(again, second, resume=str(last), **own())
     done = int(last.name.split("-")[1]) // per_round
     assert done >= 1
     assert rest.rounds == straight.rounds[done:], "same plans, same completions, same advantages"

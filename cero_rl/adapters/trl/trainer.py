@@ -58,6 +58,7 @@ from cero_rl.adapters.rounds import (
 from cero_rl.adapters.trl.plan import plan_run
 from cero_rl.ops.advantage import Norm
 from cero_rl.scheduler import Scheduler, make_scheduler
+from cero_rl.scheduler.critic import PosteriorCritic
 from cero_rl.scheduler.ledger import Ledger
 from cero_rl.types import Allocation
 
@@ -115,6 +116,9 @@ class _RoundEnd(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if self.trainer.critic is not None:  # the policy moved, by this step's share of a full one
+            (rate, *_) = kwargs["lr_scheduler"].get_last_lr()
+            self.trainer.critic.advance(rate / args.learning_rate)
         if not self.trainer.between_rounds:
             if not control.should_training_stop:
                 self.save_due, control.should_save = self.save_due or control.should_save, False
@@ -134,7 +138,10 @@ class CeroGRPOTrainer(GRPOTrainer):
     scheduler must have one prompt per row of train_dataset and be in the same state on every
     process. A rollout counts as a success when its summed reward, or the reward function named by
     success_from, is above success_threshold. norm is that of cero_rl.ops.group_advantage; None
-    follows scale_rewards ("group": TRL's own formula, "none": centred).
+    follows scale_rewards ("group": TRL's own formula, "none": centred). A critic
+    (PosteriorCritic over the rows of train_dataset, docs/critic.md) gives the baseline instead of
+    the groups, and unless norm is "center" the round's root mean square its scale; it is saved and
+    restored with the scheduler.
 
     Raises ValueError, with the equation, for a config, scheduler and data set that do not fit
     together, and for what is not supported: iterable and image data sets, rollout_func, tools,
@@ -152,6 +159,7 @@ class CeroGRPOTrainer(GRPOTrainer):
         success_threshold: float = 0.5,
         success_from: str | None = None,
         norm: Norm | None = None,
+        critic: PosteriorCritic | None = None,
         **trl_options: Any,  # the rest of GRPOTrainer's arguments, unchanged
     ) -> None:
         if args is None or not isinstance(train_dataset, Dataset):
@@ -176,6 +184,7 @@ class CeroGRPOTrainer(GRPOTrainer):
         if own.max_steps <= 0:
             own.max_steps = self.run_plan.optimizer_steps
         self.scheduler = scheduler
+        self.critic = critic
         self.ledger = Ledger(
             scheduler.remaining_rollouts
             + (scheduler.pending.total_rollouts if scheduler.pending else 0)
@@ -331,7 +340,12 @@ class CeroGRPOTrainer(GRPOTrainer):
         total[per_func.isnan().all(dim=1)] = torch.nan
         signal = None if self._signal is None else per_func[:, self._signal].numpy()
         result = score_round(
-            allocation, total.numpy(), self.scheduler.value.shape[0], self.rule, signal
+            allocation,
+            total.numpy(),
+            self.scheduler.value.shape[0],
+            self.rule,
+            signal,
+            self.critic,
         )
         close_round(self.scheduler, result)
         self.ledger.book(allocation.total_rollouts)
@@ -382,13 +396,14 @@ class CeroGRPOTrainer(GRPOTrainer):
                 Path(self._get_output_dir(trial=trial))
                 / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
-            save_state(folder / STATE_FILE, self.scheduler, self.ledger, self._pool)
+            save_state(folder / STATE_FILE, self.scheduler, self.ledger, self._pool, self.critic)
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_state(Path(checkpoint) / STATE_FILE, self.scheduler, self.ledger, self._pool)
+            file = Path(checkpoint) / STATE_FILE
+            load_state(file, self.scheduler, self.ledger, self._pool, self.critic)
             self._planned = None
 
 
