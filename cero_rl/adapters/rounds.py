@@ -151,9 +151,8 @@ def _against_critic(
     """f64[R]: the rewards less what the critic expects of their groups; it learns from them."""
     counts = np.diff(offsets)
     group = np.repeat(np.arange(counts.size), counts)
-    sums, squares = (
-        np.bincount(group, weights=w, minlength=counts.size) for w in (rewards, rewards**2)
-    )
+    sums = np.bincount(group, weights=rewards, minlength=counts.size).astype(np.float64)
+    squares = np.bincount(group, weights=rewards**2, minlength=counts.size).astype(np.float64)
     groups = GroupSums(prompt_ids, sums, squares, counts)
     predicted = critic.predict(groups)
     critic.observe(groups, predicted)

@@ -83,6 +83,11 @@ class LearnerConfig(Section):
         "group that train, or all of them that have a reward, also those that the allocator or "
         "scheduler.keep_rule keeps out (Reinforce-Ada's global statistics)",
     )
+    positive_weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="factor of advantages above 0: less than 1 reinforces right answers less than "
+        "it discourages wrong ones, which keeps entropy and pass@k (arXiv 2506.01347)",
+    )
     aggregation: Literal["token_mean", "seq_mean", "group_mean", "prompt_mean", "constant"] = Field(
         default="group_mean",
         description="the loss is a mean over: all tokens; rollouts (of the mean over their "

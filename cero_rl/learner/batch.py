@@ -60,6 +60,8 @@ def make_batch(
         advantages, signal = advantages[chosen], signal[chosen]
     if config.learner.advantage == "batch_std":
         advantages = _by_root_mean_square(advantages, group)
+    if (weight := config.learner.positive_weight) < 1.0:
+        advantages = torch.where(advantages > 0, weight * advantages, advantages)
     return TrainingBatch(packed, advantages, signal)
 
 

@@ -213,6 +213,16 @@ def test_a_critic_makes_groups_of_one_and_of_equals_teach():
     assert batch.advantages.tolist() == pytest.approx(wanted / np.sqrt(squares), abs=1e-6)
 
 
+def test_right_answers_can_weigh_less_than_wrong_ones():
+    groups = ([1, 1, 1], [1, 0, 0]), ([1, 1], [0.5, 1])
+    plain = made_batch(rollouts_of(*groups), keep_all, config_of("learner.advantage=center"))
+    light = config_of("learner.advantage=center", "learner.positive_weight=0.1")
+    weighted = made_batch(rollouts_of(*groups), keep_all, light)
+    assert plain.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, -0.25, 0.25])
+    assert weighted.advantages.tolist() == pytest.approx([2 / 30, -1 / 3, -1 / 3, -0.25, 0.025])
+    assert weighted.signal.tolist() == plain.signal.tolist()
+
+
 @pytest.mark.parametrize("baseline", ["group", "posterior"])
 def test_the_root_mean_square_is_that_of_all_ranks(baseline: str):
     config = config_of(f"learner.baseline={baseline}", "learner.advantage=batch_std")
