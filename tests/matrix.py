@@ -116,7 +116,7 @@ BAD_INPUT = (
     "budget above rounds times capacity",
     "capacity above prompts times largest group",
     "sizes that do not divide",
-    "one rollout a group",
+    "no rollout a group",
     "prompt and response longer than the model",
     "conflicting ZeRO options",
     "GPU asked where there is none",

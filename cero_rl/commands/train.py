@@ -147,17 +147,17 @@ def _train(arguments: argparse.Namespace) -> int:
     config = choose_engine(config, on_gpu=group.device.type == "cuda")
     repairs = export_repairs(config) if config.checkpoint.export else ()
     rewards = try_rewards(config, data, group)
-    prompts = data.train.prompts
-    scheduler = scheduler_for_pool(config, prompts, warm=arguments.resume is None)
+    prompts, lengths = data.train.prompts, data.train.lengths
+    scheduler = scheduler_for_pool(config, prompts, lengths, warm=arguments.resume is None)
     run_dir = run_directory(config)
     start = Start(arguments.resume, arguments.overwrite, arguments.accept_new_reward)
     room = check_room(config, run_dir, resumed=arguments.resume is not None, group=group)
     identity = identity_of(config, data, group)
     resume = open_run_dir(run_dir, config, len(data.train), start, identity, group)
     if resume is not None:
-        scheduler = scheduler_of_checkpoint(config, prompts, resume)
+        scheduler = scheduler_of_checkpoint(config, prompts, lengths, resume)
     elif arguments.resume is not None:
-        scheduler = scheduler_for_pool(config, prompts)
+        scheduler = scheduler_for_pool(config, prompts, lengths)
     if group.is_main:
         print(
             f"cero_rl {__version__}: {config.name} on {group.world_size} "

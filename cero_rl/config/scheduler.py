@@ -117,6 +117,20 @@ class SchedulerConfig(Section):
     refit_prior_every: NonNegativeInt = _cero_option(
         "refit_prior_every", "rounds between empirical-Bayes fits of the prior; 0: off"
     )
+    cell_columns: tuple[str, ...] = Field(
+        default=(),
+        description="columns whose combined values make cells: prompts that resemble each other "
+        "and share a prior",
+    )
+    cell_length_bins: NonNegativeInt = Field(
+        default=0, description="cells by prompt length too, in this many quantiles; 0: off"
+    )
+    cell_prior: bool = _cero_option(
+        "cell_prior", "with cells, refit_prior_every fits each cell's prior, not the pool's"
+    )
+    cell_memory_rounds: PositiveFloat = _cero_option(
+        "cell_memory_rounds", "rounds that a cell's success rate is averaged over"
+    )
     streaming: bool = _cero_option(
         "streaming",
         "posterior and duals learn after every optimizer step of a round that "
@@ -151,6 +165,10 @@ class SchedulerConfig(Section):
         if (self.value == "progress") != (self.labels_column is not None):
             raise ValueError("value: progress and labels_column go together; give both or neither")
         return self
+
+    @property
+    def has_cells(self) -> bool:
+        return bool(self.cell_columns) or self.cell_length_bins > 1
 
     def cero_options(self, **given: Any) -> CeroOptions:
         """The record from the keys of this section and what other sections and the data say."""

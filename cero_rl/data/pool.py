@@ -26,6 +26,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """i64[P] prompt tokens."""
+        return np.array([ids.shape[0] for ids in self.tokens], dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class Data:

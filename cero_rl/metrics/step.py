@@ -64,6 +64,7 @@ NAMES = {
     "cero/set_aside_prompts": "whose next rollout is more likely to be lost than judged",
     "cero/price": "of a unit of budget (CERO)",
     "cero/slope_mean": "worth of one more unit, mean over the pool (CERO)",
+    "cero/cell_spread": "standard deviation of the cells' success rates over the pool (cells)",
     "cero/rollouts_mean": "rollouts of a group",
     "cero/rollouts_max": "rollouts of the largest group",
     "cero/effective_group_rate": "share of groups whose rewards differ",

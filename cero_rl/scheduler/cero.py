@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.budgeted import BudgetedScheduler
+from cero_rl.scheduler.cells import Cells
 from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.pool import PoolChange
-from cero_rl.scheduler.posterior import Floats, blocks
+from cero_rl.scheduler.posterior import Floats, Prior, blocks
 from cero_rl.scheduler.prior import FitMethod, fit_to_evidence
 from cero_rl.scheduler.progress import LearningProgress
 from cero_rl.scheduler.protocol import ExpectedTokens
@@ -34,7 +35,7 @@ from cero_rl.scheduler.sizes import BudgetSpec, Ids, Scalar, Shared, StateDict, 
 from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.scheduler.tokens import TokenCosts
 from cero_rl.scheduler.utility import utility_of
-from cero_rl.scheduler.value import ValueFunction, graded_variance, value_function
+from cero_rl.scheduler.worth import Worth
 from cero_rl.types import Allocation
 
 
@@ -57,7 +58,8 @@ class Cero(BudgetedScheduler):
     where a slope at 0 jumps by a whole step); proximal > 0, the curvature of the round problem
     that gives true group sizes; explore_units > 0, the most units of a prompt never seen;
     token_costs, margins per token (see open_round), and budget_tokens;
-    refit_prior_every > 0, rounds between empirical-Bayes fits; labels i64[P], progress_floor,
+    refit_prior_every > 0, rounds between empirical-Bayes fits; cells i64[P], whose prompts share
+    a prior (cell_prior, cell_memory_rounds); labels i64[P], progress_floor,
     progress_memory_rounds for value "progress".
 
     Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of
@@ -89,18 +91,10 @@ class Cero(BudgetedScheduler):
         self.tokens: TokenCosts | None = None
         if options.token_costs or options.budget_tokens is not None:
             self.tokens = TokenCosts(pool, options.budget_tokens)
-        self.progress: LearningProgress | None = None
-        if options.labels is not None:
-            self.progress = LearningProgress(
-                options.labels, pool, options.progress_floor, options.progress_memory_rounds
-            )
-        value = options.value
-        named = f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
-        self.value_name = named
-        group = spec.rollouts_per_unit * most
-        self._worth: ValueFunction = value if callable(value) else value_function(value, group)
-        # [P] sum of squared rewards, prior included
-        self._squares = self.posterior.a.copy() if value == "graded" else None
+        self.cells: Cells | None = None
+        if options.cells is not None:
+            self.cells = Cells(options.cells, pool, options.cell_memory_rounds)
+        self._worth = Worth(options, spec.rollouts_per_unit * most, self.posterior)
         self._exposure: Ids = np.zeros(pool, dtype=np.int64)  # [P] units executed so far
         self._price = float(options.price_init)
         self._revalue(None)
@@ -129,7 +123,14 @@ class Cero(BudgetedScheduler):
         numbers |= {"cero/price": float(self.price), "cero/slope_mean": float(self._slope.mean())}
         if self.tokens is not None and self.tokens.budget_tokens is not None:
             numbers["budget/remaining_tokens"] = int(self.tokens.left_tokens)
+        if self.cells is not None:
+            numbers["cero/cell_spread"] = self.cells.spread()
         return numbers
+
+    @property
+    def progress(self) -> LearningProgress | None:
+        """Of the families, for value "progress"."""
+        return self._worth.progress
 
     @property
     def exposure(self) -> Ids:
@@ -159,9 +160,8 @@ class Cero(BudgetedScheduler):
 
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
         super().warm_start(successes, failures)
-        if self._squares is not None:
-            self._squares += np.asarray(successes, dtype=np.float64)
-            self._revalue(None)
+        self._worth.warm_start(successes)
+        self._revalue(None)
         self._slope = np.minimum(4.0 * self._value, 1.0)
 
     def set_pool(
@@ -169,41 +169,42 @@ class Cero(BudgetedScheduler):
         previous: npt.ArrayLike,
         new_prior: tuple[float, float] = (1.0, 1.0),
         labels: npt.ArrayLike | None = None,
+        cells: npt.ArrayLike | None = None,
     ) -> None:
         """Exchange the pool between rounds: previous i64[P'] is each new prompt's index in the
         old pool, -1 for a prompt not in it.
 
         Prompts that stay keep posterior, slope, exposure and order of ties; new ones start from
-        the prior (`new_prior` where the run has one per prompt). labels i64[P'] for value
-        "progress". A resumed run must be built with the new size. Raises RuntimeError in the
-        middle of a round, ValueError for indices that repeat or do not exist or sizes that no
-        longer fit.
+        the prior (`new_prior` where the run has one per prompt, their cell's where it has cells).
+        labels i64[P'] for value "progress", cells i64[P'] where the run has cells. A resumed run
+        must be built with the new size. Raises RuntimeError in the middle of a round, ValueError
+        for indices that repeat or do not exist or sizes that no longer fit.
         """
         if self._current is not None:
             raise RuntimeError("set_pool() in the middle of a round: close it first")
         require(
-            (self.progress is not None) == (labels is not None),
-            "labels belong to value = 'progress', and there they are needed: one per prompt of the "
-            "new pool",
+            (self.cells is None) == (cells is None),
+            "cells: wanted where the run has them, one per prompt of the new pool",
         )
         change = PoolChange.of(np.asarray(previous), self.spec.num_prompts)
         spec = replace(self.spec, num_prompts=change.size)
+        grown = None
+        if self.cells is not None and cells is not None:
+            grown = self.cells.over(cells, change.size)
         posterior = change.posterior(self.posterior, new_prior)
-        progress = None
-        if self.progress is not None and labels is not None:
-            progress = self.progress.with_labels(labels, change.size)
+        progress = self._worth.labelled(labels, change.size)
 
         # Everything is checked: from here on the scheduler changes.
         self.spec = spec
         self._latest = None  # its groups are of the old pool: nothing of it can fail any more
         self._unjudged = self._unjudged.carried(change)
-        if self._squares is not None:
-            fresh = np.broadcast_to(posterior.prior[0], (change.size,))
-            self._squares = change.carry(self._squares, fresh)
+        self._worth.carry(change, posterior, progress)
         self.posterior = posterior
-        self.progress = progress
-        if not isinstance(posterior.prior[0], float):
+        if grown is None and not isinstance(posterior.prior[0], float):
             self._prior_identity = posterior.prior_identity()
+        self.cells = grown
+        if grown is not None and (prior := grown.prior()) is not None:
+            self._set_prior(prior)
         self._value = np.empty(change.size)
         self._revalue(None)
         self._slope = change.carry(self._slope, np.minimum(4.0 * self._value, 1.0))
@@ -291,27 +292,14 @@ class Cero(BudgetedScheduler):
         self._exposure[ids] += units
 
     def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
-        if self._squares is None:
-            return
-        fits = squares is not None and bool(((squares >= 0) & (squares <= wins + 1e-9)).all())
-        require(
-            fits,
-            "value = 'graded' needs squares, one sum of squared rewards in [0, successes] per "
-            "prompt",
-        )
+        self._worth.check(wins, squares)
 
     def _before_posterior(
         self, ids: Ids, wins: Floats, tries: Ids, squares: Floats, *, first: bool
     ) -> None:
-        if self._squares is not None:
-            if first:
-                prior, rho = self.posterior.prior[0], self.posterior.forgetting
-                self._squares *= rho
-                self._squares += (1.0 - rho) * prior
-            self._squares[ids] += squares
-        if self.progress is not None:
-            before = [counts[ids] for counts in self.posterior.evidence()]
-            self.progress.observe(ids, wins, tries, *before)
+        if self.cells is not None:
+            self.cells.observe(ids, wins, tries, self.posterior.evidence_at(ids))
+        self._worth.before_posterior(self.posterior, ids, wins, tries, squares, first=first)
 
     def _expect_tokens(self, expected_tokens: ExpectedTokens) -> None:
         if self.tokens is not None:
@@ -322,17 +310,7 @@ class Cero(BudgetedScheduler):
             self.tokens.spend(tokens)
 
     def _revalue(self, ids: Ids | None) -> None:
-        a, b, squares = self.posterior.a, self.posterior.b, self._squares
-        if self.progress is not None:
-            ids = None  # one prompt's progress changes the factor of all
-        for part in blocks(a.shape[0]) if ids is None else (ids,):
-            self._value[part] = (
-                self._worth(a[part], b[part])
-                if squares is None
-                else graded_variance(a[part], b[part], squares[part])
-            )
-        if self.progress is not None:
-            self._value *= self.progress.factor()
+        ids = self._worth.write(self.posterior, ids, self._value)
         self._discount(ids)
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
@@ -364,8 +342,9 @@ class Cero(BudgetedScheduler):
         self._price = min(max(self._price - step * gradient, 0.0), 1.0)
 
     def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
-        if self.progress is not None:
-            self.progress.close_round()
+        if self.cells is not None:
+            self.cells.close_round()
+        if self._worth.close_round():
             self._revalue(None)
         if (
             self.options.refit_prior_every
@@ -373,24 +352,35 @@ class Cero(BudgetedScheduler):
         ):
             self.refit_prior()
 
-    def refit_prior(self, method: FitMethod = "moments") -> tuple[float, float] | None:
-        """Exchange the prior for the one that the pool's own counts suggest, and return it;
-        prompts never served restart from it.
+    def refit_prior(self, method: FitMethod = "moments") -> Prior | None:
+        """Exchange the prior for the one that the pool's own counts suggest (with cells, and
+        cell_prior: each cell's, by moments), and return it; prompts never served restart from it.
 
         None, and no change, while fewer than two prompts have evidence.
         """
-        fresh = fit_to_evidence(*self.posterior.evidence(), method)
+        evidence = self.posterior.evidence()
+        fresh = fit_to_evidence(*evidence, method)
         if fresh is None:
             return None
-        if self._squares is not None:
-            self._squares += fresh[0] - self.posterior.prior[0]
-        self.posterior.set_prior(fresh)
+        if self.cells is not None and self.options.cell_prior:
+            fresh = self.cells.fit(*evidence)
+        self._set_prior(fresh)
         self._revalue(None)
         unserved = self._exposure == 0
         self._slope[unserved] = np.minimum(4.0 * self._value[unserved], 1.0)
         return fresh
 
+    def _set_prior(self, prior: tuple[float, float] | tuple[Floats, Floats]) -> None:
+        self._worth.before_prior(prior[0] - self.posterior.prior[0])
+        self.posterior.set_prior(prior)
+
     # --- state
+
+    @property
+    def _refits_one(self) -> bool:
+        """Is a prior for all prompts refitted?"""
+        by_cell = self.cells is not None and self.options.cell_prior
+        return self.options.refit_prior_every > 0 and not by_cell
 
     def _identity(self) -> dict[str, Scalar]:
         return {
@@ -400,13 +390,14 @@ class Cero(BudgetedScheduler):
             "price_init": self.options.price_init,
             "spend_down": self.options.spend_down,
             "utility": self.utility.name,
-            "value_name": self.value_name,
+            "value_name": self._worth.name,
             "plan": self.options.plan,
             "cap_shares": self.options.cap_shares or 0.0,
             "proximal": self.options.proximal,
             "explore_units": self.options.explore_units,
             "token_costs": self.options.token_costs,
             "refit_prior_every": self.options.refit_prior_every,
+            **self.options.cells_identity(),
         }
 
     def _extra_state(self) -> StateDict:
@@ -417,11 +408,9 @@ class Cero(BudgetedScheduler):
         }
         if self._pool_changed:
             state["tie_rank"] = self._tie_rank.copy()
-        if self._squares is not None:
-            state["squares"] = self._squares.copy()
-        if self.options.refit_prior_every:
+        if self._refits_one:
             state["prior_now"] = np.array(self.posterior.prior, dtype=np.float64)
-        for part in (self.tokens, self.progress):
+        for part in (self.tokens, self._worth, self.cells):
             state |= part.state() if part is not None else {}
         return state
 
@@ -442,17 +431,18 @@ class Cero(BudgetedScheduler):
                 "must be >= 0"
             )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
-        squares = None if self._squares is None else read_array(state, "squares", np.float64, pool)
-        prior = (
-            read_array(state, "prior_now", np.float64, 2)
-            if self.options.refit_prior_every
-            else None
+        require(
+            self.cells is not None or "cell_prior" not in state,
+            "scheduler state field 'cell_prior': it is of a run with cells, and this run has none",
         )
-        for part in (self.tokens, self.progress):
+        prior = read_array(state, "prior_now", np.float64, 2) if self._refits_one else None
+        for part in (self.tokens, self._worth, self.cells):
             if part is not None:
                 part.load(state)
-        self._slope, self._price, self._exposure, self._squares = slope, price, exposure, squares
+        self._slope, self._price, self._exposure = slope, price, exposure
         if tie_rank is not None:
             self._tie_rank, self._pool_changed = tie_rank, True
         if prior is not None:
             self.posterior.prior = (float(prior[0]), float(prior[1]))
+        elif self.cells is not None and (by_cell := self.cells.prior()) is not None:
+            self.posterior.prior = by_cell

@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy.typing as npt
 
-from cero_rl.scheduler.sizes import require
+from cero_rl.scheduler.sizes import Scalar, require
 from cero_rl.scheduler.utility import UtilityName
 from cero_rl.scheduler.value import ValueFunction, ValueName
 
@@ -37,6 +37,9 @@ class CeroOptions:
     token_costs: bool = False  # margins per expected response token
     budget_tokens: int | None = None  # a second limit, in response tokens
     refit_prior_every: int = 0  # rounds between empirical-Bayes fits of the prior; 0: off
+    cells: npt.ArrayLike | None = None  # i64[P] whose prompts resemble each other
+    cell_prior: bool = True  # is the refitted prior each cell's, or the pool's?
+    cell_memory_rounds: float = 10.0  # rounds that a cell's success rate is averaged over
     labels: npt.ArrayLike | None = None  # i64[P] families, for value "progress"
     progress_floor: float = 0.1
     progress_memory_rounds: float = 10.0
@@ -72,6 +75,17 @@ class CeroOptions:
             f"refit_prior_every = {self.refit_prior_every}, wanted 0 (off) or more",
         )
         require(
+            self.cells is None or self.refit_prior_every > 0,
+            f"cells need refit_prior_every > 0, got {self.refit_prior_every}: their prior is that "
+            "refit",
+        )
+        require(
             (self.value == "progress") == (self.labels is not None),
             "labels and value = 'progress' go together: give both or neither",
         )
+
+    def cells_identity(self) -> dict[str, Scalar]:
+        """What a saved state must agree in, where there are cells."""
+        if self.cells is None:
+            return {}
+        return {"cell_prior": self.cell_prior, "cell_memory_rounds": self.cell_memory_rounds}

@@ -210,6 +210,13 @@ class BetaPosterior:
         forgetting."""
         return np.maximum(self.a - self.prior[0], 0.0), np.maximum(self.b - self.prior[1], 0.0)
 
+    def evidence_at(self, ids: Counts) -> Floats:
+        """Both together, f64[len(ids)] of the prompts `ids`: rollouts that they were judged by."""
+        total = self.a[ids] + self.b[ids]
+        for prior in self.prior:
+            total -= prior[ids] if isinstance(prior, np.ndarray) else prior
+        return np.maximum(total, 0.0)
+
     def mean(self) -> Floats:
         """f64[P] expected success rate, in (0, 1)."""
         return self.a / (self.a + self.b)

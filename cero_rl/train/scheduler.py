@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.config import Config
-from cero_rl.config.scheduler import CERO_FAMILY
+from cero_rl.config.scheduler import CERO_FAMILY, SchedulerConfig
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import CheckpointError, ConfigError, DataError
 from cero_rl.files.plain import refuse_link
 from cero_rl.scheduler import Prior, Scheduler, make_scheduler, prior_from_pass_rate
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
+from cero_rl.scheduler.sizes import Ids
+
+MOST_CELLS = 512
 
 
 def _column(prompts: Sequence[Prompt], key: str, name: str) -> list[object]:
@@ -47,17 +50,53 @@ def pass_rates(prompts: Sequence[Prompt], name: str) -> npt.NDArray[np.float64]:
     return np.array(rates)
 
 
+def _groups(parts: Sequence[Sequence[object]]) -> npt.NDArray[np.int64]:
+    """i64[P]: prompts alike in all of `parts`, columns of P values each, have the same number."""
+    rows = [tuple(map(str, row)) for row in zip(*parts, strict=True)]
+    number = {row: at for at, row in enumerate(sorted(set(rows)))}
+    return np.array([number[row] for row in rows], dtype=np.int64)
+
+
+def _quantile_bins(values: Ids, bins: int) -> Ids:
+    """i64[P] in 0..bins-1: the share of the pool below each value, half of its equals counted."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    below = np.cumsum(counts) - 0.5 * counts
+    return np.floor(below * bins / values.shape[0]).astype(np.int64)[which]
+
+
+def cells_of(config: SchedulerConfig, prompts: Sequence[Prompt], lengths: Ids | None) -> Ids | None:
+    """i64[P] cells by the columns and the quantiles of prompt tokens that the configuration names;
+    None if it names none. Raises DataError for a column that is missing, or too many cells."""
+    if not config.has_cells:
+        return None
+    key = "scheduler.cell_columns"
+    parts: list[Sequence[object]] = [_column(prompts, key, name) for name in config.cell_columns]
+    if config.cell_length_bins > 1 and lengths is not None:
+        parts.append(_quantile_bins(lengths, config.cell_length_bins).tolist())
+    cells = _groups(parts) if parts else np.zeros(len(prompts), dtype=np.int64)
+    if (count := int(cells.max()) + 1) > MOST_CELLS:
+        raise DataError(
+            f"{key}, scheduler.cell_length_bins: {count} cells of {len(prompts)} prompts, wanted "
+            f"at most {MOST_CELLS}: a cell must hold prompts enough to predict another; name "
+            "columns with fewer values, or fewer bins"
+        )
+    return cells
+
+
 def build_scheduler(
     config: Config,
     num_prompts: int,
     prior: Prior | None = None,
-    labels: npt.NDArray[np.int64] | None = None,
+    labels: Ids | None = None,
+    cells: Ids | None = None,
 ) -> BudgetedScheduler:
     """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one
-    family."""
+    family, without `cells` those of the configuration as one cell."""
     wanted = config.scheduler
     if wanted.value == "progress" and labels is None:
         labels = np.zeros(num_prompts, dtype=np.int64)
+    if wanted.has_cells and cells is None:
+        cells = np.zeros(num_prompts, dtype=np.int64)
     try:
         cero = None
         if wanted.name in CERO_FAMILY:
@@ -65,6 +104,7 @@ def build_scheduler(
                 step_size=config.dual_step_size,
                 budget_tokens=config.budget.total_tokens,
                 labels=labels,
+                cells=cells,
             )
         return make_scheduler(
             wanted.name,
@@ -88,10 +128,18 @@ def build_scheduler(
 
 
 def scheduler_for_pool(
-    config: Config, prompts: Sequence[Prompt], *, warm: bool = True
+    config: Config,
+    prompts: Sequence[Prompt],
+    lengths: Ids | None = None,
+    *,
+    warm: bool = True,
 ) -> BudgetedScheduler:
-    """The run's scheduler: priors from measured pass rates, families, and with `warm` the evidence
-    of an earlier run where the configuration asks for it."""
+    """The run's scheduler: priors from measured pass rates, families, cells, and with `warm` the
+    evidence of an earlier run where the configuration asks for it.
+
+    lengths i64[P] are the prompts' tokens; without them (where there is no tokenizer yet) cells by
+    length are checked as one.
+    """
     wanted = config.scheduler
     prior = labels = None
     if wanted.pass_rate_column is not None:
@@ -99,12 +147,9 @@ def scheduler_for_pool(
             pass_rates(prompts, wanted.pass_rate_column), wanted.pass_rate_strength, wanted.prior
         )
     if wanted.labels_column is not None:
-        names = [
-            str(value)
-            for value in _column(prompts, "scheduler.labels_column", wanted.labels_column)
-        ]
-        labels = np.unique(names, return_inverse=True)[1].astype(np.int64)
-    scheduler = build_scheduler(config, len(prompts), prior, labels)
+        labels = _groups([_column(prompts, "scheduler.labels_column", wanted.labels_column)])
+    cells = cells_of(wanted, prompts, lengths)
+    scheduler = build_scheduler(config, len(prompts), prior, labels, cells)
     if warm and wanted.warm_start is not None and wanted.name in CERO_FAMILY:
         refuse_link(Path(wanted.warm_start))
         try:
@@ -126,13 +171,14 @@ def scheduler_for_pool(
 
 
 def scheduler_of_checkpoint(
-    config: Config, prompts: Sequence[Prompt], checkpoint: Path
+    config: Config, prompts: Sequence[Prompt], lengths: Ids, checkpoint: Path
 ) -> BudgetedScheduler:
     """One that the checkpoint's state fits: planned with the budget of its run's beginning, and
     without a warm start, whose evidence is in the state."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     budget = config.budget.model_copy(update={"total_rollouts": state["scheduler.budget_rollouts"]})
-    return scheduler_for_pool(config.model_copy(update={"budget": budget}), prompts, warm=False)
+    planned = config.model_copy(update={"budget": budget})
+    return scheduler_for_pool(planned, prompts, lengths, warm=False)
 
 
 def save_evidence(path: Path, scheduler: Scheduler, prompts: Sequence[Prompt]) -> None:

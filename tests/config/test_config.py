@@ -163,9 +163,9 @@ def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
         ),
         ("optimizer.learning_rate=.nan", "optimizer.learning_rate: got nan"),
         pytest.param(
-            "scheduler.rollouts_per_unit=1",
-            "scheduler.rollouts_per_unit: got 1",
-            marks=pytest.mark.covers("one rollout a group"),
+            "scheduler.rollouts_per_unit=0",
+            "scheduler.rollouts_per_unit: got 0",
+            marks=pytest.mark.covers("no rollout a group"),
         ),
         (
             "learner={baseline: posterior, advantage: rloo}",

@@ -18,6 +18,7 @@ from cero_rl.scheduler.cero import Cero
 from cero_rl.scheduler.rivals.keep import KeepRule
 from cero_rl.train.scheduler import (
     build_scheduler,
+    cells_of,
     pass_rates,
     save_evidence,
     scheduler_for_pool,
@@ -188,3 +189,40 @@ def test_a_run_begins_with_the_evidence_of_an_earlier_one(tmp_path: Path) -> Non
         scheduler_for_pool(config(f"scheduler.warm_start={path}"), pool(200)[136:])
     with pytest.raises(CheckpointError, match=r"posterior\.parquet of an earlier run"):
         scheduler_for_pool(config(f"scheduler.warm_start={tmp_path / 'no.parquet'}"), prompts)
+
+
+def test_cells_come_from_columns_and_prompt_lengths() -> None:
+    prompts, lengths = pool(), np.repeat([5, 9, 9, 30], 16)
+    keys = [
+        "scheduler.cell_columns=[family]",
+        "scheduler.cell_length_bins=3",
+        "scheduler.refit_prior_every=1",
+    ]
+    cells = cells_of(config(*keys).scheduler, prompts, lengths)
+    assert cells is not None
+    by_hand = [(prompt.columns["family"], length) for prompt, length in zip(prompts, lengths)]
+    assert len(set(by_hand)) == int(cells.max()) + 1 == 6
+    assert len(set(zip(by_hand, cells.tolist()))) == 6
+    scheduler = scheduler_for_pool(config(*keys), prompts, lengths)
+    assert isinstance(scheduler, Cero)
+    assert scheduler.cells is not None
+    np.testing.assert_array_equal(scheduler.cells.labels, cells)
+    assert play(scheduler) == 512
+    # without a tokenizer lengths are not known yet: checked with the columns alone
+    alone = cells_of(config(*keys).scheduler, prompts, None)
+    assert alone is not None
+    assert alone.max() == 1
+    assert cells_of(config().scheduler, prompts, lengths) is None
+    assert isinstance(build_scheduler(config(*keys), 64), Cero)
+
+
+def test_cells_that_do_not_fit_are_refused() -> None:
+    refit = "scheduler.refit_prior_every=1"
+    with pytest.raises(DataError, match=r"cell_columns: no column 'topic' .* family, pass_rate"):
+        scheduler_for_pool(config("scheduler.cell_columns=[topic]", refit), pool())
+    with pytest.raises(DataError, match="600 cells of 600 prompts, wanted at most 512"):
+        scheduler_for_pool(
+            config("scheduler.cell_length_bins=600", refit), pool(600), np.arange(600)
+        )
+    with pytest.raises(ConfigError, match="cells need refit_prior_every > 0, got 0"):
+        scheduler_for_pool(config("scheduler.cell_columns=[family]"), pool())

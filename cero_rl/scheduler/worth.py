@@ -1,0 +1,152 @@
+"""The worth of a rollout of every prompt, put together: a function of its posterior, what that
+function needs beside it, and what multiplies it.
+
+In: the posterior, and the evidence of each round before the posterior takes it in. Out: worth
+f64[P] in [0, 1/4], which CERO allocates by. The functions are in value.py, learning progress is in
+progress.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cero_rl.scheduler.options import CeroOptions
+from cero_rl.scheduler.pool import PoolChange
+from cero_rl.scheduler.posterior import BetaPosterior, Floats, blocks
+from cero_rl.scheduler.progress import LearningProgress
+from cero_rl.scheduler.sizes import Ids, StateDict, require
+from cero_rl.scheduler.state import read_array
+from cero_rl.scheduler.value import ValueFunction, graded_variance, value_function
+
+
+class Worth:
+    """Of a pool of P prompts, from groups of at most `group` rollouts. Raises ValueError for
+    options that do not fit the pool."""
+
+    def __init__(self, options: CeroOptions, group: int, posterior: BetaPosterior) -> None:
+        value = options.value
+        self.name = f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
+        self._function: ValueFunction = value if callable(value) else value_function(value, group)
+        # [P] sum of squared rewards, prior included
+        self._squares = posterior.a.copy() if value == "graded" else None
+        self.progress: LearningProgress | None = None
+        if options.labels is not None:
+            self.progress = LearningProgress(
+                options.labels,
+                posterior.a.shape[0],
+                options.progress_floor,
+                options.progress_memory_rounds,
+            )
+
+    @property
+    def is_graded(self) -> bool:
+        """Does it need the sums of squared rewards?"""
+        return self._squares is not None
+
+    def write(self, posterior: BetaPosterior, ids: Ids | None, out: Floats) -> Ids | None:
+        """Recompute entries `ids` (None: all) of out f64[P]; returns which were (None: all)."""
+        a, b, squares = posterior.a, posterior.b, self._squares
+        if self.progress is not None:
+            ids = None  # one prompt's progress changes the factor of all
+        for part in blocks(a.shape[0]) if ids is None else (ids,):
+            out[part] = (
+                self._function(a[part], b[part])
+                if squares is None
+                else graded_variance(a[part], b[part], squares[part])
+            )
+        if self.progress is not None:
+            out *= self.progress.factor()
+        return ids
+
+    # --- evidence
+
+    def warm_start(self, successes: npt.ArrayLike) -> None:
+        """Evidence f64[P] of an earlier run came to the posterior; its rewards count as 0 or 1."""
+        if self._squares is not None:
+            self._squares += np.asarray(successes, dtype=np.float64)
+
+    def check(self, wins: Floats, squares: Floats | None) -> None:
+        """Raises ValueError for sums of squares [G] that are needed and missing, or impossible."""
+        if self._squares is None:
+            return
+        fits = squares is not None and bool(((squares >= 0) & (squares <= wins + 1e-9)).all())
+        require(
+            fits,
+            "value = 'graded' needs squares, one sum of squared rewards in [0, successes] per "
+            "prompt",
+        )
+
+    def before_posterior(
+        self,
+        posterior: BetaPosterior,
+        ids: Ids,
+        wins: Floats,
+        tries: Ids,
+        squares: Floats,
+        *,
+        first: bool,
+    ) -> None:
+        """Checked evidence [G] that the posterior has not taken in yet; `first`: of its round."""
+        if self._squares is not None:
+            if first:
+                prior, rho = posterior.prior[0], posterior.forgetting
+                self._squares *= rho
+                self._squares += (1.0 - rho) * prior
+            self._squares[ids] += squares
+        if self.progress is not None:
+            before = [counts[ids] for counts in posterior.evidence()]
+            self.progress.observe(ids, wins, tries, *before)
+
+    def before_prior(self, change: Floats | float) -> None:
+        """The prior's pseudo-successes a0 are about to change by `change`."""
+        if self._squares is not None:
+            self._squares += change
+
+    def close_round(self) -> bool:
+        """The round is over; did that change the worth of all?"""
+        if self.progress is None:
+            return False
+        self.progress.close_round()
+        return True
+
+    # --- another pool
+
+    def labelled(self, labels: npt.ArrayLike | None, num_prompts: int) -> LearningProgress | None:
+        """The progress over a pool with `labels` i64[P']. Raises ValueError; changes nothing."""
+        require(
+            (self.progress is not None) == (labels is not None),
+            "labels belong to value = 'progress', and there they are needed: one per prompt of the "
+            "new pool",
+        )
+        if self.progress is None or labels is None:
+            return None
+        return self.progress.with_labels(labels, num_prompts)
+
+    def carry(
+        self, change: PoolChange, posterior: BetaPosterior, progress: LearningProgress | None
+    ) -> None:
+        """Go over to the pool of `posterior`."""
+        if self._squares is not None:
+            fresh = np.broadcast_to(posterior.prior[0], (change.size,))
+            self._squares = change.carry(self._squares, fresh)
+        self.progress = progress
+
+    # --- state
+
+    def state(self) -> StateDict:
+        state: StateDict = {}
+        if self._squares is not None:
+            state["squares"] = self._squares.copy()
+        if self.progress is not None:
+            state |= self.progress.state()
+        return state
+
+    def load(self, state: StateDict) -> None:
+        """The inverse of `state`. Raises ValueError for a damaged one."""
+        squares = self._squares
+        if squares is not None:
+            squares = read_array(state, "squares", np.float64, squares.shape[0])
+        if self.progress is not None:
+            self.progress.load(state)
+        self._squares = squares
