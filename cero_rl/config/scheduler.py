@@ -100,6 +100,12 @@ class SchedulerConfig(Section):
     )
     utility: UtilityName = _cero_option("utility", "family of U")
     value: ValueName = _cero_option("value", "worth of a rollout")
+    pass_k: PositiveInt = _cero_option("pass_k", "the k of value: pass_at_k")
+    weights_column: str | None = Field(
+        default=None,
+        description="column of fixed weights in [0, 1] that multiply the worth of a prompt's "
+        "rollouts: what is known beforehand, or an upper bound of what could be",
+    )
     labels_column: str | None = Field(
         default=None, description="column that groups prompts into families, for value: progress"
     )

@@ -31,9 +31,12 @@ from cero_rl.scheduler.utility import (
 from cero_rl.scheduler.value import (
     ValueFunction,
     ValueName,
+    expected_deviation,
     graded_variance,
     hit_utility,
     live_probability,
+    maxrl_worth,
+    pass_at_k_worth,
 )
 
 __all__ = [
@@ -59,6 +62,7 @@ __all__ = [
     "ValueFunction",
     "ValueName",
     "conjugate",
+    "expected_deviation",
     "export_posterior",
     "fit_beta_prior",
     "graded_variance",
@@ -68,6 +72,8 @@ __all__ = [
     "indices_of",
     "live_probability",
     "make_scheduler",
+    "maxrl_worth",
+    "pass_at_k_worth",
     "prior_from_pass_rate",
     "proximal_plan",
     "ranked_plan",

@@ -52,7 +52,8 @@ class Cero(BudgetedScheduler):
     budget in tokens can leave a round unfilled.)
 
     Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family
-    of U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]);
+    of U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]), and
+    pass_k; weights f64[P] in [0, 1] that it is multiplied by;
     plan "resolve" or "thompson" instead of the duals; cap_shares, the most fair shares of
     exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units,
     where a slope at 0 jumps by a whole step); proximal > 0, the curvature of the round problem
@@ -251,6 +252,8 @@ class Cero(BudgetedScheduler):
                 )
                 if self._unjudged.any:
                     score *= self._unjudged.factor(self.posterior)
+                if (factor := self._worth.factor()) is not None:
+                    score *= factor
                 price, capacity = -1.0, fair_units(units_left, rounds_left, capacity)
             if self.options.token_costs and self.tokens is not None:
                 score = score / self.tokens.relative()
@@ -390,7 +393,7 @@ class Cero(BudgetedScheduler):
             "price_init": self.options.price_init,
             "spend_down": self.options.spend_down,
             "utility": self.utility.name,
-            "value_name": self._worth.name,
+            **self._worth.identity(),
             "plan": self.options.plan,
             "cap_shares": self.options.cap_shares or 0.0,
             "proximal": self.options.proximal,
@@ -431,10 +434,12 @@ class Cero(BudgetedScheduler):
                 "must be >= 0"
             )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
-        require(
-            self.cells is not None or "cell_prior" not in state,
-            "scheduler state field 'cell_prior': it is of a run with cells, and this run has none",
-        )
+        own = self._identity()
+        for key in ("cell_prior", "weights"):
+            require(
+                key in own or key not in state,
+                f"scheduler state field {key!r} is of a run that had it, and this run has none",
+            )
         prior = read_array(state, "prior_now", np.float64, 2) if self._refits_one else None
         for part in (self.tokens, self._worth, self.cells):
             if part is not None:

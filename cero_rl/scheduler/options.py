@@ -30,6 +30,8 @@ class CeroOptions:
     streaming: bool = False  # posterior and duals learn at every observe()
     utility: UtilityName = "exponential"
     value: ValueName | ValueFunction = "variance"  # worth of a rollout
+    pass_k: int = 4  # the k of value "pass_at_k"
+    weights: npt.ArrayLike | None = None  # f64[P] in [0, 1], what every worth is multiplied by
     plan: PlanName = "duals"
     cap_shares: float | None = None  # cap of a prompt's supporting exposure, in fair shares
     proximal: float = 0.0  # curvature of the round problem: group sizes of their own
@@ -65,6 +67,7 @@ class CeroOptions:
             "plan = 'thompson' draws success rates: it needs value = 'variance', got "
             f"{self.value!r}",
         )
+        require(self.pass_k >= 1, f"pass_k = {self.pass_k}, wanted an integer >= 1")
         require(
             0.0 <= self.proximal < math.inf and (not self.proximal or self.plan == "duals"),
             f"proximal = {self.proximal:g} with plan = {self.plan!r}: wanted a finite number >= 0, "

@@ -8,6 +8,8 @@ progress.py.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,9 +17,18 @@ from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.pool import PoolChange
 from cero_rl.scheduler.posterior import BetaPosterior, Floats, blocks
 from cero_rl.scheduler.progress import LearningProgress
-from cero_rl.scheduler.sizes import Ids, StateDict, require
+from cero_rl.scheduler.sizes import Ids, Scalar, StateDict, require
 from cero_rl.scheduler.state import read_array
 from cero_rl.scheduler.value import ValueFunction, graded_variance, value_function
+
+
+def _checked_weights(weights: npt.ArrayLike, num_prompts: int) -> Floats:
+    checked = np.array(weights, dtype=np.float64)
+    require(
+        checked.shape == (num_prompts,) and bool(((checked >= 0.0) & (checked <= 1.0)).all()),
+        f"weights: wanted {num_prompts} numbers in [0, 1], one per prompt",
+    )
+    return checked
 
 
 class Worth:
@@ -26,8 +37,16 @@ class Worth:
 
     def __init__(self, options: CeroOptions, group: int, posterior: BetaPosterior) -> None:
         value = options.value
-        self.name = f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
-        self._function: ValueFunction = value if callable(value) else value_function(value, group)
+        if callable(value):
+            self._function: ValueFunction = value
+            self.name = f"{value.__module__}.{value.__qualname__}"
+        else:
+            self._function = value_function(value, group, options.pass_k)
+            self.name = f"pass_at_{options.pass_k}" if value == "pass_at_k" else value
+        # [P] in [0, 1]
+        self._weights = None
+        if options.weights is not None:
+            self._weights = _checked_weights(options.weights, posterior.a.shape[0])
         # [P] sum of squared rewards, prior included
         self._squares = posterior.a.copy() if value == "graded" else None
         self.progress: LearningProgress | None = None
@@ -55,9 +74,16 @@ class Worth:
                 if squares is None
                 else graded_variance(a[part], b[part], squares[part])
             )
+            if self._weights is not None:
+                out[part] *= self._weights[part]
         if self.progress is not None:
             out *= self.progress.factor()
         return ids
+
+    def factor(self) -> Floats | None:
+        """f64[P] in [0, 1] that the worth is multiplied by beside the posterior; None: by nothing.
+        For a plan with a worth of its own."""
+        return self._weights
 
     # --- evidence
 
@@ -114,6 +140,7 @@ class Worth:
 
     def labelled(self, labels: npt.ArrayLike | None, num_prompts: int) -> LearningProgress | None:
         """The progress over a pool with `labels` i64[P']. Raises ValueError; changes nothing."""
+        require(self._weights is None, "weights are those of one pool: it cannot be exchanged")
         require(
             (self.progress is not None) == (labels is not None),
             "labels belong to value = 'progress', and there they are needed: one per prompt of the "
@@ -133,6 +160,13 @@ class Worth:
         self.progress = progress
 
     # --- state
+
+    def identity(self) -> dict[str, Scalar]:
+        """What a saved state must agree in."""
+        named: dict[str, Scalar] = {"value_name": self.name}
+        if self._weights is not None:
+            named["weights"] = "sha256:" + hashlib.sha256(self._weights.tobytes()).hexdigest()
+        return named
 
     def state(self) -> StateDict:
         state: StateDict = {}

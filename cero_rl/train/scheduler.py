@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from cero_rl.config import Config
 from cero_rl.config.scheduler import CERO_FAMILY, SchedulerConfig
@@ -22,6 +21,7 @@ from cero_rl.files.plain import refuse_link
 from cero_rl.scheduler import Prior, Scheduler, make_scheduler, prior_from_pass_rate
 from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.export import export_posterior, import_posterior
+from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.sizes import Ids
 
 MOST_CELLS = 512
@@ -35,22 +35,25 @@ def _column(prompts: Sequence[Prompt], key: str, name: str) -> list[object]:
     return [prompt.columns[name] for prompt in prompts]
 
 
-def pass_rates(prompts: Sequence[Prompt], name: str) -> npt.NDArray[np.float64]:
+def pass_rates(prompts: Sequence[Prompt], name: str) -> Floats:
     """f64[P] in [0, 1], nan where the column is null. Raises DataError for anything else."""
-    rates = []
-    for row, value in enumerate(_column(prompts, "scheduler.pass_rate_column", name)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0
-        ):
-            raise DataError(
-                f"scheduler.pass_rate_column: prompt {row} has {name} = {value!r}, wanted a "
-                "number in [0, 1] or null"
-            )
-        rates.append(np.nan if value is None else float(value))
-    return np.array(rates)
+    return _shares(prompts, "scheduler.pass_rate_column", name, null=True)
 
 
-def _groups(parts: Sequence[Sequence[object]]) -> npt.NDArray[np.int64]:
+def _shares(prompts: Sequence[Prompt], key: str, name: str, *, null: bool = False) -> Floats:
+    shares = []
+    for row, value in enumerate(_column(prompts, key, name)):
+        if value is None and null:
+            shares.append(np.nan)
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+            wanted = "a number in [0, 1] or null" if null else "a number in [0, 1]"
+            raise DataError(f"{key}: prompt {row} has {name} = {value!r}, wanted {wanted}")
+        shares.append(float(value))
+    return np.array(shares)
+
+
+def _groups(parts: Sequence[Sequence[object]]) -> Ids:
     """i64[P]: prompts alike in all of `parts`, columns of P values each, have the same number."""
     rows = [tuple(map(str, row)) for row in zip(*parts, strict=True)]
     number = {row: at for at, row in enumerate(sorted(set(rows)))}
@@ -89,6 +92,7 @@ def build_scheduler(
     prior: Prior | None = None,
     labels: Ids | None = None,
     cells: Ids | None = None,
+    weights: Floats | None = None,
 ) -> BudgetedScheduler:
     """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one
     family, without `cells` those of the configuration as one cell."""
@@ -105,6 +109,7 @@ def build_scheduler(
                 budget_tokens=config.budget.total_tokens,
                 labels=labels,
                 cells=cells,
+                weights=weights,
             )
         return make_scheduler(
             wanted.name,
@@ -134,8 +139,8 @@ def scheduler_for_pool(
     *,
     warm: bool = True,
 ) -> BudgetedScheduler:
-    """The run's scheduler: priors from measured pass rates, families, cells, and with `warm` the
-    evidence of an earlier run where the configuration asks for it.
+    """The run's scheduler: priors from measured pass rates, families, cells, weights, and with
+    `warm` the evidence of an earlier run where the configuration asks for it.
 
     lengths i64[P] are the prompts' tokens; without them (where there is no tokenizer yet) cells by
     length are checked as one.
@@ -149,7 +154,10 @@ def scheduler_for_pool(
     if wanted.labels_column is not None:
         labels = _groups([_column(prompts, "scheduler.labels_column", wanted.labels_column)])
     cells = cells_of(wanted, prompts, lengths)
-    scheduler = build_scheduler(config, len(prompts), prior, labels, cells)
+    weights = None
+    if wanted.weights_column is not None:
+        weights = _shares(prompts, "scheduler.weights_column", wanted.weights_column)
+    scheduler = build_scheduler(config, len(prompts), prior, labels, cells, weights)
     if warm and wanted.warm_start is not None and wanted.name in CERO_FAMILY:
         refuse_link(Path(wanted.warm_start))
         try:

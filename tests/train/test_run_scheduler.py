@@ -216,6 +216,20 @@ def test_cells_come_from_columns_and_prompt_lengths() -> None:
     assert isinstance(build_scheduler(config(*keys), 64), Cero)
 
 
+def test_weights_come_from_a_column() -> None:
+    rows = [{"weight": 1 if i % 2 else 0.25} for i in range(64)]
+    prompts = [make_prompt(f"question {i}", "1", "test", row) for i, row in enumerate(rows)]
+    scheduler = scheduler_for_pool(config("scheduler.weights_column=weight"), prompts)
+    assert scheduler.value.tolist() == pytest.approx([1 / 24, 1 / 6] * 32)
+    for row, found in (({"weight": None}, "None"), ({"weight": True}, "True"), ({"weight": 2}, 2)):
+        bad = [*prompts[:-1], make_prompt("q", "1", "test", row)]
+        with pytest.raises(
+            DataError,
+            match=rf"weights_column: prompt 63 has weight = {found}, wanted a number in \[0, 1\]$",
+        ):
+            scheduler_for_pool(config("scheduler.weights_column=weight"), bad)
+
+
 def test_cells_that_do_not_fit_are_refused() -> None:
     refit = "scheduler.refit_prior_every=1"
     with pytest.raises(DataError, match=r"cell_columns: no column 'topic' .* family, pass_rate"):
