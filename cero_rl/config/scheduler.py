@@ -18,7 +18,7 @@ from cero_rl.config.base import (
     Section,
 )
 from cero_rl.config.paths import PathText
-from cero_rl.scheduler.options import CeroOptions, PlanName
+from cero_rl.scheduler.options import CeroOptions, DirectionName, PlanName
 from cero_rl.scheduler.registry import ALLOCATORS
 from cero_rl.scheduler.rivals.keep import KeepName
 from cero_rl.scheduler.utility import UtilityName
@@ -136,6 +136,28 @@ class SchedulerConfig(Section):
     )
     cell_memory_rounds: PositiveFloat = _cero_option(
         "cell_memory_rounds", "rounds that a cell's success rate is averaged over"
+    )
+    direction: DirectionName = _cero_option(
+        "direction",
+        "a factor on the worth of each cell; first_looks: what training on it brings prompts that "
+        "were never trained on",
+    )
+    direction_floor: Annotated[float, Field(ge=0, le=1)] = _cero_option(
+        "direction_floor", "its smallest value"
+    )
+    direction_ucb: NonNegativeFloat = _cero_option(
+        "direction_ucb", "standard errors that a cell is given in advance"
+    )
+    direction_memory_rounds: PositiveFloat = _cero_option(
+        "direction_memory_rounds", "rounds with looks that it is fitted over"
+    )
+    probe_share: Annotated[float, Field(ge=0, le=0.25)] = _cero_option(
+        "probe_share",
+        "of each cell's prompts, and of the budget: looked at in turn and never trained on, for "
+        "direction",
+    )
+    explore_share: Annotated[float, Field(ge=0, le=0.5)] = _cero_option(
+        "explore_share", "of the budget: for the prompts looked at longest ago, against starvation"
     )
     streaming: bool = _cero_option(
         "streaming",

@@ -9,37 +9,28 @@ exposure, over the largest possible slope) and the run keeps one price nu in [0,
 budget. A round gives units to the largest positive margins v - nu; then both duals take one
 projected gradient step, against the plan as made (not as clipped by the budget) and the worth
 just re-estimated. With its defaults the class is that algorithm; what further options bring goes
-beyond it, lives in a module of its own (utility, value, plan, rules, tokens, progress, prior) and
-is only put together here.
+beyond it, lives in a module of its own. planning.py has the state and the choice of a round; here
+is what rounds teach, and what is saved.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from cero_rl.scheduler.budgeted import BudgetedScheduler
-from cero_rl.scheduler.cells import Cells
-from cero_rl.scheduler.options import CeroOptions
-from cero_rl.scheduler.plan import proximal_plan, ranked_plan
+from cero_rl.scheduler.planning import CeroPlans
 from cero_rl.scheduler.pool import PoolChange
 from cero_rl.scheduler.posterior import Floats, Prior, blocks
 from cero_rl.scheduler.prior import FitMethod, fit_to_evidence
-from cero_rl.scheduler.progress import LearningProgress
-from cero_rl.scheduler.protocol import ExpectedTokens
-from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
-from cero_rl.scheduler.sizes import BudgetSpec, Ids, Scalar, Shared, StateDict, require
+from cero_rl.scheduler.sizes import Ids, Scalar, StateDict, require
 from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.scheduler.tokens import TokenCosts
-from cero_rl.scheduler.utility import utility_of
-from cero_rl.scheduler.worth import Worth
 from cero_rl.types import Allocation
 
 
-class Cero(BudgetedScheduler):
+class Cero(CeroPlans):
     """CERO over a pool of P prompts: a selected prompt gets a group of at most g*Nmax rollouts
     (rollouts_per_unit times max_units_per_prompt) in a round.
 
@@ -51,17 +42,8 @@ class Cero(BudgetedScheduler):
     plan that the duals learn from, so prompts still rotate. (Small exploration groups and a
     budget in tokens can leave a round unfilled.)
 
-    Beyond the papers, each off by default (docs/scheduler.md has figures): utility, the family
-    of U; value, the worth of a rollout (a name, or a function of (a [n], b [n]) -> [0, 1/4]), and
-    pass_k; weights f64[P] in [0, 1] that it is multiplied by;
-    plan "resolve" or "thompson" instead of the duals; cap_shares, the most fair shares of
-    exposure that a slope may point to (exact for plans below it; None: rounds * Nmax units,
-    where a slope at 0 jumps by a whole step); proximal > 0, the curvature of the round problem
-    that gives true group sizes; explore_units > 0, the most units of a prompt never seen;
-    token_costs, margins per token (see open_round), and budget_tokens;
-    refit_prior_every > 0, rounds between empirical-Bayes fits; cells i64[P], whose prompts share
-    a prior (cell_prior, cell_memory_rounds); labels i64[P], progress_floor,
-    progress_memory_rounds for value "progress".
+    What goes beyond the papers is off by default: CeroOptions says what each option is,
+    docs/scheduler.md what it brings.
 
     Raises ValueError for sizes that contradict each other (see BudgetSpec) and for options out of
     range (see CeroOptions).
@@ -69,99 +51,11 @@ class Cero(BudgetedScheduler):
 
     name = "cero"
 
-    def __init__(self, spec: BudgetSpec, shared: Shared, options: CeroOptions) -> None:
-        super().__init__(spec, shared)
-        most = spec.max_units_per_prompt
-        require(
-            0 <= options.explore_units <= most,
-            f"explore_units = {options.explore_units}, wanted 0 (off) .. max_units_per_prompt = "
-            f"{most}",
-        )
-        require(
-            not options.refit_prior_every or isinstance(self.posterior.prior[0], float),
-            f"refit_prior_every = {options.refit_prior_every} needs one prior for all prompts; "
-            "wanted 0 (off)",
-        )
-        self.options = options
-        self.streaming = options.streaming
-        self.saturation = float(shared.saturation)
-        published = 1.0 / math.sqrt(spec.rounds)
-        self.step_size = published if options.step_size is None else float(options.step_size)
-        self.utility = utility_of(options.utility)
-        pool = spec.num_prompts
-        self.tokens: TokenCosts | None = None
-        if options.token_costs or options.budget_tokens is not None:
-            self.tokens = TokenCosts(pool, options.budget_tokens)
-        self.cells: Cells | None = None
-        if options.cells is not None:
-            self.cells = Cells(options.cells, pool, options.cell_memory_rounds)
-        self._worth = Worth(options, spec.rollouts_per_unit * most, self.posterior)
-        self._exposure: Ids = np.zeros(pool, dtype=np.int64)  # [P] units executed so far
-        self._price = float(options.price_init)
-        self._revalue(None)
-        self._slope: Floats = np.minimum(4.0 * self._value, 1.0)
-        # Equal slopes go by this permutation, drawn once: a stateless rule, so a resumed run and
-        # every rank break ties alike.
-        self._tie_rank: Ids = np.random.default_rng(self.seed).permutation(pool)
-        self._pool_changed = False
-
-    # --- what can be read, and told
-
-    @property
-    def slope(self) -> Floats:
-        """f64[P] copy of v, in [0, 1] (multiples of slope_max): today's worth of one more unit
-        of each prompt."""
-        return self._slope.copy()
-
-    @property
-    def price(self) -> float:
-        """nu, in [0, 1] (multiples of slope_max): today's price of one unit of budget."""
-        return self._price
-
-    def metrics(self) -> dict[str, float | int]:
-        """The means of every allocator, the price, the mean slope, and tokens left of a budget."""
-        numbers = super().metrics()
-        numbers |= {"cero/price": float(self.price), "cero/slope_mean": float(self._slope.mean())}
-        if self.tokens is not None and self.tokens.budget_tokens is not None:
-            numbers["budget/remaining_tokens"] = int(self.tokens.left_tokens)
-        if self.cells is not None:
-            numbers["cero/cell_spread"] = self.cells.spread()
-        return numbers
-
-    @property
-    def progress(self) -> LearningProgress | None:
-        """Of the families, for value "progress"."""
-        return self._worth.progress
-
-    @property
-    def exposure(self) -> Ids:
-        """i64[P] copy: units executed of each prompt so far."""
-        return self._exposure.copy()
-
-    @property
-    def slope_max(self) -> float:
-        """1/unit: the utility slope of a prompt of worth 1/4 at exposure 0."""
-        return self.saturation * self.spec.num_prompts / self.spec.budget_units
-
-    @property
-    def exposure_cap(self) -> float:
-        """Units: the most one prompt can get in the run, or the lower cap on its supporting
-        exposure that cap_shares sets."""
-        most = self.spec.rounds * self.spec.max_units_per_prompt
-        return (
-            most
-            if self.options.cap_shares is None
-            else min(most, self.options.cap_shares * self.spec.budget_units / self.spec.num_prompts)
-        )
-
-    def utility_rate(self) -> Floats:
-        """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at
-        exposure 0."""
-        return (4.0 * self.slope_max) * self._value
+    # --- what is told
 
     def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
         super().warm_start(successes, failures)
-        self._worth.warm_start(successes)
+        self._worth.warm_start(successes, failures)
         self._revalue(None)
         self._slope = np.minimum(4.0 * self._value, 1.0)
 
@@ -199,11 +93,17 @@ class Cero(BudgetedScheduler):
         self.spec = spec
         self._latest = None  # its groups are of the old pool: nothing of it can fail any more
         self._unjudged = self._unjudged.carried(change)
-        self._worth.carry(change, posterior, progress)
+        fair = self._configured_rollouts / change.size
+        where = None if grown is None else grown.labels
+        self._worth.carry(change, posterior, progress, where, fair)
         self.posterior = posterior
         if grown is None and not isinstance(posterior.prior[0], float):
             self._prior_identity = posterior.prior_identity()
         self.cells = grown
+        if self.reserve is not None:
+            one = np.zeros(change.size, dtype=np.int64)
+            self.reserve = self.reserve.over(one if where is None else where, change, self._round)
+            self._worth.never_trained(self.reserve.probes)
         if grown is not None and (prior := grown.prior()) is not None:
             self._set_prior(prior)
         self._value = np.empty(change.size)
@@ -218,81 +118,7 @@ class Cero(BudgetedScheduler):
             self.tokens = TokenCosts(change.size, self.tokens.budget_tokens)
             self.tokens.spent_tokens = spent
 
-    def _exhausted(self) -> bool:
-        return self.tokens is not None and self.tokens.left_tokens <= 0
-
-    # --- one round
-
-    def _choose(self, units_left: int, rounds_left: int) -> tuple[Ids, Ids]:
-        spec, capacity = self.spec, self.spec.capacity_units
-        caps = self._caps()
-        if self.options.plan == "resolve":
-            plan = resolve_plan(
-                self.utility_rate(),
-                self._exposure,
-                self.utility,
-                self._tie_rank,
-                caps,
-                units_left,
-                rounds_left,
-                capacity,
-            )
-        else:
-            score, price = self._slope, self._price
-            forced = units_left - (rounds_left - 1) * capacity if self.options.spend_down else 0
-            if self.options.plan == "thompson":
-                rng = np.random.default_rng([self.seed, self._round, 1])
-                score = thompson_score(
-                    self.posterior.a,
-                    self.posterior.b,
-                    self._exposure,
-                    self.slope_max,
-                    self.utility,
-                    rng,
-                )
-                if self._unjudged.any:
-                    score *= self._unjudged.factor(self.posterior)
-                if (factor := self._worth.factor()) is not None:
-                    score *= factor
-                price, capacity = -1.0, fair_units(units_left, rounds_left, capacity)
-            if self.options.token_costs and self.tokens is not None:
-                score = score / self.tokens.relative()
-            # Only a refund can leave more than the remaining rounds hold; the excess stays unspent.
-            forced = min(max(forced, 0), capacity)
-            if self.options.proximal:
-                target = self.utility.supporting_exposure(
-                    self.slope_max * self._slope, self.utility_rate(), self.exposure_cap
-                )
-                plan = proximal_plan(
-                    score - price,
-                    target / self._rounds_at_pace,
-                    self.options.proximal,
-                    self._tie_rank,
-                    caps,
-                    capacity,
-                    forced,
-                )
-            else:
-                plan = ranked_plan(score, price, self._tie_rank, caps, capacity, forced)
-        return plan if self.tokens is None else self.tokens.cut(*plan, spec.rollouts_per_unit)
-
-    def _caps(self) -> int | Ids:
-        """The most units of a prompt in this round: fewer for one that nothing is known of, if
-        exploration is on."""
-        most = self.spec.max_units_per_prompt
-        if not self.options.explore_units:
-            return most
-        seen = self._exposure > 0
-        seen |= (
-            self.posterior.a
-            + self.posterior.b
-            - (self.posterior.prior[0] + self.posterior.prior[1])
-            >= 1.0
-        )
-        return np.where(seen, most, self.options.explore_units)
-
-    def _serve(self, ids: Ids, units: Ids) -> None:
-        self._exposure[ids] += units
+    # --- what a round teaches
 
     def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
         self._worth.check(wins, squares)
@@ -303,18 +129,6 @@ class Cero(BudgetedScheduler):
         if self.cells is not None:
             self.cells.observe(ids, wins, tries, self.posterior.evidence_at(ids))
         self._worth.before_posterior(self.posterior, ids, wins, tries, squares, first=first)
-
-    def _expect_tokens(self, expected_tokens: ExpectedTokens) -> None:
-        if self.tokens is not None:
-            self.tokens.set_expected(expected_tokens())
-
-    def _spend_tokens(self, tokens: int) -> None:
-        if self.tokens is not None:
-            self.tokens.spend(tokens)
-
-    def _revalue(self, ids: Ids | None) -> None:
-        ids = self._worth.write(self.posterior, ids, self._value)
-        self._discount(ids)
 
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
         """One projected gradient step of both duals, each gradient divided by its largest
@@ -390,17 +204,8 @@ class Cero(BudgetedScheduler):
             **super()._identity(),
             "saturation": self.saturation,
             "step_size": self.step_size,
-            "price_init": self.options.price_init,
-            "spend_down": self.options.spend_down,
-            "utility": self.utility.name,
+            **self.options.identity(),
             **self._worth.identity(),
-            "plan": self.options.plan,
-            "cap_shares": self.options.cap_shares or 0.0,
-            "proximal": self.options.proximal,
-            "explore_units": self.options.explore_units,
-            "token_costs": self.options.token_costs,
-            "refit_prior_every": self.options.refit_prior_every,
-            **self.options.cells_identity(),
         }
 
     def _extra_state(self) -> StateDict:
@@ -413,7 +218,7 @@ class Cero(BudgetedScheduler):
             state["tie_rank"] = self._tie_rank.copy()
         if self._refits_one:
             state["prior_now"] = np.array(self.posterior.prior, dtype=np.float64)
-        for part in (self.tokens, self._worth, self.cells):
+        for part in (self.tokens, self._worth, self.cells, self.reserve):
             state |= part.state() if part is not None else {}
         return state
 
@@ -435,15 +240,17 @@ class Cero(BudgetedScheduler):
             )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
         own = self._identity()
-        for key in ("cell_prior", "weights"):
+        for key in ("cell_prior", "direction", "probe_share", "weights"):
             require(
                 key in own or key not in state,
                 f"scheduler state field {key!r} is of a run that had it, and this run has none",
             )
         prior = read_array(state, "prior_now", np.float64, 2) if self._refits_one else None
-        for part in (self.tokens, self._worth, self.cells):
+        for part in (self.tokens, self._worth, self.cells, self.reserve):
             if part is not None:
                 part.load(state)
+        if self.reserve is not None:
+            self._worth.never_trained(self.reserve.probes)
         self._slope, self._price, self._exposure = slope, price, exposure
         if tie_rank is not None:
             self._tie_rank, self._pool_changed = tie_rank, True

@@ -16,6 +16,7 @@ from cero_rl.scheduler.sizes import Scalar, require
 from cero_rl.scheduler.utility import UtilityName
 from cero_rl.scheduler.value import ValueFunction, ValueName
 
+DirectionName: TypeAlias = Literal["off", "first_looks"]
 PlanName: TypeAlias = Literal["duals", "resolve", "thompson"]
 
 
@@ -42,6 +43,12 @@ class CeroOptions:
     cells: npt.ArrayLike | None = None  # i64[P] whose prompts resemble each other
     cell_prior: bool = True  # is the refitted prior each cell's, or the pool's?
     cell_memory_rounds: float = 10.0  # rounds that a cell's success rate is averaged over
+    direction: DirectionName = "off"  # a factor on the worth of each cell
+    direction_floor: float = 0.1  # its smallest value, in [0, 1]
+    direction_ucb: float = 1.0  # standard deviations of a slope that a cell is given in advance
+    direction_memory_rounds: float = 100.0  # rounds that a slope is fitted over
+    probe_share: float = 0.0  # of prompts and budget: looked at in turn, never trained on
+    explore_share: float = 0.0  # of the budget: for the prompts looked at longest ago
     labels: npt.ArrayLike | None = None  # i64[P] families, for value "progress"
     progress_floor: float = 0.1
     progress_memory_rounds: float = 10.0
@@ -78,17 +85,68 @@ class CeroOptions:
             f"refit_prior_every = {self.refit_prior_every}, wanted 0 (off) or more",
         )
         require(
-            self.cells is None or self.refit_prior_every > 0,
-            f"cells need refit_prior_every > 0, got {self.refit_prior_every}: their prior is that "
-            "refit",
+            self.direction in get_args(DirectionName),
+            f"direction = {self.direction!r}, wanted 'off' or 'first_looks'",
+        )
+        require(
+            self.cells is None or self.refit_prior_every > 0 or self.direction != "off",
+            f"cells need refit_prior_every > 0, got {self.refit_prior_every}, or direction: "
+            "nothing else uses them",
+        )
+        require(
+            self.cells is not None or self.direction == "off",
+            f"direction = {self.direction!r} needs cells (in a run: cell_columns or "
+            "cell_length_bins)",
+        )
+        require(
+            0.0 <= self.direction_floor <= 1.0 and 0.0 <= self.direction_ucb < math.inf,
+            f"direction_floor = {self.direction_floor:g}, direction_ucb = {self.direction_ucb:g}: "
+            "wanted a factor in [0, 1] and a finite number >= 0",
+        )
+        require(
+            0.0 <= self.probe_share <= 0.25 and 0.0 <= self.explore_share <= 0.5,
+            f"probe_share = {self.probe_share:g}, explore_share = {self.explore_share:g}: wanted "
+            "shares in [0, 0.25] and [0, 0.5]",
+        )
+        require(
+            not self.probe_share or self.direction != "off",
+            f"probe_share = {self.probe_share:g} needs direction: nothing else asks probes",
+        )
+        require(
+            0.0 < self.direction_memory_rounds < math.inf,
+            f"direction_memory_rounds = {self.direction_memory_rounds:g}, wanted a positive finite "
+            "number of rounds",
         )
         require(
             (self.value == "progress") == (self.labels is not None),
             "labels and value = 'progress' go together: give both or neither",
         )
 
-    def cells_identity(self) -> dict[str, Scalar]:
-        """What a saved state must agree in, where there are cells."""
-        if self.cells is None:
-            return {}
-        return {"cell_prior": self.cell_prior, "cell_memory_rounds": self.cell_memory_rounds}
+    def identity(self) -> dict[str, Scalar]:
+        """What a saved state must agree in; the parts of later versions only where they are on."""
+        named: dict[str, Scalar] = {
+            "price_init": self.price_init,
+            "spend_down": self.spend_down,
+            "utility": self.utility,
+            "plan": self.plan,
+            "cap_shares": self.cap_shares or 0.0,
+            "proximal": self.proximal,
+            "explore_units": self.explore_units,
+            "token_costs": self.token_costs,
+            "refit_prior_every": self.refit_prior_every,
+        }
+        if self.cells is not None:
+            named |= {
+                "cell_prior": self.cell_prior,
+                "cell_memory_rounds": self.cell_memory_rounds,
+            }
+        if self.direction != "off":
+            named |= {
+                "direction": self.direction,
+                "direction_floor": self.direction_floor,
+                "direction_ucb": self.direction_ucb,
+                "direction_memory_rounds": self.direction_memory_rounds,
+            }
+        if self.probe_share or self.explore_share:
+            named |= {"probe_share": self.probe_share, "explore_share": self.explore_share}
+        return named

@@ -13,6 +13,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.direction import FirstLooks
 from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.pool import PoolChange
 from cero_rl.scheduler.posterior import BetaPosterior, Floats, blocks
@@ -35,7 +36,13 @@ class Worth:
     """Of a pool of P prompts, from groups of at most `group` rollouts. Raises ValueError for
     options that do not fit the pool."""
 
-    def __init__(self, options: CeroOptions, group: int, posterior: BetaPosterior) -> None:
+    def __init__(
+        self,
+        options: CeroOptions,
+        group: int,
+        posterior: BetaPosterior,
+        fair_rollouts: float,
+    ) -> None:
         value = options.value
         if callable(value):
             self._function: ValueFunction = value
@@ -57,6 +64,15 @@ class Worth:
                 options.progress_floor,
                 options.progress_memory_rounds,
             )
+        self.direction: FirstLooks | None = None
+        if options.direction == "first_looks" and options.cells is not None:
+            self.direction = FirstLooks(
+                options.cells,
+                fair_rollouts,
+                options.direction_floor,
+                options.direction_ucb,
+                options.direction_memory_rounds,
+            )
 
     @property
     def is_graded(self) -> bool:
@@ -76,21 +92,38 @@ class Worth:
             )
             if self._weights is not None:
                 out[part] *= self._weights[part]
+            if self.direction is not None:
+                out[part] *= self.direction.factor_at(part)
         if self.progress is not None:
             out *= self.progress.factor()
         return ids
 
+    def metrics(self) -> dict[str, float | int]:
+        if self.direction is None:
+            return {}
+        return {
+            "cero/direction_mean": float(self.direction.factor().mean()),
+            "cero/looked_share": self.direction.looked_share,
+        }
+
     def factor(self) -> Floats | None:
         """f64[P] in [0, 1] that the worth is multiplied by beside the posterior; None: by nothing.
         For a plan with a worth of its own."""
-        return self._weights
+        factor = self._weights
+        if self.direction is not None:
+            omega = self.direction.factor()
+            factor = omega if factor is None else factor * omega
+        return factor
 
     # --- evidence
 
-    def warm_start(self, successes: npt.ArrayLike) -> None:
+    def warm_start(self, successes: npt.ArrayLike, failures: npt.ArrayLike) -> None:
         """Evidence f64[P] of an earlier run came to the posterior; its rewards count as 0 or 1."""
+        wins = np.asarray(successes, dtype=np.float64)
         if self._squares is not None:
-            self._squares += np.asarray(successes, dtype=np.float64)
+            self._squares += wins
+        if self.direction is not None:
+            self.direction.know(np.flatnonzero(wins + np.asarray(failures) > 0.0))
 
     def check(self, wins: Floats, squares: Floats | None) -> None:
         """Raises ValueError for sums of squares [G] that are needed and missing, or impossible."""
@@ -123,6 +156,14 @@ class Worth:
         if self.progress is not None:
             before = [counts[ids] for counts in posterior.evidence()]
             self.progress.observe(ids, wins, tries, *before)
+        if self.direction is not None:
+            expected = posterior.a[ids] / (posterior.a[ids] + posterior.b[ids])
+            self.direction.observe(ids, wins, tries, expected)
+
+    def never_trained(self, prompts: npt.NDArray[np.bool_]) -> None:
+        """bool[P] prompts that are looked at and train nothing."""
+        if self.direction is not None:
+            self.direction.probes = prompts
 
     def before_prior(self, change: Floats | float) -> None:
         """The prior's pseudo-successes a0 are about to change by `change`."""
@@ -131,10 +172,10 @@ class Worth:
 
     def close_round(self) -> bool:
         """The round is over; did that change the worth of all?"""
-        if self.progress is None:
-            return False
-        self.progress.close_round()
-        return True
+        for part in (self.progress, self.direction):
+            if part is not None:
+                part.close_round()
+        return self.progress is not None or self.direction is not None
 
     # --- another pool
 
@@ -151,13 +192,20 @@ class Worth:
         return self.progress.with_labels(labels, num_prompts)
 
     def carry(
-        self, change: PoolChange, posterior: BetaPosterior, progress: LearningProgress | None
+        self,
+        change: PoolChange,
+        posterior: BetaPosterior,
+        progress: LearningProgress | None,
+        cells: Ids | None,
+        fair_rollouts: float,
     ) -> None:
         """Go over to the pool of `posterior`."""
         if self._squares is not None:
             fresh = np.broadcast_to(posterior.prior[0], (change.size,))
             self._squares = change.carry(self._squares, fresh)
         self.progress = progress
+        if self.direction is not None and cells is not None:
+            self.direction = self.direction.over(cells, change, fair_rollouts)
 
     # --- state
 
@@ -172,8 +220,8 @@ class Worth:
         state: StateDict = {}
         if self._squares is not None:
             state["squares"] = self._squares.copy()
-        if self.progress is not None:
-            state |= self.progress.state()
+        for part in (self.progress, self.direction):
+            state |= part.state() if part is not None else {}
         return state
 
     def load(self, state: StateDict) -> None:
@@ -181,6 +229,7 @@ class Worth:
         squares = self._squares
         if squares is not None:
             squares = read_array(state, "squares", np.float64, squares.shape[0])
-        if self.progress is not None:
-            self.progress.load(state)
+        for part in (self.progress, self.direction):
+            if part is not None:
+                part.load(state)
         self._squares = squares

@@ -34,6 +34,7 @@ OPTIONS = [
     {"token_costs": True},
     {"token_costs": True, "plan": "thompson", "budget_tokens": 5000},
     {"refit_prior_every": 3},
+    {"cells": LABELS, "direction": "first_looks", "probe_share": 0.1, "explore_share": 0.2},
     {
         "utility": "hyperbolic",
         "value": "live",
