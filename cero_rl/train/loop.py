@@ -41,7 +41,7 @@ from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.train.evaluate import EvaluationResult, evaluate
 from cero_rl.train.rounds import Rounds
 from cero_rl.train.run_directory import restore
-from cero_rl.train.scheduler import save_evidence
+from cero_rl.train.scheduler import cells_of, save_evidence
 from cero_rl.train.weight_sync import WeightSync
 from cero_rl.zero.policy import Policy, build_reference
 
@@ -80,7 +80,8 @@ class Trainer:
         self.tokenizer = tokenizer
         self.run_dir = run_dir
         self.watchdog = watchdog
-        self.progress = Progress.fresh(config, len(data.train))
+        cells = cells_of(config.scheduler, data.train.prompts, data.train.lengths)
+        self.progress = Progress.fresh(config, len(data.train), cells)
         self.console = Console(group.is_main, config.budget.total_rollouts)
         self.interrupt = Interrupt()
         self.stopping = Stopping(self.interrupt, options.walltime)

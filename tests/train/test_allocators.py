@@ -38,6 +38,8 @@ CRITIC = [
     "scheduler.max_units_per_prompt=4",
     "scheduler.proximal=0.5",
     "scheduler.refit_prior_every=2",
+    "scheduler.cell_columns=[family]",
+    "scheduler.cell_length_bins=3",
 ]
 
 
