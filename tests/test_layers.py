@@ -22,7 +22,7 @@ FLOORS = [
     {"rollout"},
     {"zero"},
     {"learner", "checkpoint"},
-    {"metrics"},
+    {"metrics", "diagnosis"},
     {"train"},
     {"commands", "convert", "adapters"},
     {"__main__"},
@@ -30,8 +30,8 @@ FLOORS = [
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common evaluate launch main rank serve simulate "
-    "simulate_report slurm train validate",
+    "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main rank "
+    "serve simulate simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths rollout root run scheduler sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
@@ -40,6 +40,7 @@ FILES_OF = {
     "adapters/trl": "__init__ plan trainer",
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
+    "diagnosis": "__init__ diagnose gradients labels looks sketch statistics",
     "distributed": "__init__ group rendezvous",
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
@@ -99,6 +100,7 @@ WITHOUT_TORCH = [
     "commands/main.py",
     "commands/rank.py",
     "commands/common.py",
+    "commands/diagnose.py",
     "commands/validate.py",
 ]
 

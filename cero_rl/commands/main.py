@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from cero_rl import __version__
-from cero_rl.commands import checkpoints, doctor, evaluate, launch, serve, simulate, slurm, validate
+from cero_rl.commands import (
+    checkpoints,
+    diagnose,
+    doctor,
+    evaluate,
+    launch,
+    serve,
+    simulate,
+    slurm,
+    validate,
+)
 from cero_rl.commands.common import Parser, guard
 
 
@@ -33,6 +43,7 @@ COMMANDS: tuple[Command, ...] = (
     launch,
     validate,
     evaluate,
+    diagnose,
     simulate,
     checkpoints,
     slurm,
