@@ -66,11 +66,14 @@ def print_report(found: Diagnosis, out: TextIO) -> None:
 
 
 def _pool(name: str, pool: PoolReport) -> list[str]:
-    live = "" if pool.live is None else f"live groups {number(pool.live, 3)}, "
+    taught = ""
+    if pool.taught is not None and pool.taught != pool.live:
+        taught = f"with a gradient {number(pool.taught, 3)}, "
     shares = "  ".join(f"{bin_}: {share:.2f}" for bin_, share in pool.histogram.items())
     return [
         f"{name}: {pool.prompts} of {pool.of} prompts, {pool.rollouts} rollouts",
-        f"  {live}pass rate {number(pool.pass_rate, 3)}, variance of a reward "
+        f"  live groups {number(pool.live, 3)}, {taught}pass rate {number(pool.pass_rate, 3)}, "
+        f"variance of a reward "
         f"{number(pool.variance, 4)}",
         f"  prompts by pass rate  {shares}",
     ]
@@ -157,7 +160,9 @@ def _gains(found: Diagnosis) -> list[str]:
 
 def _rows(by: str, rows: Sequence[Row]) -> list[str]:
     heads = (by, "prompts", "share", "live", "pass rate", "variance")
-    heads += ("value / mean", "per variance")
+    # where the mean group's value is unknown a label's may still be told from 0
+    relative = any(row.value is not None for row in rows)
+    heads += ("value / mean", "per variance") if relative else ("value / its error",)
     cells = [
         [
             row.name,
@@ -166,12 +171,18 @@ def _rows(by: str, rows: Sequence[Row]) -> list[str]:
             number(row.live),
             number(row.pass_rate),
             number(row.variance, 3),
-            number(row.value),
-            number(row.per_variance),
+            *([number(row.value), number(row.per_variance)] if relative else [_clarity(row.own)]),
         ]
         for row in rows
     ]
-    return [f"value of a group by {by}, over the mean group's:", *_table(heads, cells)]
+    what = ", over the mean group's" if relative else ""
+    return [f"value of a group by {by}{what}:", *_table(heads, cells)]
+
+
+def _clarity(own: Measured | None) -> str:
+    if own is None or not own.error > 0:
+        return "-"
+    return f"{own.value / own.error:+.1f}"
 
 
 def _transfer(found: Diagnosis) -> list[str]:

@@ -72,7 +72,8 @@ class PoolReport:
     pass_rate: stat.Measured
     variance: stat.Measured  # of a reward given its prompt: p (1 - p)
     histogram: dict[str, float]  # share of the prompts in each bin of pass rates, both looks
-    live: stat.Measured | None = None  # groups with a gradient, as trained
+    live: stat.Measured  # groups of the first look whose rewards differ
+    taught: stat.Measured | None = None  # groups with a gradient, as trained
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class Row:
     live: float
     pass_rate: float
     variance: float
-    value: stat.Measured | None  # of a group, over that of the mean group
+    own: stat.Measured | None  # value of a group: of a unit of step length, in held-out reward
+    value: stat.Measured | None  # the same over that of the mean group
     per_variance: float | None  # that, over the variance relative to the mean
 
 
@@ -187,12 +189,12 @@ class Diagnoser:
         labels = self._labels(train, request)
         values = gradient.values
         mean = None if values is None else stat.mean_value(values)
-        if mean is not None and not mean.is_clear:
+        clear = mean is not None and mean.is_clear and mean.value > 0
+        if mean is not None and not clear:
             notes.append(
-                "the mean group's value is not distinguishable from 0: values relative to it and "
-                "gains of allocations are left out"
+                "the mean group's value cannot be told from 0: values relative to it and gains of "
+                "allocations are left out"
             )
-            values = None
         return Diagnosis(
             model=path,
             pool=_report(train, len(pool), gradient),
@@ -200,10 +202,10 @@ class Diagnoser:
             noise=noise,
             mean_value=mean,
             cosine=_cosine(noise, mean, held),
-            gains={} if values is None else _gains(train, values, gradient, labels),
+            gains={} if values is None or not clear else _gains(train, values, gradient, labels),
             tables={
                 # what is said of a bin of the second look comes from the first
-                by: _rows(names, train, 0 if by == PASS_RATE else None, gradient, values)
+                by: _rows(names, train, 0 if by == PASS_RATE else None, gradient.values, clear)
                 for by, names in labels.items()
             },
             transfer=self._transfer(before, (train, heldout), request, notes),
@@ -278,7 +280,7 @@ class Diagnoser:
         size: int | None,
         notes: list[str],
     ) -> NoiseReport | None:
-        if not gradient.live.any():
+        if not gradient.taught.any():
             notes.append(
                 f"no group of {request.samples} has a gradient: nothing to learn from here, and "
                 "no noise scale; try larger groups (--samples) or other prompts"
@@ -364,7 +366,8 @@ def _report(looks: Looks, of: int, gradient: PoolGradient | None) -> PoolReport:
         pass_rate=stat.mean_of(known),
         variance=stat.mean_of(variances[~np.isnan(variances)]),
         histogram={name: bins.count(name) / max(len(bins), 1) for name in RATE_BINS},
-        live=None if gradient is None else stat.mean_of(gradient.live.astype(np.float64)),
+        live=stat.mean_of(looks.live().astype(np.float64)),
+        taught=None if gradient is None else stat.mean_of(gradient.taught.astype(np.float64)),
     )
 
 
@@ -409,10 +412,11 @@ def _rows(
     names: Names,
     train: Looks,
     look: int | None,
-    gradient: PoolGradient,
     values: stat.Values | None,
+    clear: bool,
 ) -> list[Row]:
-    labels = np.array(names)
+    """clear: the mean group's value can be told from 0, so that others' can be told by it."""
+    labels, live = np.array(names), train.live()
     rates, variances = train.rates(look), train.variances(look)
     mean = np.nanmean(variances) if not np.isnan(variances).all() else math.nan
     rows = []
@@ -420,7 +424,8 @@ def _rows(
         member = labels == name
         own = variances[member]
         variance = float(np.nanmean(own)) if not np.isnan(own).all() else math.nan
-        value = None if values is None else stat.relative_value(values, member)
+        mine = None if values is None else stat.mean_value(values.of(member))
+        value = None if values is None or not clear else stat.relative_value(values, member)
         per = None
         if value is not None and variance > 0:
             per = value.value / (variance / float(mean))
@@ -430,9 +435,10 @@ def _rows(
                 name,
                 int(member.sum()),
                 float(member.mean()),
-                float(gradient.live[member].mean()),
+                float(live[member].mean()),
                 float(np.nanmean(own_rates)) if not np.isnan(own_rates).all() else math.nan,
                 variance,
+                mine,
                 value,
                 per,
             )

@@ -155,7 +155,7 @@ class PoolGradient:
     block_squares: Floats  # f64[B]
     block_groups: Ids  # i64[B]
     squares: Floats  # f64[N] squared norm of each group's gradient
-    live: npt.NDArray[np.bool_]  # [N]
+    taught: npt.NDArray[np.bool_]  # [N] groups with a gradient
     values: Values | None  # None without a held-out gradient
 
 
@@ -212,23 +212,22 @@ def pool_gradient(
     learner = config.learner.model_copy(update={"kl_coefficient": 0.0})
     count, blocks = len(looks), min(BLOCKS, len(looks))
     sums = torch.zeros(blocks, sketch.size, device=gradients.device)
-    squares, parts, live = np.zeros(count), np.zeros(count), np.zeros(count, dtype=bool)
+    squares, parts, taught = np.zeros(count), np.zeros(count), np.zeros(count, dtype=bool)
     products = np.zeros((count, 0 if heldout is None else len(heldout.folds)))
     groups, rewards = looks.trained()
     batches = _in_steps(groups, rewards, step_groups, keep, config)
-    expected = sum(_differ(r) for r in rewards)
     for i, (batch, j) in enumerate(batches):
+        if (i + 1) % _TELL_EVERY == 0 or i + 1 == count:
+            tell(f"gradients: {i + 1} of {count} groups")
         ascent, parts[i] = gradients.ascent(*group_of(batch, j), learner)
         if ascent is None:
             continue
-        live[i] = True
+        taught[i] = True
         short = sketch(ascent)
         sums[i % blocks] += short
         squares[i] = float(short.double().square().sum())
         if heldout is not None:
             products[i] = (heldout.folds @ short).double().cpu().numpy()
-        if (done := int(live.sum())) % _TELL_EVERY == 0 or done == expected:
-            tell(f"gradients: {done} of about {expected} live groups")
     scale = parts.mean() or 1.0
     products, squares = products / scale, squares / scale**2
     block = np.arange(count) % blocks
@@ -237,14 +236,9 @@ def pool_gradient(
         np.bincount(block, weights=squares, minlength=blocks).astype(np.float64),
         np.bincount(block, minlength=blocks).astype(np.int64),
         squares,
-        live,
+        taught,
         None if heldout is None else Values(products, heldout.share),
     )
-
-
-def _differ(rewards: Rewards) -> bool:
-    known = rewards[~np.isnan(rewards)]
-    return bool(known.size) and known.min() != known.max()
 
 
 def _in_steps(

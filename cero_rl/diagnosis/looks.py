@@ -63,6 +63,10 @@ class Looks:
             [known.var(ddof=1) if known.size > 1 else np.nan for known in self._known(look)]
         )
 
+    def live(self) -> npt.NDArray[np.bool_]:
+        """bool[N]: do the rewards of the first look differ?"""
+        return np.array([known.size > 0 and known.min() != known.max() for known in self._known(0)])
+
     def _known(self, look: int | None) -> list[Floats]:
         n = self.first
         part = {None: slice(None), 0: slice(0, n), 1: slice(n, None)}[look]

@@ -229,7 +229,7 @@ def test_groups_add_up_to_the_gradient_of_the_whole_step(model, policy) -> None:
         sketch = sketch_for(gradients.dimension, 0, CPU)
         pool = pool_gradient(gradients, looks, None, sketch, keep_all, config, 40, quiet)
         assert pool.values is None
-        assert not pool.live[5]
+        assert not pool.taught[5]
         batch = make_batch(as_rollouts(*looks.trained()), keep_all, config)
         learner = config.learner.model_copy(update={"kl_coefficient": 0.0})
         whole, denominator = gradients.ascent(batch.packed, batch.advantages, batch.live, learner)
@@ -237,7 +237,7 @@ def test_groups_add_up_to_the_gradient_of_the_whole_step(model, policy) -> None:
         step = float((whole / denominator).double().square().sum())
         assert pool.gram.sum() / 40**2 == pytest.approx(step, rel=1e-4)
         assert pool.block_squares.sum() == pytest.approx(pool.squares.sum())
-        assert (pool.squares > 0).tolist() == pool.live.tolist() == batch.live.tolist()
+        assert (pool.squares > 0).tolist() == pool.taught.tolist() == batch.live.tolist()
 
 
 def test_blocks_are_bounded_and_a_long_gradient_is_projected(
