@@ -115,9 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _diagnose(
     arguments: argparse.Namespace, config: Config, path: str, start: str | None, of_run: bool
 ) -> int:
+    from cero_rl.checkpoint.manifest import step_dirs
     from cero_rl.commands.diagnose_report import as_json, print_report
     from cero_rl.data.pool import load_data
-    from cero_rl.diagnosis.diagnose import Diagnoser, Request, group_rollouts, this_machine
+    from cero_rl.diagnosis.critic import critic_of
+    from cero_rl.diagnosis.diagnose import (
+        Diagnoser,
+        Request,
+        group_rollouts,
+        step_groups,
+        this_machine,
+    )
+    from cero_rl.diagnosis.gradients import Estimator
     from cero_rl.models.load import load_tokenizer
     from cero_rl.train.scheduler import scheduler_for_pool
 
@@ -130,11 +139,15 @@ def _diagnose(
     tokenizer = load_tokenizer(path)
     data = load_data(config, tokenizer)
     keep = scheduler_for_pool(config, data.train.prompts, warm=False).keep
-    request = Request(
-        arguments.prompts, arguments.samples or group_rollouts(config), tuple(arguments.by)
-    )
-    diagnoser = Diagnoser(config, data, tokenizer, keep, group, progress)
+    samples = arguments.samples or group_rollouts(config)
+    newest = next(iter(step_dirs(arguments.target)), None) if of_run else None
+    critic, knows = critic_of(config, len(data.train), newest)
+    estimator = Estimator(keep, step_groups(config, samples), critic)
+    request = Request(arguments.prompts, samples, tuple(arguments.by))
+    diagnoser = Diagnoser(config, data, tokenizer, estimator, group, progress)
     found = diagnoser.run(path, start if of_run else None, request, of_run=of_run)
+    if knows:
+        found.notes.append(knows)
     if arguments.json_path is not None:
         text = json.dumps(as_json(found), indent=2, allow_nan=False)
         if arguments.json_path == "-":

@@ -20,6 +20,7 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.data.pool import Data, Pool
 from cero_rl.diagnosis import statistics as stat
 from cero_rl.diagnosis.gradients import (
+    Estimator,
     Gradients,
     HeldoutGradient,
     PoolGradient,
@@ -40,7 +41,6 @@ from cero_rl.diagnosis.looks import Looks, Tell, take_looks
 from cero_rl.diagnosis.sketch import gram
 from cero_rl.distributed.group import Group
 from cero_rl.errors import RewardError
-from cero_rl.learner.batch import Keep
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.engines.build import build_rollout_engine
 
@@ -128,6 +128,11 @@ def batch_rollouts(config: Config) -> int:
     return min(config.learner.rollouts_per_step or capacity, capacity)
 
 
+def step_groups(config: Config, samples: int) -> int:
+    """Groups of `samples` rollouts in an optimizer step."""
+    return max(1, round(batch_rollouts(config) / samples))
+
+
 def group_rollouts(config: Config) -> int:
     """Of a group, at most."""
     scheduler = config.scheduler
@@ -144,7 +149,13 @@ class Diagnoser:
     """The parts of one diagnosis, on one device."""
 
     def __init__(
-        self, config: Config, data: Data, tokenizer: Any, keep: Keep, group: Group, tell: Tell
+        self,
+        config: Config,
+        data: Data,
+        tokenizer: Any,
+        estimator: Estimator,
+        group: Group,
+        tell: Tell,
     ) -> None:
         rollout = config.rollout.model_copy(
             update={"engine": "transformers", "mode": "in_process", "overlap": False}
@@ -153,7 +164,7 @@ class Diagnoser:
         self._sampling = config.model_copy(update={"rollout": rollout, "lora": LoraConfig()})
         self._data = data
         self._tokenizer = tokenizer
-        self._keep = keep
+        self._estimator = estimator
         self._group = group
         self._tell = tell
 
@@ -183,8 +194,7 @@ class Diagnoser:
         if request.prompts > len(pool):
             notes.append(f"the pool holds {len(pool)} prompts, all of them were taken")
         notes += _missing(train, "training") + (_missing(heldout, "held-out") if heldout else [])
-        step_groups = max(1, round(batch_rollouts(self._config) / request.samples))
-        gradient, held, parameters, size = self._gradients(path, train, heldout, step_groups, notes)
+        gradient, held, parameters, size = self._gradients(path, train, heldout, notes)
         noise = self._noise(gradient, request, parameters, size, notes)
         labels = self._labels(train, request)
         values = gradient.values
@@ -252,7 +262,6 @@ class Diagnoser:
         path: str,
         train: Looks,
         heldout: Looks | None,
-        step_groups: int,
         notes: list[str],
     ) -> tuple[PoolGradient, HeldoutGradient | None, int, int | None]:
         """(what the pool's groups add up to, the held-out gradient, parameters, length of the
@@ -265,9 +274,7 @@ class Diagnoser:
             held = heldout_gradient(gradients, heldout, sketch, config, self._tell)
             if held is None:
                 notes.append("no held-out prompt is passed and failed: no gradient to compare with")
-        pool = pool_gradient(
-            gradients, train, held, sketch, self._keep, config, step_groups, self._tell
-        )
+        pool = pool_gradient(gradients, train, held, sketch, self._estimator, config, self._tell)
         if config.lora.rank:
             notes.append("gradients are of a fresh LoRA adapter's matrices")
         return pool, held, gradients.dimension, None if sketch.is_exact else sketch.size

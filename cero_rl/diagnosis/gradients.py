@@ -13,7 +13,7 @@ seen through a `Sketch`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from cero_rl.models.lora import add_adapter
 from cero_rl.rewards.base import RewardCounts
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.rollout.counts import GroupCounts
+from cero_rl.scheduler.critic import PosteriorCritic
 from cero_rl.types import Allocation, MicroBatch, RolloutBatch, RolloutGroup, Step
 
 BLOCKS, FOLDS = 32, 16
@@ -73,13 +74,13 @@ class Gradients:
         self.device = causal_lm.device
 
     def ascent(
-        self, packed: RolloutBatch, advantages: Tensor, live: Tensor, learner: LearnerConfig
+        self, packed: RolloutBatch, advantages: Tensor, signal: Tensor, learner: LearnerConfig
     ) -> tuple[Tensor | None, float]:
         """(-s f32[D], None where it is 0; d): gradient and denominator of a batch's summed loss."""
         plan = build_step_plan(
             packed,
             advantages,
-            live,
+            signal,
             config=learner,
             max_response_tokens=self._config.rollout.max_response_tokens,
             head_chunk_tokens=self._head_chunk,
@@ -123,7 +124,7 @@ def as_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[Rewards]) -> R
 
 
 def group_of(batch: TrainingBatch, j: int) -> tuple[RolloutBatch, Tensor, Tensor]:
-    """(packed, advantages f32[R], live bool[1]) of one group of a batch."""
+    """(packed, advantages f32[R], signal bool[R]) of one group of a batch."""
     packed = batch.packed
     first, last = int(packed.group_offsets[j]), int(packed.group_offsets[j + 1])
     start, end = int(packed.cu_seqlens[first]), int(packed.cu_seqlens[last])
@@ -136,7 +137,16 @@ def group_of(batch: TrainingBatch, j: int) -> tuple[RolloutBatch, Tensor, Tensor
         group_offsets=torch.tensor([0, last - first], dtype=torch.int32),
         prompt_ids=packed.prompt_ids[j : j + 1],
     )
-    return alone, batch.advantages[first:last], batch.live[j : j + 1]
+    return alone, batch.advantages[first:last], batch.signal[first:last]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """What makes advantages of a step's rollouts, besides the learner's settings."""
+
+    keep: Keep
+    step_groups: int
+    critic: PosteriorCritic | None = None
 
 
 @dataclass(frozen=True)
@@ -183,8 +193,10 @@ def heldout_gradient(
     for fold in range(count):
         rows = range(fold, len(looks), count)
         groups, rewards = [looks.groups[i] for i in rows], [looks.rewards[i] for i in rows]
-        batch = make_batch(as_rollouts(groups, rewards), _keep_all, config)
-        ascent, denominator = gradients.ascent(batch.packed, batch.advantages, batch.live, learner)
+        batch = make_batch(as_rollouts(groups, rewards), _keep_all, config, Group.alone())
+        ascent, denominator = gradients.ascent(
+            batch.packed, batch.advantages, batch.signal, learner
+        )
         any_live |= ascent is not None
         mean = torch.zeros(sketch.size, device=gradients.device)
         means.append(mean if ascent is None else sketch(ascent) * (unit / denominator))
@@ -202,20 +214,19 @@ def pool_gradient(
     looks: Looks,
     heldout: HeldoutGradient | None,
     sketch: Sketch,
-    keep: Keep,
+    estimator: Estimator,
     config: Config,
-    step_groups: int,
     tell: Tell,
 ) -> PoolGradient:
-    """Of the first looks, in batches of `step_groups` groups as a step has them. Blocks are of
-    every B-th group, so looks must stand in random order."""
+    """Of the first looks, in batches as a step has them. Blocks are of every B-th group, so looks
+    must stand in random order."""
     learner = config.learner.model_copy(update={"kl_coefficient": 0.0})
     count, blocks = len(looks), min(BLOCKS, len(looks))
     sums = torch.zeros(blocks, sketch.size, device=gradients.device)
     squares, parts, taught = np.zeros(count), np.zeros(count), np.zeros(count, dtype=bool)
     products = np.zeros((count, 0 if heldout is None else len(heldout.folds)))
     groups, rewards = looks.trained()
-    batches = _in_steps(groups, rewards, step_groups, keep, config)
+    batches = _in_steps(groups, rewards, estimator, config)
     for i, (batch, j) in enumerate(batches):
         if (i + 1) % _TELL_EVERY == 0 or i + 1 == count:
             tell(f"gradients: {i + 1} of {count} groups")
@@ -244,13 +255,20 @@ def pool_gradient(
 def _in_steps(
     groups: Sequence[RolloutGroup],
     rewards: Sequence[Rewards],
-    step_groups: int,
-    keep: Callable[..., Any],
+    estimator: Estimator,
     config: Config,
-) -> Any:
-    """(batch, its group j) of each group in turn."""
-    for start in range(0, len(groups), step_groups):
-        part = slice(start, start + step_groups)
-        batch = make_batch(as_rollouts(groups[part], rewards[part]), keep, config)
+) -> Iterator[tuple[TrainingBatch, int]]:
+    """(batch, its group j) of each group in turn. The critic predicts a step's groups before it
+    learns from them, as in a run."""
+    critic = estimator.critic
+    for start in range(0, len(groups), estimator.step_groups):
+        part = slice(start, start + estimator.step_groups)
+        rollouts = as_rollouts(groups[part], rewards[part])
+        predicted = None
+        if critic is not None:
+            sums = rollouts.counts.reward_sums(rollouts.prompt_ids)
+            predicted = critic.predict(sums)
+            critic.observe(sums, predicted)
+        batch = make_batch(rollouts, estimator.keep, config, Group.alone(), predicted)
         for j in range(len(batch.packed.prompt_ids)):
             yield batch, j

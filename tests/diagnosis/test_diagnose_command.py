@@ -95,6 +95,22 @@ def test_groups_of_one_and_a_small_pool(capsys: pytest.CaptureFixture[str]) -> N
     assert any("no group of 1 has a gradient" in note for note in found["notes"])
 
 
+def test_with_a_critic_groups_of_one_teach(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = small(
+        "data.limit=24",
+        "learner.baseline=posterior",
+        "scheduler.rollouts_per_unit=1",
+        "scheduler.max_units_per_prompt=1",
+        "scheduler.rounds=8",
+        "budget.total_rollouts=160",
+    )
+    found = found_in(capsys, RECIPE, settings=settings)
+    assert found["pool"]["live"]["value"] == 0
+    assert found["pool"]["taught"]["value"] == 1
+    assert found["noise"]["group_rollouts"] == 1
+    assert any("the critic knows the pool and no prompt yet" in n for n in found["notes"])
+
+
 def test_a_pool_of_one_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     for limit in ("1", "2"):
         settings = small(

@@ -14,6 +14,7 @@ from step_cases import config_of
 from cero_rl.config import Config
 from cero_rl.diagnosis.gradients import (
     BLOCKS,
+    Estimator,
     Gradients,
     as_rollouts,
     group_of,
@@ -24,8 +25,10 @@ from cero_rl.diagnosis.gradients import (
 from cero_rl.diagnosis.looks import Looks
 from cero_rl.diagnosis.sketch import Sketch, gram
 from cero_rl.diagnosis.statistics import mean_value, noise_scale, relative_value
+from cero_rl.distributed.group import Group
 from cero_rl.learner.batch import make_batch
 from cero_rl.models.attention import choose_attention
+from cero_rl.scheduler.critic import CriticOptions, PosteriorCritic
 from cero_rl.types import Completion, RolloutGroup
 
 VOCABULARY, RIGHT = 4, 2
@@ -124,7 +127,9 @@ def enumerated(gradients: Gradients, config: Config, prompt: int, chances: np.nd
     outcomes = list(product(range(VOCABULARY), repeat=SIZE))
     weights = np.array([np.prod(chances[list(o)]) for o in outcomes])
     groups = [group(i, prompt, o, chances) for i, o in enumerate(outcomes)]
-    batch = make_batch(as_rollouts(groups, [rewards_of(o) for o in outcomes]), keep_all, config)
+    batch = make_batch(
+        as_rollouts(groups, [rewards_of(o) for o in outcomes]), keep_all, config, Group.alone()
+    )
     found = []
     for j in range(len(outcomes)):
         ascent, denominator = gradients.ascent(*group_of(batch, j), config.learner)
@@ -168,7 +173,7 @@ def test_noise_scale_and_values_against_enumeration(model, policy) -> None:
     sketch = sketch_for(gradients.dimension, 0, CPU)
     held = heldout_gradient(gradients, aside, sketch, config, quiet)
     assert held is not None
-    pool = pool_gradient(gradients, looks, held, sketch, keep_all, config, 64, quiet)
+    pool = pool_gradient(gradients, looks, held, sketch, Estimator(keep_all, 64), config, quiet)
 
     means, powers = [], []
     for prompt in range(len(PROMPTS)):
@@ -227,17 +232,50 @@ def test_groups_add_up_to_the_gradient_of_the_whole_step(model, policy) -> None:
         config = config_for(*settings)
         gradients = Gradients.of_model(model, config)
         sketch = sketch_for(gradients.dimension, 0, CPU)
-        pool = pool_gradient(gradients, looks, None, sketch, keep_all, config, 40, quiet)
+        pool = pool_gradient(gradients, looks, None, sketch, Estimator(keep_all, 40), config, quiet)
         assert pool.values is None
         assert not pool.taught[5]
-        batch = make_batch(as_rollouts(*looks.trained()), keep_all, config)
+        batch = make_batch(as_rollouts(*looks.trained()), keep_all, config, Group.alone())
         learner = config.learner.model_copy(update={"kl_coefficient": 0.0})
-        whole, denominator = gradients.ascent(batch.packed, batch.advantages, batch.live, learner)
+        whole, denominator = gradients.ascent(batch.packed, batch.advantages, batch.signal, learner)
         assert whole is not None
         step = float((whole / denominator).double().square().sum())
         assert pool.gram.sum() / 40**2 == pytest.approx(step, rel=1e-4)
         assert pool.block_squares.sum() == pytest.approx(pool.squares.sum())
-        assert (pool.squares > 0).tolist() == pool.taught.tolist() == batch.live.tolist()
+        assert (pool.squares > 0).tolist() == pool.taught.tolist()
+
+
+def test_groups_of_one_teach_with_a_critic(model, policy) -> None:
+    """Its baselines leave the mean gradient as it is: <Eg, h> = |slope|^2 for every strength."""
+    config = config_for("center", "group_mean", "learner.baseline=posterior")
+    gradients = Gradients.of_model(model, config)
+    looks, _ = looks_of(policy, 500, seed=6, size=1)
+    aside, _ = looks_of(policy, 2400, seed=1)
+    sketch = sketch_for(gradients.dimension, 0, CPU)
+    held = heldout_gradient(gradients, aside, sketch, config, quiet)
+    slope = np.mean([exact_slope(p) for p in PROMPTS], axis=0)
+    powers = []
+    for strength in (None, 8.0):
+        critic = PosteriorCritic(500, CriticOptions(strength))
+        estimator = Estimator(keep_all, 50, critic)
+        pool = pool_gradient(gradients, looks, held, sketch, estimator, config, quiet)
+        assert pool.taught.all()
+        assert pool.values is not None
+        value = mean_value(pool.values)
+        assert value.value == pytest.approx(slope @ slope, abs=3 * value.error)
+        assert value.error < 0.3 * (slope @ slope)
+        powers.append(pool.squares.mean())
+    without = pool_gradient(
+        gradients,
+        looks,
+        held,
+        sketch,
+        Estimator(keep_all, 50),
+        config_for("rloo", "group_mean"),
+        quiet,
+    )
+    assert not without.taught.any()
+    assert min(powers) > 0
 
 
 def test_blocks_are_bounded_and_a_long_gradient_is_projected(
@@ -255,7 +293,7 @@ def test_blocks_are_bounded_and_a_long_gradient_is_projected(
     found = []
     for sketch in (exact, short):
         held = heldout_gradient(gradients, looks, sketch, config, quiet)
-        pool = pool_gradient(gradients, looks, held, sketch, keep_all, config, 64, quiet)
+        pool = pool_gradient(gradients, looks, held, sketch, Estimator(keep_all, 64), config, quiet)
         assert pool.gram.shape == (BLOCKS, BLOCKS)
         scale = noise_scale(pool.gram, pool.block_squares, pool.block_groups)
         assert scale is not None
