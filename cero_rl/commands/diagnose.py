@@ -128,7 +128,7 @@ def _diagnose(
     )
     from cero_rl.diagnosis.gradients import Estimator
     from cero_rl.models.load import load_tokenizer
-    from cero_rl.train.scheduler import scheduler_for_pool
+    from cero_rl.train.scheduler import cells_of, scheduler_for_pool
 
     began = time.monotonic()
 
@@ -138,10 +138,12 @@ def _diagnose(
     group = this_machine()
     tokenizer = load_tokenizer(path)
     data = load_data(config, tokenizer)
-    keep = scheduler_for_pool(config, data.train.prompts, warm=False).keep
+    pool = data.train
+    keep = scheduler_for_pool(config, pool.prompts, lengths=pool.lengths, warm=False).keep
     samples = arguments.samples or group_rollouts(config)
     newest = next(iter(step_dirs(arguments.target)), None) if of_run else None
-    critic, knows = critic_of(config, len(data.train), newest)
+    cells = cells_of(config.scheduler, pool.prompts, pool.lengths)
+    critic, knows = critic_of(config, len(pool), newest, cells)
     estimator = Estimator(keep, step_groups(config, samples), critic)
     request = Request(arguments.prompts, samples, tuple(arguments.by))
     diagnoser = Diagnoser(config, data, tokenizer, estimator, group, progress)

@@ -12,16 +12,18 @@ from cero_rl.checkpoint.progress import Progress
 from cero_rl.config import Config
 from cero_rl.errors import CheckpointError
 from cero_rl.scheduler.critic import PosteriorCritic
+from cero_rl.scheduler.sizes import Ids
 
 _PREFIX = "critic."
 
 
 def critic_of(
-    config: Config, num_prompts: int, checkpoint: Path | None
+    config: Config, num_prompts: int, checkpoint: Path | None, cells: Ids | None = None
 ) -> tuple[PosteriorCritic | None, str]:
     """(the critic, or None where rewards are measured by their groups alone; what it knows, in
-    words). Raises CheckpointError for a checkpoint whose critic is another pool's."""
-    critic = Progress.fresh(config, num_prompts).critic
+    words). cells i64[P]: those of the run. Raises CheckpointError for a checkpoint whose critic is
+    another pool's."""
+    critic = Progress.fresh(config, num_prompts, cells).critic
     if critic is None:
         return None, ""
     if checkpoint is None:
