@@ -134,8 +134,9 @@ class SchedulerConfig(Section):
     cell_prior: bool = _cero_option(
         "cell_prior", "with cells, refit_prior_every fits each cell's prior, not the pool's"
     )
-    cell_memory_rounds: PositiveFloat = _cero_option(
-        "cell_memory_rounds", "rounds that a cell's success rate is averaged over"
+    cell_memory_rounds: PositiveFloat | None = _cero_option(
+        "cell_memory_rounds",
+        "rounds that a cell's success rate is averaged over; None: a fifteenth of the run",
     )
     direction: DirectionName = _cero_option(
         "direction",
@@ -148,8 +149,8 @@ class SchedulerConfig(Section):
     direction_ucb: NonNegativeFloat = _cero_option(
         "direction_ucb", "standard errors that a cell is given in advance"
     )
-    direction_memory_rounds: PositiveFloat = _cero_option(
-        "direction_memory_rounds", "rounds with looks that it is fitted over"
+    direction_memory_rounds: PositiveFloat | None = _cero_option(
+        "direction_memory_rounds", "rounds that it is fitted over; None: two thirds of the run"
     )
     probe_share: Annotated[float, Field(ge=0, le=0.25)] = _cero_option(
         "probe_share",

@@ -42,9 +42,7 @@ _FIELDS = "cell_wins", "cell_weight", "cell_rollouts"
 class Cells:
     """L cells 0..L-1 over a pool of P. Raises ValueError for bad labels or a memory <= 0."""
 
-    def __init__(
-        self, labels: npt.ArrayLike, num_prompts: int, memory_rounds: float = 10.0
-    ) -> None:
+    def __init__(self, labels: npt.ArrayLike, num_prompts: int, memory_rounds: float) -> None:
         self.labels = np.array(labels)
         require(
             self.labels.shape == (num_prompts,)

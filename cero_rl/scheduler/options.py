@@ -42,11 +42,13 @@ class CeroOptions:
     refit_prior_every: int = 0  # rounds between empirical-Bayes fits of the prior; 0: off
     cells: npt.ArrayLike | None = None  # i64[P] whose prompts resemble each other
     cell_prior: bool = True  # is the refitted prior each cell's, or the pool's?
-    cell_memory_rounds: float = 10.0  # rounds that a cell's success rate is averaged over
+    # rounds that a cell's success rate is averaged over; None: a fifteenth of the run
+    cell_memory_rounds: float | None = None
     direction: DirectionName = "off"  # a factor on the worth of each cell
     direction_floor: float = 0.1  # its smallest value, in [0, 1]
     direction_ucb: float = 1.0  # standard deviations of a slope that a cell is given in advance
-    direction_memory_rounds: float = 100.0  # rounds that a slope is fitted over
+    # rounds that a slope is fitted over; None: two thirds of the run
+    direction_memory_rounds: float | None = None
     probe_share: float = 0.0  # of prompts and budget: looked at in turn, never trained on
     explore_share: float = 0.0  # of the budget: for the prompts looked at longest ago
     labels: npt.ArrayLike | None = None  # i64[P] families, for value "progress"
@@ -112,11 +114,14 @@ class CeroOptions:
             not self.probe_share or self.direction != "off",
             f"probe_share = {self.probe_share:g} needs direction: nothing else asks probes",
         )
-        require(
-            0.0 < self.direction_memory_rounds < math.inf,
-            f"direction_memory_rounds = {self.direction_memory_rounds:g}, wanted a positive finite "
-            "number of rounds",
-        )
+        for name, rounds in (
+            ("cell_memory_rounds", self.cell_memory_rounds),
+            ("direction_memory_rounds", self.direction_memory_rounds),
+        ):
+            require(
+                rounds is None or 0.0 < rounds < math.inf,
+                f"{name} = {rounds}, wanted a positive finite number of rounds, or None",
+            )
         require(
             (self.value == "progress") == (self.labels is not None),
             "labels and value = 'progress' go together: give both or neither",
@@ -138,14 +143,14 @@ class CeroOptions:
         if self.cells is not None:
             named |= {
                 "cell_prior": self.cell_prior,
-                "cell_memory_rounds": self.cell_memory_rounds,
+                "cell_memory_rounds": self.cell_memory_rounds or 0.0,
             }
         if self.direction != "off":
             named |= {
                 "direction": self.direction,
                 "direction_floor": self.direction_floor,
                 "direction_ucb": self.direction_ucb,
-                "direction_memory_rounds": self.direction_memory_rounds,
+                "direction_memory_rounds": self.direction_memory_rounds or 0.0,
             }
         if self.probe_share or self.explore_share:
             named |= {"probe_share": self.probe_share, "explore_share": self.explore_share}

@@ -28,6 +28,10 @@ from cero_rl.scheduler.tokens import TokenCosts
 from cero_rl.scheduler.utility import utility_of
 from cero_rl.scheduler.worth import Worth
 
+# What a run changes in its rounds, whatever their number, sets these memories: parts of a run.
+_CELL_MEMORY = 15.0
+_DIRECTION_MEMORY = 1.5
+
 
 class CeroPlans(BudgetedScheduler):
     """Slopes, price, exposures and parts of a run, and the plan that follows from them."""
@@ -57,9 +61,14 @@ class CeroPlans(BudgetedScheduler):
             self.tokens = TokenCosts(pool, options.budget_tokens)
         self.cells: Cells | None = None
         if options.cells is not None:
-            self.cells = Cells(options.cells, pool, options.cell_memory_rounds)
+            memory = options.cell_memory_rounds or max(spec.rounds / _CELL_MEMORY, 1.0)
+            self.cells = Cells(options.cells, pool, memory)
         self._worth = Worth(
-            options, spec.rollouts_per_unit * most, self.posterior, spec.budget_rollouts / pool
+            options,
+            spec.rollouts_per_unit * most,
+            self.posterior,
+            fair_rollouts=spec.budget_rollouts / pool,
+            memory_rounds=options.direction_memory_rounds or spec.rounds / _DIRECTION_MEMORY,
         )
         self.reserve: Reserve | None = None
         if options.probe_share or options.explore_share:

@@ -42,6 +42,7 @@ class Worth:
         group: int,
         posterior: BetaPosterior,
         fair_rollouts: float,
+        memory_rounds: float,
     ) -> None:
         value = options.value
         if callable(value):
@@ -71,7 +72,7 @@ class Worth:
                 fair_rollouts,
                 options.direction_floor,
                 options.direction_ucb,
-                options.direction_memory_rounds,
+                memory_rounds,
             )
 
     @property

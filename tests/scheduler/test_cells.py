@@ -51,7 +51,7 @@ def test_a_cells_mean_is_the_weighted_fading_mean_drawn_toward_the_pools() -> No
 
 
 def test_nothing_known_is_one_half() -> None:
-    np.testing.assert_array_equal(Cells([0, 1, 1], 3).means(), [0.5, 0.5])
+    np.testing.assert_array_equal(Cells([0, 1, 1], 3, 5.0).means(), [0.5, 0.5])
 
 
 def test_strengths_recover_what_drew_the_rates() -> None:
@@ -61,7 +61,7 @@ def test_strengths_recover_what_drew_the_rates() -> None:
     rates = RNG.beta((strengths * means)[labels], (strengths * (1 - means))[labels])
     tries = RNG.integers(1, 12, 6000)
     wins, tries = RNG.binomial(tries, rates).astype(float), tries.astype(float)
-    got = Cells(labels, 6000).strengths(wins, tries - wins)
+    got = Cells(labels, 6000, 5.0).strengths(wins, tries - wins)
     np.testing.assert_allclose(got, strengths, rtol=0.12)
 
 
@@ -70,17 +70,17 @@ def test_strengths_are_bounded_and_lean_on_the_pool_where_little_is_known() -> N
     split = np.where(np.arange(120) % 2, 8.0, 0.0)  # cell 0: all right or all wrong
     wins = np.where(labels == 0, split, np.where(labels == 1, 4.0, 0.0))
     tries = np.where(labels == 2, 0.0, 8.0)  # cell 2: never seen
-    got = Cells(labels, 120).strengths(wins, tries - wins)
+    got = Cells(labels, 120, 5.0).strengths(wins, tries - wins)
     assert got[0] == 1.0
     assert got[1] == pytest.approx(16.0)
     assert 1.0 < got[2] < 16.0
     np.testing.assert_allclose(
-        Cells(labels, 120).strengths(np.zeros(120), np.zeros(120)), [4.0] * 3
+        Cells(labels, 120, 5.0).strengths(np.zeros(120), np.zeros(120)), [4.0] * 3
     )
 
 
 def test_the_fit_is_a_beta_prior_of_every_prompt() -> None:
-    cells = Cells([0, 1, 0], 3)
+    cells = Cells([0, 1, 0], 3, 5.0)
     cells.observe(np.array([0, 1]), np.array([8.0, 0.0]), np.array([8, 8]), np.zeros(2))
     wins, losses = np.array([8.0, 0.0, 0.0]), np.array([0.0, 8.0, 0.0])
     a, b = cells.fit(wins, losses)
