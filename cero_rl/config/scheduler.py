@@ -106,6 +106,11 @@ class SchedulerConfig(Section):
         description="column of fixed weights in [0, 1] that multiply the worth of a prompt's "
         "rollouts: what is known beforehand, or an upper bound of what could be",
     )
+    wear_column: str | None = Field(
+        default=None,
+        description="column that says how many times as fast a prompt is worn out as saturation "
+        "has it, in [0.01, 100]; e.g. the reverse of its family's transfer to held-out prompts",
+    )
     labels_column: str | None = Field(
         default=None, description="column that groups prompts into families, for value: progress"
     )

@@ -27,6 +27,7 @@ from cero_rl.scheduler.prior import FitMethod, fit_to_evidence
 from cero_rl.scheduler.sizes import Ids, Scalar, StateDict, require
 from cero_rl.scheduler.state import read_array, read_scalar
 from cero_rl.scheduler.tokens import TokenCosts
+from cero_rl.scheduler.worth import digest
 from cero_rl.types import Allocation
 
 
@@ -81,6 +82,7 @@ class Cero(CeroPlans):
             (self.cells is None) == (cells is None),
             "cells: wanted where the run has them, one per prompt of the new pool",
         )
+        require(isinstance(self._wear, float), "wear is that of one pool: it cannot be exchanged")
         change = PoolChange.of(np.asarray(previous), self.spec.num_prompts)
         spec = replace(self.spec, num_prompts=change.size)
         grown = None
@@ -139,7 +141,10 @@ class Cero(CeroPlans):
         push = (step / spec.max_units_per_prompt) * plan_units
         for part in blocks(self._slope.shape[0]):
             slope = self._slope[part]
-            pull = self.utility.supporting_exposure(largest * slope, rate * self._value[part], cap)
+            theta, c = largest * slope, rate * self._value[part]
+            if isinstance(self._wear, np.ndarray):
+                theta, c = theta * self._wear[part], c * self._wear[part]
+            pull = self.utility.supporting_exposure(theta, c, cap)
             pull *= pull_factor
             slope += pull
         self._slope[plan_ids] -= push
@@ -206,6 +211,7 @@ class Cero(CeroPlans):
             "step_size": self.step_size,
             **self.options.identity(),
             **self._worth.identity(),
+            **({"wear": digest(self._wear)} if isinstance(self._wear, np.ndarray) else {}),
         }
 
     def _extra_state(self) -> StateDict:
@@ -240,7 +246,7 @@ class Cero(CeroPlans):
             )
         tie_rank = read_array(state, "tie_rank", np.int64, pool) if "tie_rank" in state else None
         own = self._identity()
-        for key in ("cell_prior", "direction", "probe_share", "weights"):
+        for key in ("cell_prior", "direction", "probe_share", "wear", "weights"):
             require(
                 key in own or key not in state,
                 f"scheduler state field {key!r} is of a run that had it, and this run has none",

@@ -35,9 +35,10 @@ def water_filling(
     max_units: float,
     utility: Utility = EXPONENTIAL,
     start: npt.ArrayLike | None = None,
+    wear: npt.ArrayLike = 1.0,
 ) -> Floats:
-    """f64[P] maximiser of sum_i U(c_i, s_i + z_i) over 0 <= z_i <= max_units, sum z = budget_units
-    (units); start s f64[P] (None: 0).
+    """f64[P] maximiser of sum_i U(w_i c_i, s_i + z_i) / w_i over 0 <= z_i <= max_units, sum z =
+    budget_units (units); start s f64[P] (None: 0), wear w > 0, f64[P] or one (utility.py).
 
     z_i = clip(exposure at slope xi - s_i, 0, max_units), with the water level xi, the common slope,
     found by bisection on its logarithm. Prompts with c = 0 get 0; if the others cannot hold the
@@ -51,19 +52,20 @@ def water_filling(
     if useful.size * max_units <= budget_units:
         exposure[useful] = max_units
         return exposure
-    rate = slopes[useful]
+    worn = np.broadcast_to(np.asarray(wear, dtype=np.float64), slopes.shape)[useful]
+    rate = slopes[useful] * worn
     before = np.zeros_like(rate) if start is None else np.asarray(start, dtype=np.float64)[useful]
     reach = float(before.max()) + max_units
 
     def fill(log_level: float) -> Floats:
-        target = utility.supporting_exposure(np.exp(log_level), rate, reach)
+        target = utility.supporting_exposure(np.exp(log_level) * worn, rate, reach)
         target -= before
         return np.clip(target, 0.0, max_units, out=target)
 
     # Below the least slope at full exposure everything is full; above the largest c nothing is.
-    high = float(np.log(rate.max()))
+    high = float(np.log(slopes[useful].max()))
     with np.errstate(divide="ignore"):
-        low = max(float(np.log(utility.slope(rate, before + max_units).min())), -745.0)
+        low = max(float(np.log((utility.slope(rate, before + max_units) / worn).min())), -745.0)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
         if middle in (low, high):

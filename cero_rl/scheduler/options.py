@@ -33,6 +33,7 @@ class CeroOptions:
     value: ValueName | ValueFunction = "variance"  # worth of a rollout
     pass_k: int = 4  # the k of value "pass_at_k"
     weights: npt.ArrayLike | None = None  # f64[P] in [0, 1], what every worth is multiplied by
+    wear: npt.ArrayLike | None = None  # f64[P] how many times as fast each prompt is worn out
     plan: PlanName = "duals"
     cap_shares: float | None = None  # cap of a prompt's supporting exposure, in fair shares
     proximal: float = 0.0  # curvature of the round problem: group sizes of their own

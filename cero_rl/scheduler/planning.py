@@ -26,7 +26,7 @@ from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
 from cero_rl.scheduler.sizes import BudgetSpec, Ids, Samples, Shared, require
 from cero_rl.scheduler.tokens import TokenCosts
 from cero_rl.scheduler.utility import utility_of
-from cero_rl.scheduler.worth import Worth
+from cero_rl.scheduler.worth import Worth, per_prompt
 
 # What a run changes in its rounds, whatever their number, sets these memories: parts of a run.
 _CELL_MEMORY = 15.0
@@ -63,6 +63,10 @@ class CeroPlans(BudgetedScheduler):
         if options.cells is not None:
             memory = options.cell_memory_rounds or max(spec.rounds / _CELL_MEMORY, 1.0)
             self.cells = Cells(options.cells, pool, memory)
+        # [P] how many times as fast a prompt is worn out
+        self._wear: Floats | float = 1.0
+        if options.wear is not None:
+            self._wear = per_prompt("wear", options.wear, pool, 0.01, 100.0)
         self._worth = Worth(
             options,
             spec.rollouts_per_unit * most,
@@ -193,6 +197,7 @@ class CeroPlans(BudgetedScheduler):
                 units_left - taken,
                 rounds_left,
                 max(fair, 0),
+                self._wear,
             )
         else:
             score, price = self._slope, self._price
@@ -207,6 +212,7 @@ class CeroPlans(BudgetedScheduler):
                     self.slope_max,
                     self.utility,
                     rng,
+                    self._wear,
                 )
                 if self._unjudged.any:
                     score *= self._unjudged.factor(self.posterior)
@@ -222,7 +228,9 @@ class CeroPlans(BudgetedScheduler):
                 forced = min(forced, int(np.broadcast_to(caps, aside.shape)[~aside].sum()))
             if self.options.proximal:
                 target = self.utility.supporting_exposure(
-                    self.slope_max * self._slope, self.utility_rate(), self.exposure_cap
+                    self.slope_max * self._slope * self._wear,
+                    self.utility_rate() * self._wear,
+                    self.exposure_cap,
                 )
                 plan = proximal_plan(
                     score - price,

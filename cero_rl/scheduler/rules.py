@@ -33,11 +33,12 @@ def resolve_plan(
     units_left: int,
     rounds_left: int,
     capacity_units: int,
+    wear: Floats | float = 1.0,
 ) -> tuple[Ids, Ids]:
     """Water-fill all that is left from today's exposures, then serve the largest deficits first, at
     most max_units each."""
     deficit = water_filling(
-        c, units_left, rounds_left * int(np.max(max_units)), utility, start=exposure
+        c, units_left, rounds_left * int(np.max(max_units)), utility, exposure, wear
     )
     wanted = np.minimum(np.maximum(np.ceil(deficit - 1e-9), 1.0), max_units).astype(np.int64)
     return ranked_plan(
@@ -52,6 +53,7 @@ def thompson_score(
     largest_c: float,
     utility: Utility,
     rng: np.random.Generator,
+    wear: Floats | float = 1.0,
 ) -> Floats:
     """f64[P] in [0, 1]: the slope of each prompt's utility at its exposure if its success rate were
     one draw p from Beta(a, b).
@@ -61,4 +63,4 @@ def thompson_score(
     """
     rate = rng.beta(a, b)
     worth = 4.0 * rate * (1.0 - rate)
-    return utility.slope(largest_c * worth, exposure) / largest_c
+    return utility.slope(largest_c * worth * wear, exposure) / (largest_c * wear)

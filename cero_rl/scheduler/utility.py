@@ -16,6 +16,11 @@ at exposure 0, so that nothing else of the algorithm changes.
     U(z)      = min over 0 <= theta <= c    of  theta z - U*(theta)
     U*(theta) = min over 0 <= s <= cap      of  theta s - U(s)
 
+A prompt that is worn out w times as fast as others has U(w z) / w: the same slope at exposure 0,
+and a ceiling w times lower. All three are functions of c z, so with the functions here this is
+
+    U(z; w c) / w        with slope U'(z; w c) / w; it supports theta where U'(.; w c) does w theta
+
 All functions are elementwise and silent at the corners (c = 0, theta = 0, c * cap beyond the
 range of exp).
 """

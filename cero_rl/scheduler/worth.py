@@ -23,13 +23,21 @@ from cero_rl.scheduler.state import read_array
 from cero_rl.scheduler.value import ValueFunction, graded_variance, value_function
 
 
-def _checked_weights(weights: npt.ArrayLike, num_prompts: int) -> Floats:
-    checked = np.array(weights, dtype=np.float64)
+def per_prompt(
+    name: str, given: npt.ArrayLike, num_prompts: int, least: float, most: float
+) -> Floats:
+    """A private copy f64[P] of numbers in [least, most]. Raises ValueError for anything else."""
+    numbers = np.array(given, dtype=np.float64)
     require(
-        checked.shape == (num_prompts,) and bool(((checked >= 0.0) & (checked <= 1.0)).all()),
-        f"weights: wanted {num_prompts} numbers in [0, 1], one per prompt",
+        numbers.shape == (num_prompts,) and bool(((numbers >= least) & (numbers <= most)).all()),
+        f"{name}: wanted {num_prompts} numbers in [{least:g}, {most:g}], one per prompt",
     )
-    return checked
+    return numbers
+
+
+def digest(numbers: Floats) -> str:
+    """Of a vector, for the identity of a saved state."""
+    return "sha256:" + hashlib.sha256(numbers.tobytes()).hexdigest()
 
 
 class Worth:
@@ -54,7 +62,7 @@ class Worth:
         # [P] in [0, 1]
         self._weights = None
         if options.weights is not None:
-            self._weights = _checked_weights(options.weights, posterior.a.shape[0])
+            self._weights = per_prompt("weights", options.weights, posterior.a.shape[0], 0.0, 1.0)
         # [P] sum of squared rewards, prior included
         self._squares = posterior.a.copy() if value == "graded" else None
         self.progress: LearningProgress | None = None
@@ -214,7 +222,7 @@ class Worth:
         """What a saved state must agree in."""
         named: dict[str, Scalar] = {"value_name": self.name}
         if self._weights is not None:
-            named["weights"] = "sha256:" + hashlib.sha256(self._weights.tobytes()).hexdigest()
+            named["weights"] = digest(self._weights)
         return named
 
     def state(self) -> StateDict:

@@ -37,20 +37,33 @@ def _column(prompts: Sequence[Prompt], key: str, name: str) -> list[object]:
 
 def pass_rates(prompts: Sequence[Prompt], name: str) -> Floats:
     """f64[P] in [0, 1], nan where the column is null. Raises DataError for anything else."""
-    return _shares(prompts, "scheduler.pass_rate_column", name, null=True)
+    return _numbers(prompts, "scheduler.pass_rate_column", name, (0.0, 1.0), null=True)
 
 
-def _shares(prompts: Sequence[Prompt], key: str, name: str, *, null: bool = False) -> Floats:
-    shares = []
+def _numbers(
+    prompts: Sequence[Prompt],
+    key: str,
+    name: str,
+    bounds: tuple[float, float],
+    *,
+    null: bool = False,
+) -> Floats:
+    """f64[P] within the bounds; nan for null, where that is allowed."""
+    least, most = bounds
+    numbers = []
     for row, value in enumerate(_column(prompts, key, name)):
         if value is None and null:
-            shares.append(np.nan)
+            numbers.append(np.nan)
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-            wanted = "a number in [0, 1] or null" if null else "a number in [0, 1]"
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not least <= value <= most
+        ):
+            wanted = f"a number in [{least:g}, {most:g}]" + (" or null" if null else "")
             raise DataError(f"{key}: prompt {row} has {name} = {value!r}, wanted {wanted}")
-        shares.append(float(value))
-    return np.array(shares)
+        numbers.append(float(value))
+    return np.array(numbers)
 
 
 def _groups(parts: Sequence[Sequence[object]]) -> Ids:
@@ -93,6 +106,7 @@ def build_scheduler(
     labels: Ids | None = None,
     cells: Ids | None = None,
     weights: Floats | None = None,
+    wear: Floats | None = None,
 ) -> BudgetedScheduler:
     """The scheduler of a pool of `num_prompts`. Without `labels` value "progress" is checked as one
     family, without `cells` those of the configuration as one cell."""
@@ -110,6 +124,7 @@ def build_scheduler(
                 labels=labels,
                 cells=cells,
                 weights=weights,
+                wear=wear,
             )
         return make_scheduler(
             wanted.name,
@@ -154,10 +169,13 @@ def scheduler_for_pool(
     if wanted.labels_column is not None:
         labels = _groups([_column(prompts, "scheduler.labels_column", wanted.labels_column)])
     cells = cells_of(wanted, prompts, lengths)
-    weights = None
+    weights = wear = None
     if wanted.weights_column is not None:
-        weights = _shares(prompts, "scheduler.weights_column", wanted.weights_column)
-    scheduler = build_scheduler(config, len(prompts), prior, labels, cells, weights)
+        name = wanted.weights_column
+        weights = _numbers(prompts, "scheduler.weights_column", name, (0.0, 1.0))
+    if wanted.wear_column is not None:
+        wear = _numbers(prompts, "scheduler.wear_column", wanted.wear_column, (0.01, 100.0))
+    scheduler = build_scheduler(config, len(prompts), prior, labels, cells, weights, wear)
     if warm and wanted.warm_start is not None and wanted.name in CERO_FAMILY:
         refuse_link(Path(wanted.warm_start))
         try:

@@ -24,6 +24,8 @@ OPTIONS = [
     {"value": "live"},
     {"value": "deviation", "weights": np.linspace(0.1, 1.0, 24)},
     {"value": "maxrl"},
+    {"wear": np.linspace(0.5, 4.0, 24), "proximal": 0.05},
+    {"wear": np.linspace(0.5, 4.0, 24), "plan": "resolve"},
     {"value": "pass_at_k", "pass_k": 2},
     {"value": "progress", "labels": LABELS, "progress_floor": 0.3},
     {"plan": "resolve"},

@@ -216,11 +216,17 @@ def test_cells_come_from_columns_and_prompt_lengths() -> None:
     assert isinstance(build_scheduler(config(*keys), 64), Cero)
 
 
-def test_weights_come_from_a_column() -> None:
-    rows = [{"weight": 1 if i % 2 else 0.25} for i in range(64)]
+def test_weights_and_wear_come_from_columns() -> None:
+    rows = [{"weight": 1 if i % 2 else 0.25, "wear": 0.5 + i % 2} for i in range(64)]
     prompts = [make_prompt(f"question {i}", "1", "test", row) for i, row in enumerate(rows)]
     scheduler = scheduler_for_pool(config("scheduler.weights_column=weight"), prompts)
     assert scheduler.value.tolist() == pytest.approx([1 / 24, 1 / 6] * 32)
+    worn = scheduler_for_pool(config("scheduler.wear_column=wear"), prompts)
+    assert play(worn) == 512
+    with pytest.raises(DataError, match=r"wear_column: prompt 0 has .* in \[0\.01, 100\]$"):
+        scheduler_for_pool(
+            config("scheduler.wear_column=wear"), [make_prompt("q", "1", "test", {"wear": 0})] * 64
+        )
     for row, found in (({"weight": None}, "None"), ({"weight": True}, "True"), ({"weight": 2}, 2)):
         bad = [*prompts[:-1], make_prompt("q", "1", "test", row)]
         with pytest.raises(
