@@ -33,7 +33,8 @@ FILES_OF = {
     "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main rank "
     "serve simulate simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
-    "config": "__init__ base data hints io learner lora paths rollout root run scheduler sizes",
+    "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
+    "sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds",

@@ -18,6 +18,7 @@ from cero_rl.config.data import BudgetConfig, DataConfig, ModelConfig, RewardCon
 from cero_rl.config.learner import LearnerConfig, OptimizerConfig, ZeroConfig
 from cero_rl.config.lora import LoraConfig
 from cero_rl.config.paths import PathText
+from cero_rl.config.presets import fill
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
@@ -45,6 +46,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: object) -> object:
+        return fill(data) if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Config:

@@ -18,6 +18,7 @@ from cero_rl.config.base import (
     Section,
 )
 from cero_rl.config.paths import PathText
+from cero_rl.config.presets import PresetName
 from cero_rl.scheduler.options import CeroOptions, DirectionName, PlanName
 from cero_rl.scheduler.registry import ALLOCATORS
 from cero_rl.scheduler.rivals.keep import KeepName
@@ -59,6 +60,11 @@ class SchedulerConfig(Section):
     docs/scheduler-rivals.md.
     """
 
+    preset: PresetName = Field(
+        default="published",
+        description="keys that are not given: published, the papers' method; cero_plus, one "
+        "posterior as critic and as allocator, also in section learner (docs/critic.md)",
+    )
     name: SchedulerName = Field(default="cero", description="uniform is GRPO's allocation")
     rounds: PositiveInt = Field(
         description="scheduling decisions of the run; a round is worked off in one or more "

@@ -1,0 +1,49 @@
+"""Settings that go together: `scheduler.preset` fills what a configuration leaves open.
+
+`published` is the method of arXiv 2606.05606 and 2610.09679 and fills nothing. `cero_plus` is the
+combination that docs/study.md measured: one posterior as critic and as allocator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+PresetName = Literal["published", "cero_plus"]
+
+
+def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
+    """Forgetting and refits by the length of the run, in rounds."""
+    return {
+        "scheduler": {
+            "name": "cero",
+            "plan": "resolve",
+            "saturation": 0.2,
+            "rollouts_per_unit": 1,
+            "cell_length_bins": 8,
+            "refit_prior_every": max(1, rounds // 80),
+            "forgetting": 1.0 - 0.8 / max(rounds, 2),
+        },
+        "learner": {"baseline": "posterior", "min_advantage": 0.05},
+    }
+
+
+def fill(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with those of their preset where none is given. What is no preset, or no number
+    of rounds, is left to the fields' own checks."""
+    given = dict(data)
+    scheduler = given.get("scheduler")
+    if not isinstance(scheduler, Mapping) or scheduler.get("preset") != "cero_plus":
+        return given
+    rounds = scheduler.get("rounds")
+    preset = _cero_plus(rounds if isinstance(rounds, int) else 1)
+    if scheduler.get("pass_rate_column") is not None:  # a prior of its own for every prompt
+        del preset["scheduler"]["cell_length_bins"], preset["scheduler"]["refit_prior_every"]
+    learner = given.get("learner")
+    if isinstance(learner, Mapping) and learner.get("baseline") == "group":  # the allocator alone
+        del preset["learner"], preset["scheduler"]["rollouts_per_unit"]
+    for section, settings in preset.items():
+        own = given.get(section, {})
+        if isinstance(own, Mapping):
+            given[section] = {**settings, **own}
+    return given
