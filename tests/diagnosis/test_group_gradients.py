@@ -168,8 +168,8 @@ def test_noise_scale_and_values_against_enumeration(model, policy) -> None:
     """A pool of three kinds of prompts: |Eg|^2, E|g|^2 and <g, h> are known from all outcomes."""
     config = config_for("std", "group_mean")
     gradients = Gradients.of_model(model, config)
-    looks, kinds = looks_of(policy, 900, seed=0)
-    aside, _ = looks_of(policy, 2400, seed=1)
+    looks, kinds = looks_of(policy, 600, seed=0)
+    aside, _ = looks_of(policy, 1500, seed=1)
     sketch = sketch_for(gradients.dimension, 0, CPU)
     held = heldout_gradient(gradients, aside, sketch, config, quiet)
     assert held is not None
@@ -203,7 +203,7 @@ def test_noise_scale_and_values_against_enumeration(model, policy) -> None:
 
 
 def test_held_out_gradient_is_that_of_the_reward_whatever_trains(model, policy) -> None:
-    aside, kinds = looks_of(policy, 1500, seed=2)
+    aside, kinds = looks_of(policy, 1000, seed=2)
     shares = np.bincount(kinds, minlength=3) / len(kinds)
     slope = shares @ np.array([exact_slope(p) for p in PROMPTS])
     found = []
@@ -212,8 +212,8 @@ def test_held_out_gradient_is_that_of_the_reward_whatever_trains(model, policy) 
         sketch = sketch_for(gradients.dimension, 0, CPU)
         held = heldout_gradient(gradients, aside, sketch, config, quiet)
         assert held is not None
-        assert held.share.sum() == 1500
-        found.append(held.share @ held.folds.double().numpy() / 1500)
+        assert held.share.sum() == 1000
+        found.append(held.share @ held.folds.double().numpy() / 1000)
     np.testing.assert_array_equal(found[0], found[1])
     assert found[0] @ slope / (slope @ slope) == pytest.approx(1.0, abs=0.15)
 
@@ -249,33 +249,24 @@ def test_groups_of_one_teach_with_a_critic(model, policy) -> None:
     """Its baselines leave the mean gradient as it is: <Eg, h> = |slope|^2 for every strength."""
     config = config_for("center", "group_mean", "learner.baseline=posterior")
     gradients = Gradients.of_model(model, config)
-    looks, _ = looks_of(policy, 500, seed=6, size=1)
-    aside, _ = looks_of(policy, 2400, seed=1)
+    looks, _ = looks_of(policy, 250, seed=6, size=1)
+    aside, _ = looks_of(policy, 1200, seed=1)
     sketch = sketch_for(gradients.dimension, 0, CPU)
     held = heldout_gradient(gradients, aside, sketch, config, quiet)
     slope = np.mean([exact_slope(p) for p in PROMPTS], axis=0)
-    powers = []
     for strength in (None, 8.0):
-        critic = PosteriorCritic(500, CriticOptions(strength))
+        critic = PosteriorCritic(250, CriticOptions(strength))
         estimator = Estimator(keep_all, 50, critic)
         pool = pool_gradient(gradients, looks, held, sketch, estimator, config, quiet)
         assert pool.taught.all()
         assert pool.values is not None
         value = mean_value(pool.values)
         assert value.value == pytest.approx(slope @ slope, abs=3 * value.error)
-        assert value.error < 0.3 * (slope @ slope)
-        powers.append(pool.squares.mean())
-    without = pool_gradient(
-        gradients,
-        looks,
-        held,
-        sketch,
-        Estimator(keep_all, 50),
-        config_for("rloo", "group_mean"),
-        quiet,
-    )
+        assert value.error < 0.4 * (slope @ slope)
+    alone = config_for("rloo", "group_mean")
+    estimator = Estimator(keep_all, 50)
+    without = pool_gradient(gradients, looks, held, sketch, estimator, alone, quiet)
     assert not without.taught.any()
-    assert min(powers) > 0
 
 
 def test_blocks_are_bounded_and_a_long_gradient_is_projected(
@@ -283,7 +274,7 @@ def test_blocks_are_bounded_and_a_long_gradient_is_projected(
 ) -> None:
     config = config_for("std", "group_mean")
     gradients = Gradients.of_model(model, config)
-    looks, _ = looks_of(policy, 400, seed=4)
+    looks, _ = looks_of(policy, 200, seed=4)
     exact = sketch_for(gradients.dimension, 0, CPU)
     assert exact.is_exact
     monkeypatch.setattr("cero_rl.diagnosis.gradients.MEMORY_BYTES", 4 * 48 * 600)
