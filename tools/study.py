@@ -48,8 +48,9 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. Settings are dotted keys of the configuration; `round` is the
-    rollouts of a round, by which a budget becomes a number of rounds."""
+    """What a study file says. Settings are dotted keys of the configuration, and two that follow a
+    run's length: `round`, rollouts of a round, by which a budget becomes a number of rounds, and
+    `warmup`, the share of them that the learning rate rises over."""
 
     name: str
     recipe: str
@@ -115,10 +116,12 @@ def jobs_of(study: Study, chosen: argparse.Namespace) -> Iterator[Job]:
 
 
 def settings_of(job: Job) -> dict[str, Any]:
-    """Configuration keys of one run: rounds and evaluations follow from the budget."""
+    """Configuration keys of one run: rounds, warm-up and evaluations follow from the budget."""
     settings = {**QUIET, **job.settings}
     per_round = settings.pop("round")
-    rounds = settings.pop("rounds", None) or job.budget // per_round
+    rounds = job.budget // per_round
+    if share := settings.pop("warmup", None):
+        settings["optimizer.warmup_steps"] = round(share * rounds)
     settings |= {"budget.total_rollouts": job.budget, "scheduler.rounds": rounds}
     settings.setdefault("evaluation.every_steps", max(1, job.budget // per_round // POINTS))
     return {**settings, "seed": job.seed, "name": job.name}

@@ -18,7 +18,7 @@ def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
         "scheduler": {
             "name": "cero",
             "plan": "resolve",
-            "saturation": 0.2,
+            "saturation": 0.05,
             "rollouts_per_unit": 1,
             "cell_length_bins": 8,
             "refit_prior_every": max(1, rounds // 80),

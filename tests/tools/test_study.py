@@ -22,7 +22,7 @@ baseline: uniform
 results: {results}
 seeds: [0, 1]
 budgets: [64, 128]
-settings: {{round: 32, data.limit: 40, data.heldout_limit: 16, evaluation.samples_per_prompt: 2,
+settings: {{round: 32, warmup: 0.5, data.limit: 40, data.heldout_limit: 16, evaluation.samples_per_prompt: 2,
   evaluation.pass_k: [1, 2], evaluation.final_samples_per_prompt: 2}}
 pools: {{digits: {{data.source: recipes/assets/digits_unfiltered.jsonl}}}}
 arms:
@@ -53,7 +53,8 @@ def test_a_seed_is_finished_before_the_next(file: Path):
     assert settings["scheduler.rounds"] == 4
     assert settings["budget.total_rollouts"] == 128
     assert settings["learner.baseline"] == "posterior"
-    assert "round" not in settings
+    assert settings["optimizer.warmup_steps"] == 2
+    assert not {"round", "warmup"} & settings.keys()
 
 
 @pytest.mark.parametrize(
