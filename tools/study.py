@@ -48,9 +48,9 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. Settings are dotted keys of the configuration, and two that follow a
-    run's length: `round`, rollouts of a round, by which a budget becomes a number of rounds, and
-    `warmup`, the share of them that the learning rate rises over."""
+    """What a study file says. Settings are dotted keys of the configuration, and three of its own:
+    `round`, rollouts of a round, by which a budget becomes a number of rounds; `warmup`, the share
+    of these that the learning rate rises over; `capacity`, the most rollouts of one, in rounds."""
 
     name: str
     recipe: str
@@ -120,6 +120,8 @@ def settings_of(job: Job) -> dict[str, Any]:
     settings = {**QUIET, **job.settings}
     per_round = settings.pop("round")
     rounds = job.budget // per_round
+    if shares := settings.pop("capacity", None):
+        settings["scheduler.capacity_rollouts"] = shares * per_round
     if share := settings.pop("warmup", None):
         settings["optimizer.warmup_steps"] = round(share * rounds)
     settings |= {"budget.total_rollouts": job.budget, "scheduler.rounds": rounds}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cero_rl.commands.common import add_config
 from cero_rl.config import Config, dump_config, load_config
+from cero_rl.config.presets import departures
 from cero_rl.config.sizes import check_pool, derived_sizes
 from cero_rl.train.scheduler import build_scheduler, scheduler_for_pool
 
@@ -25,6 +26,7 @@ def print_rows(name: str, lines: Sequence[str]) -> None:
 
 
 def print_sizes(config: Config, num_prompts: int | None) -> None:
+    print_rows("preset", departures(config.model_dump(include={"scheduler", "learner"})))
     for name, equation in derived_sizes(config, num_prompts):
         print(f"  {name:<15} {equation}")
 

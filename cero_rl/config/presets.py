@@ -28,6 +28,17 @@ def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def _settings(scheduler: Mapping[str, Any], learner: object) -> dict[str, dict[str, Any]]:
+    """Of cero_plus beside what is given."""
+    rounds = scheduler.get("rounds")
+    preset = _cero_plus(rounds if isinstance(rounds, int) else 1)
+    if scheduler.get("pass_rate_column") is not None:  # a prior of its own for every prompt
+        del preset["scheduler"]["cell_length_bins"], preset["scheduler"]["refit_prior_every"]
+    if isinstance(learner, Mapping) and learner.get("baseline") == "group":  # the allocator alone
+        del preset["learner"], preset["scheduler"]["rollouts_per_unit"]
+    return preset
+
+
 def fill(data: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with those of their preset where none is given. What is no preset, or no number
     of rounds, is left to the fields' own checks."""
@@ -35,15 +46,22 @@ def fill(data: Mapping[str, Any]) -> dict[str, Any]:
     scheduler = given.get("scheduler")
     if not isinstance(scheduler, Mapping) or scheduler.get("preset") != "cero_plus":
         return given
-    rounds = scheduler.get("rounds")
-    preset = _cero_plus(rounds if isinstance(rounds, int) else 1)
-    if scheduler.get("pass_rate_column") is not None:  # a prior of its own for every prompt
-        del preset["scheduler"]["cell_length_bins"], preset["scheduler"]["refit_prior_every"]
-    learner = given.get("learner")
-    if isinstance(learner, Mapping) and learner.get("baseline") == "group":  # the allocator alone
-        del preset["learner"], preset["scheduler"]["rollouts_per_unit"]
-    for section, settings in preset.items():
+    for section, settings in _settings(scheduler, given.get("learner")).items():
         own = given.get(section, {})
         if isinstance(own, Mapping):
             given[section] = {**settings, **own}
     return given
+
+
+def departures(config: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """For a person: what of the preset a whole configuration (its sections as mappings) does not
+    have, because something else was given. Empty without a preset."""
+    scheduler = config["scheduler"]
+    if scheduler["preset"] != "cero_plus":
+        return []
+    return [
+        f"{section}.{key} is {config[section][key]}, given; the preset has {value}"
+        for section, settings in _settings(scheduler, config["learner"]).items()
+        for key, value in settings.items()
+        if config[section][key] != value
+    ]

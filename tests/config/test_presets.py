@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cero_rl.config import Config
-from cero_rl.config.presets import fill
+from cero_rl.config.presets import departures, fill
 
 
 def config(scheduler: dict[str, Any], **sections: Any) -> Config:
@@ -58,6 +58,19 @@ def test_what_is_given_stands():
     assert own.learner.min_advantage == 0.0
     assert own.learner.baseline == "posterior"
     assert own.learner.aggregation == "token_mean"
+
+
+def test_what_was_given_in_its_place_is_told():
+    """A recipe's own group size is easily forgotten under a preset."""
+    given = config({"preset": "cero_plus", "rollouts_per_unit": 4}, learner={"min_advantage": 0.0})
+    assert departures(given.model_dump()) == [
+        "scheduler.rollouts_per_unit is 4, given; the preset has 1",
+        "learner.min_advantage is 0.0, given; the preset has 0.05",
+    ]
+    for plain in ({}, {"preset": "cero_plus"}, {"preset": "cero_plus", "pass_rate_column": "rate"}):
+        assert departures(config(plain).model_dump()) == []
+    alone = config({"preset": "cero_plus"}, learner={"baseline": "group"})
+    assert departures(alone.model_dump()) == []
 
 
 def test_with_a_group_baseline_it_is_the_allocator_alone():
