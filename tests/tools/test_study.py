@@ -23,7 +23,8 @@ results: {results}
 seeds: [0, 1]
 budgets: [64, 128]
 settings: {{round: 32, warmup: 0.5, data.limit: 40, data.heldout_limit: 16,
-  evaluation.samples_per_prompt: 2, evaluation.pass_k: [1, 2], evaluation.final_samples_per_prompt: 2}}
+  evaluation.samples_per_prompt: 2, evaluation.pass_k: [1, 2],
+  evaluation.final_samples_per_prompt: 2}}
 pools: {{digits: {{data.source: recipes/assets/digits_unfiltered.jsonl}}}}
 arms:
   uniform: {{scheduler.name: uniform}}
