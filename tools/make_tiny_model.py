@@ -37,14 +37,15 @@ from digits import (
     practice,
     stream,
 )
+from tiny_models import EOS, PAD, SIZES, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from cero_rl.rollout.engines.transformers import TransformersEngine
 from cero_rl.rollout.protocol import RolloutRequest
 
 SHARES = {"solved": 0.55, "impossible": 0.15, "luck": 0.10, "learnable": 0.20}
-PAD, EOS = 0, 1
+CONTEXT = 64
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -54,32 +55,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", model_max_length=64
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", model_max_length=CONTEXT
     )
-
-
-def make_model(seed: int) -> Qwen3ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(ALPHABET) + 2,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        bos_token_id=None,
-        use_cache=True,
-    )
-    model = Qwen3ForCausalLM(config)
-    model.generation_config.eos_token_id = EOS
-    model.generation_config.pad_token_id = PAD
-    return model
 
 
 def warm_start(
@@ -216,8 +193,9 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
-    tokenizer, model = make_tokenizer(), make_model(arguments.seed)
+    tokenizer = make_tokenizer()
     encode = tokenizer.get_vocab()
+    model = make_model(SIZES["1m"], len(encode), arguments.seed, context=CONTEXT)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(encode)} tokens")
     warm_start(
         model,

@@ -29,9 +29,9 @@ SAMPLES, FIRST_SAMPLES = 16, 4
 LUCK, WRONG_KEY = 0.05, 0.05
 KINDS = ("learnable", "solved", "out_of_reach", "luck", "wrong_key")
 # of the dead prompts without a wrong key; the others are out of reach
-SOLVED_OF_DEAD = {"digits": 0.7, "frontier": 0.1, "chain": 0.3}
+SOLVED_OF_DEAD = {"digits": 0.7, "frontier": 0.1, "chain": 0.0}
 RESERVED_FOR_WRONG_KEYS = 0.1  # of the candidates, whatever their difficulty
-CHUNK = 2000
+CHUNK = 500
 # streams of random numbers of the sampler
 TRAIN_STREAM, LUCK_STREAM, HELDOUT_STREAM, MEASURE_STREAM = range(4)
 

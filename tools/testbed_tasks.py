@@ -5,10 +5,10 @@ key looks like. A reward reads the final answer alone (`exact`).
     frontier  R reversed, O sorted, D each digit doubled mod 10, P running sums mod 10, of 2 to 16
               digits: from solved to out of reach as strings grow
                   P4821=4245
-    chain     a value of two digits goes through the string, one digit a step; the response writes
-              each digit with the value behind it, then the final value. 7 to 14 digits: 21 to 42
+    chain     a value mod 10 goes through the string, one digit a step; the response writes each
+              digit with the value behind it, then the last three values. 10 to 16 digits: 20 to 32
               tokens before the answer
-                  A4738212=404711314822824125127####27
+                  A4738212034=44713482241527073044####704
 
 Each has a lottery beside its families, L: the answer is one random digit, so that a sample is right
 about one time in ten, whatever is learnt.
@@ -25,6 +25,7 @@ from digits import LOTTERY, Item, is_heldout
 
 DIGITS = "0123456789"
 FINAL = "####"  # what `exact` takes for the mark of the final answer; one token
+LAST_VALUES = 3  # of a chain are its answer: a guess is right one time in a thousand
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def next_value(family: str, value: int, digit: int, step: int) -> int:
     """The value of a chain after one more digit; steps count from 0. ValueError for a family
     without a rule."""
     if family == "A":
-        return (value + digit) % 100
+        return (value + digit) % 10
     if family == "B":
-        return (value + (digit if step % 2 == 0 else -digit)) % 100
+        return (value + (digit if step % 2 == 0 else -digit)) % 10
     if family == "C":
-        return (2 * value + digit) % 100
+        return (2 * value + digit) % 10
     if family == "D":
-        return (3 * value + digit) % 100
+        return (3 * value + digit) % 10
     raise ValueError(f"family: got {family!r}, wanted one of A, B, C, D")
 
 
@@ -115,17 +116,18 @@ def chain_values(family: str, text: str) -> list[int]:
 
 def draw_chain(family: str, length: int, rng: random.Random) -> Item:
     text = string(length, rng)
-    lucky = rng.choice(DIGITS) if family == LOTTERY else ""
-    answer = lucky or f"{chain_values(family, text)[-1]:02d}"
+    answer = rng.choice(DIGITS)
+    if family != LOTTERY:
+        answer = "".join(map(str, chain_values(family, text)[-LAST_VALUES:]))
     return Item(f"{family}{text}=", answer, family, length)
 
 
 def write_chain(item: Item) -> str:
-    """Each digit and the value behind it, then the final answer. A lottery writes the steps of the
+    """Each digit and the value behind it, then the answer. A lottery writes the steps of the
     first family: its answer follows from nothing."""
     text = item.prompt[1:-1]
     values = chain_values("A" if item.family == LOTTERY else item.family, text)
-    steps = "".join(f"{digit}{value:02d}" for digit, value in zip(text, values))
+    steps = "".join(f"{digit}{value}" for digit, value in zip(text, values))
     return f"{steps}{FINAL}{item.answer}"
 
 
@@ -159,12 +161,12 @@ TASKS = {
         Task(
             "chain",
             "ABCD",
-            range(7, 15),
+            range(10, 17),
             [*DIGITS, *"=ABCD", LOTTERY, FINAL],
             draw_chain,
             write_chain,
-            1 + 14 + 1,
-            3 * 14 + 4,
+            1 + 16 + 1,
+            2 * 16 + 5,
         ),
     )
 }

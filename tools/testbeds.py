@@ -23,6 +23,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,24 @@ from testbed_tasks import TASKS, Task
 from tiny_models import SIZES, Sampler, Vocabulary, make_model, right, warm_start
 from transformers import Qwen3ForCausalLM
 
-# of the supervised warm start, so that a model knows enough to be taught the rest
-STEPS = {
-    ("digits", "1m"): 250,
-    ("digits", "4m"): 150,
-    ("frontier", "1m"): 240,
-    ("frontier", "4m"): 150,
-    ("chain", "1m"): 600,
-    ("chain", "4m"): 300,
+
+@dataclass(frozen=True)
+class Warmup:
+    """The supervised steps after which a start model knows enough to be taught the rest."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+WARMUP = {
+    ("digits", "1m"): Warmup(250, 128, 1e-3),
+    ("digits", "4m"): Warmup(150, 128, 1e-3),
+    ("frontier", "1m"): Warmup(240, 128, 1e-3),
+    ("frontier", "4m"): Warmup(150, 128, 1e-3),
+    ("chain", "1m"): Warmup(300, 64, 2e-3),
+    ("chain", "4m"): Warmup(200, 64, 1e-3),
 }
-LEARNING_RATE = {"1m": 1e-3, "4m": 1e-3}
-BATCH = 128
 MEASURE_SAMPLES = 8  # a held-out prompt, drawn anew: the 16 that chose it flatter its kind
 
 
@@ -147,13 +155,14 @@ def make(arguments: argparse.Namespace) -> None:
     task, seed = TASKS[arguments.task], arguments.seed
     directory = arguments.out / f"{arguments.task}_{arguments.size}"
     directory.mkdir(parents=True, exist_ok=True)
+    warmup = WARMUP[arguments.task, arguments.size]
     recipe = {
         "task": arguments.task,
         "size": arguments.size,
         "seed": seed,
-        "steps": arguments.steps or STEPS[arguments.task, arguments.size],
-        "batch": BATCH,
-        "learning_rate": LEARNING_RATE[arguments.size],
+        "steps": arguments.steps or warmup.steps,
+        "batch": warmup.batch,
+        "learning_rate": warmup.learning_rate,
     }
     model = start_model(task, recipe, directory)
     sampler = Sampler(model, Vocabulary(task.tokens), task.max_response_tokens, seed)

@@ -64,7 +64,7 @@ class Vocabulary:
         )
 
 
-def make_model(size: Size, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
+def make_model(size: Size, vocabulary: int, seed: int, context: int = CONTEXT) -> Qwen3ForCausalLM:
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocabulary,
@@ -74,7 +74,7 @@ def make_model(size: Size, vocabulary: int, seed: int) -> Qwen3ForCausalLM:
         num_attention_heads=size.heads,
         num_key_value_heads=size.heads // 2,
         head_dim=32,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         eos_token_id=EOS,

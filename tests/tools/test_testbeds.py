@@ -53,20 +53,20 @@ def test_frontier_answers_by_another_route(text):
     assert [int(c) for c in solve_frontier("P", text)] == sums
 
 
-@given(st.sampled_from("ABCD"), st.text("0123456789", min_size=7, max_size=16))
+@given(st.sampled_from("ABCD"), st.text("0123456789", min_size=10, max_size=16))
 def test_chain_answers_by_closed_formula(family, text):
     """The values as sums of powers, where the tool goes step by step."""
     factor = {"A": 1, "B": 1, "C": 2, "D": 3}[family]
     written = write_chain(Item(f"{family}{text}=", "ab", family, len(text)))
     steps, _, answer = written.partition("####")
     assert answer == "ab"
-    assert len(steps) == 3 * len(text) >= 21
+    assert len(steps) == 2 * len(text) >= 20
     for last in range(len(text)):
         total = sum(
             int(c) * factor ** (last - i) * (-1 if family == "B" and i % 2 else 1)
             for i, c in enumerate(text[: last + 1])
         )
-        assert steps[3 * last : 3 * last + 3] == f"{text[last]}{total % 100:02d}"
+        assert steps[2 * last : 2 * last + 2] == f"{text[last]}{total % 10}"
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -267,7 +267,7 @@ def test_shipped_keys_are_right_where_they_should_be(task):
             if task == "frontier":
                 answer = solve_frontier(row["family"], row["prompt"][1:-1])
             else:
-                answer = write_chain(item).partition("####")[0][-2:]
+                answer = write_chain(item).partition("####")[0][-5::2]
             assert (row["answer"] != answer) == (kind == "wrong_key"), row
 
 
