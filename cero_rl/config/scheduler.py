@@ -147,7 +147,7 @@ class SchedulerConfig(Section):
     )
     cell_memory_rounds: PositiveFloat | None = _cero_option(
         "cell_memory_rounds",
-        "rounds that a cell's success rate is averaged over; None: a fifteenth of the run",
+        "rounds that a cell's success rate is averaged over; None: a fifth of the run",
     )
     direction: DirectionName = _cero_option(
         "direction",

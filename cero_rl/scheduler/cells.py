@@ -13,11 +13,12 @@ rollouts of a prompt with e rollouts of evidence counts n/(n+e): a prompt that t
 often does not speak for the cell's others. The pool's mean is over cells, by their prompts.
 
 s_c, how alike the prompts of the cell are, as rollouts: s_c = 1/r_c - 1, r_c the intra-class
-correlation of the prompts' evidence, drawn toward the pool's and kept in [1/17, 1/2], so that s_c
-lies in [1, 16]: a cell never outweighs what two looks at the prompt itself say.
+correlation of the prompts' evidence, drawn toward the pool's, and s_c kept in [.05, 16]: a cell
+never outweighs what two looks at the prompt itself say, and where its prompts are all right or all
+wrong, each for itself, an unseen one is no promise.
 
-A cell that is not looked at is forgotten: its mean goes back to the pool's, which brings it another
-look.
+A cell that nobody looks at is remembered five times as long, and then goes back to the pool's mean,
+which brings it another look: dead cells that are forgotten sooner take half of the budget.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from cero_rl.scheduler.state import read_array
 _TOWARD_POOL = 8.0  # rollouts: one usual group weighs as much as the pool's mean
 _SPREAD_TOWARD_POOL = 4.0  # information about r_c, in rollouts times p(1-p)
 _USUAL_CORRELATION = 0.2  # before anything is known: s = 4
-_CORRELATIONS = 1.0 / 17.0, 0.5  # s = 16 and s = 1
+_CORRELATIONS = 1.0 / 17.0, 0.95  # s = 16 and s = 0.05
+_UNLOOKED = 5.0  # times as long is a cell remembered in whose rounds nobody looks at it
 _SMALLEST = 1e-2  # pseudo-count, as in prior.py
 _FIELDS = "cell_wins", "cell_weight", "cell_rollouts"
 
@@ -63,6 +65,7 @@ class Cells:
         self._wins: Floats = np.zeros(count)  # fading sums: successes, weighted
         self._weight: Floats = np.zeros(count)  # rollouts, weighted
         self._rollouts: Floats = np.zeros(count)  # rollouts
+        self._looked = np.zeros(count, dtype=np.bool_)  # at, in this round
 
     @property
     def count(self) -> int:
@@ -81,11 +84,14 @@ class Cells:
             (self._rollouts, tries),
         ):
             sums += np.bincount(label, each, minlength=self.count)
+        self._looked[label[tries > 0]] = True
 
     def close_round(self) -> None:
-        keep = math.exp(-1.0 / self.memory_rounds)
+        memory = np.where(self._looked, self.memory_rounds, _UNLOOKED * self.memory_rounds)
+        keep = np.exp(-1.0 / memory)
         for sums in (self._wins, self._weight, self._rollouts):
             sums *= keep
+        self._looked[:] = False
 
     # --- the prior
 
@@ -173,6 +179,7 @@ class Cells:
         sums = zip(_FIELDS, (self._wins, self._weight, self._rollouts))
         return {
             **{name: each.copy() for name, each in sums},
+            "cell_looked": self._looked.copy(),
             "cell_prior_a": a.copy(),
             "cell_prior_b": b.copy(),
         }
@@ -181,10 +188,11 @@ class Cells:
         """The inverse of `state`. Raises ValueError for a damaged one, or one of other cells."""
         wins, weight, rollouts = (read_array(state, name, np.float64, None) for name in _FIELDS)
         a, b = (read_array(state, f"cell_prior_{c}", np.float64, None) for c in "ab")
+        looked = read_array(state, "cell_looked", np.bool_, wins.shape[0])
         count = wins.shape[0]
         alike = weight.shape == rollouts.shape == wins.shape and a.shape == b.shape
         if not alike or count < int(self.labels.max()) + 1 or a.shape[0] not in (0, count):
             raise ValueError("scheduler state fields 'cell_*' do not fit this run's cells")
         self._resize(count)
-        self._wins, self._weight, self._rollouts = wins, weight, rollouts
+        self._wins, self._weight, self._rollouts, self._looked = wins, weight, rollouts, looked
         self._prior = (a, b) if a.shape[0] else None

@@ -43,7 +43,7 @@ class CeroOptions:
     refit_prior_every: int = 0  # rounds between empirical-Bayes fits of the prior; 0: off
     cells: npt.ArrayLike | None = None  # i64[P] whose prompts resemble each other
     cell_prior: bool = True  # is the refitted prior each cell's, or the pool's?
-    # rounds that a cell's success rate is averaged over; None: a fifteenth of the run
+    # rounds that a cell's success rate is averaged over; None: a fifth of the run
     cell_memory_rounds: float | None = None
     direction: DirectionName = "off"  # a factor on the worth of each cell
     direction_floor: float = 0.1  # its smallest value, in [0, 1]

@@ -29,7 +29,7 @@ from cero_rl.scheduler.utility import utility_of
 from cero_rl.scheduler.worth import Worth, per_prompt
 
 # What a run changes in its rounds, whatever their number, sets these memories: parts of a run.
-_CELL_MEMORY = 15.0
+_CELL_MEMORY = 5.0
 _DIRECTION_MEMORY = 1.5
 
 
