@@ -14,16 +14,20 @@ smaller one's prompts of a kind are the first of the larger one's.
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from digits import LOTTERY, Item
 from testbed_tasks import Task, wrong_key
 from tiny_models import Sampler, right
+
+from cero_rl.files.jsonl import append_jsonl
 
 SAMPLES, FIRST_SAMPLES = 16, 4
 LUCK, WRONG_KEY = 0.05, 0.05
@@ -84,15 +88,43 @@ def gets_wrong_key(item: Item) -> bool:
     return random.Random(f"reserved-{item.prompt}").random() < RESERVED_FOR_WRONG_KEYS
 
 
+class Successes:
+    """How often the start model was right, by item and draws; kept in `path`, so that a run that
+    was stopped, or another mix, goes on from there."""
+
+    def __init__(self, sampler: Sampler, stream: int, path: Path) -> None:
+        self._sampler, self._stream, self._path = sampler, stream, path
+        self._known: dict[tuple[int, int], int] = {}  # (index, first draw) -> successes
+        if path.is_file():
+            for line in path.read_text().splitlines():
+                entry = json.loads(line)
+                self._known[entry["index"], entry["first_draw"]] = entry["successes"]
+
+    def count(
+        self, items: Mapping[int, Item], keys: Mapping[int, str], first_draw: int
+    ) -> dict[int, int]:
+        """Right among the first four draws (`first_draw` 0) or the other twelve."""
+        samples = SAMPLES - first_draw if first_draw else FIRST_SAMPLES
+        new = {i: item for i, item in items.items() if (i, first_draw) not in self._known}
+        texts = self._sampler.responses(new, samples, stream=self._stream, first_draw=first_draw)
+        found = {i: right(texts[i], keys[i]) for i in new}
+        append_jsonl(
+            self._path,
+            *({"index": i, "first_draw": first_draw, "successes": n} for i, n in found.items()),
+        )
+        self._known |= {(i, first_draw): n for i, n in found.items()}
+        return {i: self._known[i, first_draw] for i in items}
+
+
 class Candidates:
     """Items of one side of the split, sampled in the order in which the task draws them until
     every kind is there often enough."""
 
     def __init__(
-        self, sampler: Sampler, items: Iterator[Item], *, stream: int, lottery: bool, keys: bool
+        self, successes: Successes, items: Iterator[Item], *, lottery: bool, keys: bool
     ) -> None:
         """`lottery`: the items are lotteries. `keys`: some get a wrong key."""
-        self._sampler, self._items, self._stream = sampler, items, stream
+        self._successes, self._items = successes, items
         self._lottery, self._keys = lottery, keys
         self.rows: dict[str, list[Row]] = {kind: [] for kind in KINDS}
         self.sampled = 0  # items so far
@@ -124,18 +156,15 @@ class Candidates:
         self.sampled += len(chunk)
         wrong = {i for i, item in chunk.items() if self._keys and gets_wrong_key(item)}
         keys = {i: wrong_key(item) if i in wrong else item.answer for i, item in chunk.items()}
-        first = self._sampler.responses(chunk, FIRST_SAMPLES, stream=self._stream)
-        successes = {i: right(texts, keys[i]) for i, texts in first.items()}
+        successes = self._successes.count(chunk, keys, 0)
         chunk = {
             i: item
             for i, item in chunk.items()
             if wanted & self._possible(successes[i], i in wrong)
         }
-        rest = self._sampler.responses(
-            chunk, SAMPLES - FIRST_SAMPLES, stream=self._stream, first_draw=FIRST_SAMPLES
-        )
+        rest = self._successes.count(chunk, keys, FIRST_SAMPLES)
         for i, item in chunk.items():
-            total = successes[i] + right(rest[i], keys[i])
+            total = successes[i] + rest[i]
             kind = kind_of(total)
             if i in wrong or self._lottery:
                 kind = self._special(kind, i in wrong)
@@ -172,37 +201,53 @@ def choose(rows: Mapping[str, Sequence[Row]], counts: Mapping[str, int], seed: s
 
 
 def train_rows(
-    task: Task, sampler: Sampler, seed: int, counts: Sequence[Mapping[str, int]], limit: int
+    task: Task,
+    sampler: Sampler,
+    directory: Path,
+    seed: int,
+    counts: Sequence[Mapping[str, int]],
+    limit: int,
 ) -> dict[str, list[Row]]:
-    """Candidates by kind, enough for each of `counts`."""
+    """Candidates by kind, enough for each of `counts`; what was sampled is kept in `directory`."""
     wanted = most(counts)
+    successes = Successes(sampler, TRAIN_STREAM, directory / "samples_train.jsonl")
     stream = task.stream(seed, families=task.families, heldout=False)
-    plain = Candidates(sampler, stream, stream=TRAIN_STREAM, lottery=False, keys=True)
+    plain = Candidates(successes, stream, lottery=False, keys=True)
     plain.fill({kind: wanted[kind] for kind in KINDS if kind != "luck"}, limit, "pool")
+    successes = Successes(sampler, LUCK_STREAM, directory / "samples_luck.jsonl")
     stream = task.stream(seed + 1, families=LOTTERY, heldout=False)
-    lucky = Candidates(sampler, stream, stream=LUCK_STREAM, lottery=True, keys=False)
+    lucky = Candidates(successes, stream, lottery=True, keys=False)
     lucky.fill({"luck": wanted["luck"]}, limit, "luck")
     return plain.rows | {"luck": lucky.rows["luck"]}
 
 
 def heldout_rows(
-    task: Task, sampler: Sampler, seed: int, counts: Sequence[Mapping[str, int]], limit: int
+    task: Task,
+    sampler: Sampler,
+    directory: Path,
+    seed: int,
+    counts: Sequence[Mapping[str, int]],
+    limit: int,
 ) -> dict[str, list[Row]]:
     """Held-out candidates by kind, enough for each of `counts`."""
+    successes = Successes(sampler, HELDOUT_STREAM, directory / "samples_heldout.jsonl")
     stream = task.stream(seed, families=task.families, heldout=True)
-    plain = Candidates(sampler, stream, stream=HELDOUT_STREAM, lottery=False, keys=False)
+    plain = Candidates(successes, stream, lottery=False, keys=False)
     wanted = most(counts)
     plain.fill({kind: wanted[kind] for kind in KINDS[:3]}, limit, "held-out")
     return plain.rows
 
 
-def balanced_rows(task: Task, sampler: Sampler, seed: int, prompts: int) -> list[Row]:
+def balanced_rows(
+    task: Task, sampler: Sampler, directory: Path, seed: int, prompts: int
+) -> list[Row]:
     """The first held-out items that the task draws: all families and lengths alike."""
+    successes = Successes(sampler, HELDOUT_STREAM, directory / "samples_heldout.jsonl")
     stream = task.stream(seed, families=task.families, heldout=True)
     items = dict(enumerate(islice(stream, prompts)))
-    texts = sampler.responses(items, SAMPLES, stream=HELDOUT_STREAM)
-    successes = {i: right(texts[i], item.answer) for i, item in items.items()}
+    keys = {i: item.answer for i, item in items.items()}
+    first, rest = (successes.count(items, keys, draw) for draw in (0, FIRST_SAMPLES))
     return [
-        Row(item, item.answer, kind_of(successes[i]), successes[i] / SAMPLES)
+        Row(item, item.answer, kind_of(first[i] + rest[i]), (first[i] + rest[i]) / SAMPLES)
         for i, item in items.items()
     ]

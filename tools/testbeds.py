@@ -10,6 +10,7 @@ writes into OUT/frontier_1m
     train_50.jsonl        4,000 prompts, half of them dead; train_50_16k.jsonl 16,000
     heldout_50.jsonl      800 prompts drawn like the pool, without luck and wrong keys
     heldout_balanced.jsonl  800 prompts, all families and lengths alike
+    samples_*.jsonl       right answers by prompt: a run that was stopped goes on from there
     testbed.json          what was made, the start model's accuracies, shares by kind
 """
 
@@ -72,6 +73,8 @@ def start_model(task: Task, recipe: Mapping[str, Any], directory: Path) -> Qwen3
     if made.is_file() and json.loads(made.read_text()) == recipe:
         print(f"the start model in {directory / 'model'} is kept")
         return Qwen3ForCausalLM.from_pretrained(directory / "model", dtype=torch.float32).eval()
+    for samples in directory.glob("samples_*.jsonl"):  # of another model
+        samples.unlink()
     vocabulary = Vocabulary(task.tokens)
     encode = vocabulary.encoder()
 
@@ -174,13 +177,13 @@ def make(arguments: argparse.Namespace) -> None:
         for dead in arguments.dead
         for prompts in arguments.prompts
     }
-    rows = heldout_rows(task, sampler, seed, list(held.values()), arguments.candidates)
+    rows = heldout_rows(task, sampler, directory, seed, list(held.values()), arguments.candidates)
     heldout = {
         f"heldout_{dead}": choose(rows, counts, f"heldout-{seed}") for dead, counts in held.items()
     }
-    heldout["heldout_balanced"] = balanced_rows(task, sampler, seed, arguments.heldout)
+    heldout["heldout_balanced"] = balanced_rows(task, sampler, directory, seed, arguments.heldout)
     start = measure(sampler, heldout)
-    rows = train_rows(task, sampler, seed, list(pools.values()), arguments.candidates)
+    rows = train_rows(task, sampler, directory, seed, list(pools.values()), arguments.candidates)
     sets = {
         pool_name(dead, prompts): choose(rows, counts, f"pool-{seed}")
         for (dead, prompts), counts in pools.items()

@@ -131,7 +131,7 @@ def test_a_mix_that_cannot_be_is_refused():
         pools.pool_counts("frontier", 0.02, 4000)
 
 
-def test_candidates_do_not_depend_on_chunks_or_on_what_else_is_wanted(monkeypatch):
+def test_candidates_do_not_depend_on_chunks_or_on_what_else_is_wanted(monkeypatch, tmp_path):
     """The real start model: a kind's rows are the first of it in the order of the task, with the
     rates of 16 plain draws."""
     torch.set_num_threads(1)
@@ -141,10 +141,12 @@ def test_candidates_do_not_depend_on_chunks_or_on_what_else_is_wanted(monkeypatc
         model, tiny_models.Vocabulary(task.tokens), task.max_response_tokens, 7
     )
 
-    def candidates(chunk: int, wanted: dict[str, int]) -> pools.Candidates:
+    def candidates(chunk: int, wanted: dict[str, int], file: str = "") -> pools.Candidates:
         monkeypatch.setattr(pools, "CHUNK", chunk)
         stream = task.stream(11, families=task.families, heldout=False)
-        made = pools.Candidates(sampler, stream, stream=0, lottery=False, keys=True)
+        path = tmp_path / (file or f"{chunk}.jsonl")
+        successes = pools.Successes(sampler, 0, path)
+        made = pools.Candidates(successes, stream, lottery=False, keys=True)
         made.fill(wanted, 400, "test")
         return made
 
@@ -169,6 +171,15 @@ def test_candidates_do_not_depend_on_chunks_or_on_what_else_is_wanted(monkeypatc
     found = [(row.item, row.rate) for row in everything.rows["learnable"]]
     assert found[: len(learnable)] == learnable
     assert len(learnable) > 20
+    # what was kept is not sampled again: a stopped run goes on from it
+    (tmp_path / "cut.jsonl").write_text(
+        "".join((tmp_path / "120.jsonl").read_text().splitlines(keepends=True)[:100])
+    )
+    wanted = {"learnable": 50, "solved": 3, "out_of_reach": 60, "wrong_key": 10}
+    assert candidates(120, wanted, "cut.jsonl").rows == everything.rows
+    kept = (tmp_path / "cut.jsonl").read_text()
+    assert candidates(120, wanted, "cut.jsonl").rows == everything.rows
+    assert (tmp_path / "cut.jsonl").read_text() == kept
     with pytest.raises(SystemExit, match="400 candidates hold too few prompts"):
         candidates(200, {"solved": 399})
 
