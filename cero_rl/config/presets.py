@@ -13,7 +13,7 @@ PresetName = Literal["published", "cero_plus"]
 
 
 def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
-    """Forgetting and refits by the length of the run, in rounds."""
+    """Forgetting by the length of the run, in rounds."""
     return {
         "scheduler": {
             "name": "cero",
@@ -21,7 +21,7 @@ def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
             "saturation": 0.05,
             "rollouts_per_unit": 1,
             "cell_length_bins": 8,
-            "refit_prior_every": max(1, rounds // 80),
+            "refit_prior_every": 1,
             "forgetting": 1.0 - 0.8 / max(rounds, 2),
         },
         "learner": {"baseline": "posterior", "min_advantage": 0.05},

@@ -38,7 +38,7 @@ def test_cero_plus_is_one_posterior_as_critic_and_allocator():
     assert (plus.scheduler.name, plus.scheduler.plan) == ("cero", "resolve")
     assert plus.scheduler.rollouts_per_unit == 1
     assert plus.scheduler.forgetting == pytest.approx(0.998)
-    assert plus.scheduler.refit_prior_every == 5
+    assert plus.scheduler.refit_prior_every == 1
     assert plus.capacity_rollouts == 128
 
 
