@@ -20,7 +20,6 @@ def _cero_plus(rounds: int) -> dict[str, dict[str, Any]]:
             "plan": "resolve",
             "saturation": 0.05,
             "rollouts_per_unit": 1,
-            "cell_length_bins": 8,
             "refit_prior_every": 1,
             "forgetting": 1.0 - 0.8 / max(rounds, 2),
         },
@@ -33,7 +32,7 @@ def _settings(scheduler: Mapping[str, Any], learner: object) -> dict[str, dict[s
     rounds = scheduler.get("rounds")
     preset = _cero_plus(rounds if isinstance(rounds, int) else 1)
     if scheduler.get("pass_rate_column") is not None:  # a prior of its own for every prompt
-        del preset["scheduler"]["cell_length_bins"], preset["scheduler"]["refit_prior_every"]
+        del preset["scheduler"]["refit_prior_every"]
     if isinstance(learner, Mapping) and learner.get("baseline") == "group":  # the allocator alone
         del preset["learner"], preset["scheduler"]["rollouts_per_unit"]
     return preset

@@ -83,7 +83,6 @@ def test_with_a_group_baseline_it_is_the_allocator_alone():
 def test_measured_pass_rates_take_the_place_of_cells():
     plus = config({"preset": "cero_plus", "pass_rate_column": "rate"})
     assert plus.scheduler.refit_prior_every == 0
-    assert plus.scheduler.cell_length_bins == 0
     assert plus.scheduler.plan == "resolve"
 
 
