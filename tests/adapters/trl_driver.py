@@ -189,6 +189,8 @@ def main() -> None:
     state = {key: np.asarray(value).tolist() for key, value in scheduler.state_dict().items()}
     summary = {"rounds": record.rounds, "state": state, "spent": trainer.ledger.spent_rollouts}
     (out / f"rank{trainer.accelerator.process_index}.json").write_text(json.dumps(summary))
+    sys.stdout.flush()
+    os._exit(0)  # torch's threads may abort a process that is on its way out (decision 0003)
 
 
 if __name__ == "__main__":

@@ -225,7 +225,13 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
 
 def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
     rank = OneRank(
-        "evaluation.pass_k=[1,2]", "scheduler.max_units_per_prompt=1", "learner.baseline=posterior"
+        "evaluation.pass_k=[1,2]",
+        "scheduler.max_units_per_prompt=1",
+        "learner.baseline=posterior",
+        "scheduler.cell_columns=[family]",
+        "scheduler.refit_prior_every=1",
+        "scheduler.direction=first_looks",
+        "scheduler.explore_share=0.25",
     )
     line, rollouts, believed = one_step(rank, tmp_path)
     written = lines(tmp_path, "metrics")
