@@ -20,7 +20,7 @@ from cero_rl.job.watchdog import Watchdog
 from cero_rl.metrics.step import Clocks
 from cero_rl.models.attention import choose_attention
 from cero_rl.models.load import load_model, load_tokenizer
-from cero_rl.models.logprob import PolicyModule
+from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.weights import Source, buffers_of
 from cero_rl.rewards.base import RewardCounts
 from cero_rl.rewards.pool import RewardPool
@@ -32,7 +32,7 @@ from cero_rl.rollout.shared_engine import SharedEngine
 from cero_rl.train.rounds import Rounds
 from cero_rl.train.scheduler import build_scheduler
 from cero_rl.types import Allocation, Completion, RolloutGroup, Step
-from cero_rl.zero.policy import StepOutcome, forward_micro
+from cero_rl.zero.policy import StepOutcome
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "recipes/assets/tiny_digits"

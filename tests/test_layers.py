@@ -41,7 +41,7 @@ FILES_OF = {
     "adapters/trl": "__init__ plan trainer",
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
-    "diagnosis": "__init__ critic diagnose gradients labels looks sketch statistics",
+    "diagnosis": "__init__ critic diagnose gradients labels looks records sketch statistics",
     "distributed": "__init__ group rendezvous",
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "

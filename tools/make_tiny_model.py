@@ -18,7 +18,6 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import islice
@@ -26,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from digits import (
     ALPHABET,
     FAMILIES,
@@ -37,7 +35,7 @@ from digits import (
     practice,
     stream,
 )
-from tiny_models import EOS, PAD, SIZES, make_model
+from tiny_models import EOS, PAD, SIZES, Batch, batch_of, fit, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
@@ -68,34 +66,16 @@ def warm_start(
     rate: float,
     seed: int,
 ) -> None:
-    """Next-token cross-entropy on answers, each ended by <eos>; warm-up then linear decay."""
+    """Next-token cross-entropy on answers; the rate falls in the last four fifths."""
     rng = random.Random(f"warm-start-{seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    width, started = MAX_PROMPT_CHARS + MAX_ANSWER_CHARS + 1, time.monotonic()
-    model.train()
-    for step in range(steps):
-        tokens = torch.full((batch, width), PAD)
-        labels = torch.full((batch, width), -100)
-        for row in range(batch):
-            item = practice(rng)
-            ids = [encode[c] for c in item.prompt + item.answer] + [EOS]
-            tokens[row, : len(ids)] = torch.tensor(ids)
-            labels[row, len(item.prompt) : len(ids)] = torch.tensor(ids[len(item.prompt) :])
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate * min((step + 1) / 20, (steps - step) / steps * 1.25, 1.0)
-        logits = model(tokens).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 25 == 24 or step + 1 == steps:
-            print(
-                f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  "
-                f"{time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-    model.eval()
+    width = MAX_PROMPT_CHARS + MAX_ANSWER_CHARS + 1
+
+    def draw() -> Batch:
+        items = [practice(rng) for _ in range(batch)]
+        rows = [([encode[c] for c in i.prompt], [encode[c] for c in i.answer]) for i in items]
+        return batch_of(rows, width)
+
+    fit(model, draw, steps=steps, rate=rate, decay=1.25, say_every=25)
 
 
 def success_rates(

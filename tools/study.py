@@ -29,6 +29,9 @@ from typing import Any
 import yaml
 from study_report import plot, print_report
 
+from cero_rl.errors import EXIT_INTERRUPT
+from cero_rl.job.parent import LAUNCHER
+
 ROOT = Path(__file__).resolve().parent.parent
 # what a run of a study need not write
 QUIET = {
@@ -92,7 +95,7 @@ def read_study(path: Path) -> Study:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise StudyError(f"{path}: {error}") from None
+        raise StudyError(f"{path} cannot be read as a study: {error}") from None
     wanted = {"recipe", "settings", "pools", "arms", "seeds", "budgets", "baseline", "results"}
     if not isinstance(given, dict) or (odd := set(given) ^ wanted):
         raise StudyError(f"{path}: wanted the keys {sorted(wanted)}, odd ones: {sorted(odd)}")
@@ -103,6 +106,14 @@ def read_study(path: Path) -> Study:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def refuse_unknown(study: Study, chosen: argparse.Namespace) -> None:
+    """Raises StudyError for an arm or a pool that the study does not have."""
+    for name, known in (("arms", study.arms), ("pools", study.pools)):
+        for one in getattr(chosen, name, None) or ():
+            if one not in known:
+                raise StudyError(f"--{name} {one}: the study has {', '.join(known)}")
 
 
 def jobs_of(study: Study, chosen: argparse.Namespace) -> Iterator[Job]:
@@ -137,6 +148,7 @@ def run_job(job: Job, study: Study, *, port: int, work_dir: Path) -> dict[str, A
         command += ["--set", f"{key}={text}"]
     one_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     env = {**os.environ, **one_rank, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
+    env[LAUNCHER] = str(os.getpid())  # without this process the run ends as well
     started = time.monotonic()
     log = work_dir / f"{job.name}.log"
     with log.open("w") as out:
@@ -209,7 +221,7 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     jobs = list(jobs_of(study, arguments))
     todo = [job for job in jobs if job.key not in done]
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them in {study.results.name}", flush=True)
-    started, finished, failed = time.monotonic(), 0, 0
+    started, finished, failed, stopped = time.monotonic(), 0, 0, False
     arguments.work_dir.mkdir(parents=True, exist_ok=True)
     study.results.parent.mkdir(parents=True, exist_ok=True)
 
@@ -220,7 +232,8 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
             row = run_job(job, study, port=arguments.port + index, work_dir=arguments.work_dir)
         except StudyError as error:
             failed += 1
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            if not stopped:
+                print(f"error: {error}", file=sys.stderr, flush=True)
             return
         with study.results.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -233,7 +246,14 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
         )
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(one, enumerate(todo)))
+        try:
+            list(pool.map(one, enumerate(todo)))
+        except KeyboardInterrupt:
+            stopped = True
+            pool.shutdown(cancel_futures=True)
+            left = len(todo) - finished
+            print(f"stopped with {left} runs to go; the same command goes on", file=sys.stderr)
+            return EXIT_INTERRUPT
     return 1 if failed else 0
 
 
@@ -268,7 +288,9 @@ def main() -> int:
     reporter.add_argument("--plot", type=Path, help="write the curves to this PNG")
     arguments = parser.parse_args()
     try:
-        return arguments.action(read_study(arguments.study), arguments)
+        study = read_study(arguments.study)
+        refuse_unknown(study, arguments)
+        return arguments.action(study, arguments)
     except StudyError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -217,6 +217,11 @@ def main() -> int:
         "--candidates", type=int, default=400_000, help="prompts to sample at most on one side"
     )
     arguments = parser.parse_args()
+    try:
+        for dead in arguments.dead:
+            pool_counts(arguments.task, dead / 100, max(arguments.prompts))
+    except ValueError as error:
+        parser.error(f"--{error}, as a share")
     torch.set_num_threads(1)
     started = time.monotonic()
     make(arguments)

@@ -88,6 +88,54 @@ def make_model(size: Size, vocabulary: int, seed: int, context: int = CONTEXT) -
     return model
 
 
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and labels, [rows, width]
+
+
+def fit(
+    model: Qwen3ForCausalLM,
+    draw: Callable[[], Batch],
+    *,
+    steps: int,
+    rate: float,
+    decay: float,
+    say_every: int,
+) -> None:
+    """Next-token cross-entropy on the batches that `draw` makes, labels of -100 left out; 20 steps
+    of warm-up, and a linear decay to 0 over the last 1 / `decay` of the steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    started = time.monotonic()
+    model.train()
+    for step in range(steps):
+        tokens, labels = draw()
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate * min((step + 1) / 20, (steps - step) / steps * decay, 1.0)
+        logits = model(tokens).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % say_every == say_every - 1 or step + 1 == steps:
+            print(
+                f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  "
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
+            )
+    model.eval()
+
+
+def batch_of(rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int) -> Batch:
+    """Token ids of prompts and responses, each ended by <eos>, padded to `width`; prompts have no
+    label."""
+    tokens = torch.full((len(rows), width), PAD)
+    labels = torch.full((len(rows), width), -100)
+    for row, (prompt, response) in enumerate(rows):
+        ids = torch.tensor([*prompt, *response, EOS])
+        tokens[row, : len(ids)] = ids
+        labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
+    return tokens, labels
+
+
 def warm_start(
     model: Qwen3ForCausalLM,
     practice: Callable[[random.Random], tuple[list[int], list[int]]],
@@ -97,37 +145,15 @@ def warm_start(
     rate: float,
     seed: int,
 ) -> None:
-    """Next-token cross-entropy on responses, each ended by <eos>; 20 steps of warm-up, and a
-    linear decay to 0 in the second half. `practice` draws the token ids of a prompt and of its
-    response."""
+    """`fit` on what `practice` draws, the token ids of a prompt and of its response; the rate falls
+    in the second half."""
     rng = random.Random(f"warm-start-{seed}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    started = time.monotonic()
-    model.train()
-    for step in range(steps):
+
+    def draw() -> Batch:
         rows = [practice(rng) for _ in range(batch)]
-        width = max(len(prompt) + len(response) + 1 for prompt, response in rows)
-        tokens = torch.full((batch, width), PAD)
-        labels = torch.full((batch, width), -100)
-        for row, (prompt, response) in enumerate(rows):
-            ids = torch.tensor([*prompt, *response, EOS])
-            tokens[row, : len(ids)] = ids
-            labels[row, len(prompt) : len(ids)] = ids[len(prompt) :]
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = rate * min((step + 1) / 20, 2 * (steps - step) / steps, 1.0)
-        logits = model(tokens).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 49 or step + 1 == steps:
-            print(
-                f"warm start {step + 1}/{steps}  loss {loss.item():.3f}  "
-                f"{time.monotonic() - started:.0f} s",
-                flush=True,
-            )
-    model.eval()
+        return batch_of(rows, max(len(prompt) + len(response) + 1 for prompt, response in rows))
+
+    fit(model, draw, steps=steps, rate=rate, decay=2.0, say_every=50)
 
 
 class Sampler:

@@ -50,14 +50,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
     ]
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        type=path_argument,
-        required=True,
-        metavar="FILE",
-        help="run configuration, e.g. recipes/quickstart_cpu.yaml",
-    )
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -66,6 +59,17 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override one key, e.g. --set scheduler.name=uniform (may be repeated)",
     )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=path_argument,
+        required=True,
+        metavar="FILE",
+        help="run configuration, e.g. recipes/quickstart_cpu.yaml",
+    )
+    add_overrides(parser)
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 

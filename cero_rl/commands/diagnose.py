@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cero_rl.commands.common import add_overrides
 from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import CheckpointError, ConfigError, tell
@@ -45,14 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|CONFIG",
         help="a run's directory, or a configuration, of which the start model is diagnosed",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one key of the configuration (may be repeated)",
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--prompts",
         type=int,
@@ -94,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{target}: has no {RESOLVED}, so it is no run's directory; give runs/NAME or a "
             "configuration file"
         )
+    if not target.exists():
+        raise ConfigError(f"{target}: does not exist; give runs/NAME or a configuration file")
     config = load_config(target / RESOLVED if of_run else target, arguments.overrides)
     refuse_unfit(_NEEDED)
     from cero_rl.models.directory import find_model

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
-from cero_rl.diagnosis.diagnose import Diagnosis, NoiseReport, PoolReport, Row
+from cero_rl.diagnosis.records import Diagnosis, NoiseReport, PoolReport, Row
 from cero_rl.diagnosis.statistics import Gain, Measured, progress
 
 

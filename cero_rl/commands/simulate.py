@@ -235,6 +235,8 @@ def _answer(arguments: argparse.Namespace) -> int:
 
 def _suite(arguments: argparse.Namespace) -> Suite:
     _positive(arguments, "prompts", "rounds", "budget")
+    if arguments.replay is not None and not arguments.replay.exists():
+        raise DataError(f"--replay {arguments.replay}: does not exist; name a run or a data file")
     if arguments.budget is not None and arguments.budget % 16:
         low = arguments.budget // 16 * 16
         near = f"{low} or {low + 16}" if low else "16"

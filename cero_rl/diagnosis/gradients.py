@@ -33,13 +33,13 @@ from cero_rl.learner.losses import policy_loss
 from cero_rl.learner.packing import build_step_plan
 from cero_rl.models.attention import choose_attention
 from cero_rl.models.load import load_model
-from cero_rl.models.logprob import PolicyModule, head_chunk_tokens
+from cero_rl.models.logprob import PolicyModule, forward_micro, head_chunk_tokens
 from cero_rl.models.lora import add_adapter
 from cero_rl.rewards.base import RewardCounts
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.rollout.counts import GroupCounts
 from cero_rl.scheduler.critic import PosteriorCritic
-from cero_rl.types import Allocation, MicroBatch, RolloutBatch, RolloutGroup, Step
+from cero_rl.types import Allocation, RolloutBatch, RolloutGroup, Step
 
 BLOCKS, FOLDS = 32, 16
 MEMORY_BYTES = 2**28
@@ -89,7 +89,7 @@ class Gradients:
         if not plan.micro_batches:
             return None, plan.denominator
         for micro in plan.micro_batches:
-            logp = self._logp(micro)
+            logp = forward_micro(self._module, micro, with_entropy=False)[0]
             (-policy_loss(logp, torch.zeros_like(logp), micro, learner).loss_sum).backward()
         parts = []
         for parameter in self._parameters:
@@ -97,17 +97,6 @@ class Gradients:
             parts.append((torch.zeros_like(parameter) if grad is None else grad).flatten().float())
             parameter.grad = None
         return torch.cat(parts), plan.denominator
-
-    def _logp(self, micro: MicroBatch) -> Tensor:
-        return self._module(
-            micro.tokens,
-            micro.positions,
-            micro.cu_seqlens,
-            micro.loss_mask,
-            micro.max_seqlen_tokens,
-            micro.head_chunks,
-            False,
-        )[0]
 
 
 def as_rollouts(groups: Sequence[RolloutGroup], rewards: Sequence[Rewards]) -> Rollouts:

@@ -34,6 +34,13 @@ class TrainingBatch:
     signal: Tensor  # bool[R] rollouts whose advantage is not 0, or not taken for it
 
 
+def share_with_signal(batch: TrainingBatch, group: Group) -> float:
+    """Of the step's rollouts on all ranks, those that are forwarded. A collective."""
+    mine = [float(batch.signal.sum()), float(batch.signal.numel())]
+    some, of = group.all_sum(mine)
+    return some / of if of else 0.0
+
+
 def make_batch(
     rollouts: Rollouts,
     keep: Keep,

@@ -22,9 +22,9 @@ from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
-from cero_rl.models.logprob import head_chunk_tokens
+from cero_rl.models.logprob import forward_micro, head_chunk_tokens
 from cero_rl.types import MicroBatch, StepPlan
-from cero_rl.zero.policy import Policy, forward_micro
+from cero_rl.zero.policy import Policy
 
 
 @dataclass(frozen=True)

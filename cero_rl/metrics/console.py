@@ -46,11 +46,11 @@ class Console:
         spent_rollouts: int,
         *,
         reward: float,
-        live_groups: float,
+        signal: str,
         tokens_per_second: float,
     ) -> None:
-        """One line: step, reward, share of live groups, budget used, tokens a second, time left at
-        the present pace."""
+        """One line: step, reward, what share has `signal`, budget used, tokens a second, time left
+        at the present pace."""
         if not self._active:
             return
         spent, now = spent_rollouts, time.monotonic()
@@ -59,7 +59,7 @@ class Console:
         done = spent - self._start_spent
         left = (self._total - spent) * (now - self._started) / done if done else math.nan
         status = (
-            f"step {step}  reward {reward:.3f}  live groups {live_groups:.0%}  "
+            f"step {step}  reward {reward:.3f}  {signal}  "
             f"budget {spent}/{self._total} ({spent / self._total:.0%})  "
             f"{tokens_per_second:.0f} tokens/s  ETA {_clock(left)}"
         )

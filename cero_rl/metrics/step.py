@@ -58,6 +58,7 @@ NAMES = {
     "rollout/staleness": "updates between the oldest completion's weights and the learner's",
     "baseline/strength": "rollouts that the critic's prior of a group counts for, mean",
     "baseline/half_life": "of a prompt's evidence in the critic, in updates at the full rate",
+    "baseline/signal_share": "rollouts further from their baseline than learner.min_advantage",
     "baseline/explained": "share of the difference between prompts that the critic knows",
     "cero/posterior_mean": "expected success rate, mean over the pool",
     "cero/value_mean": "worth of a rollout, mean over the pool",
@@ -158,10 +159,6 @@ class StepLine:
         self.clock = to.clocks.clock
         self.seconds = to.clocks.seconds
 
-    def believes_of_rewards(self, metrics: Mapping[str, float]) -> None:
-        """What the critic said before it learned from this step's groups."""
-        self._numbers |= metrics
-
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""
         self._numbers |= metrics
@@ -242,7 +239,8 @@ class StepLine:
             f"missing (counted, never 0); {reason}"
         )
 
-    def evaluated(self, metrics: Mapping[str, float | int]) -> None:
+    def add(self, metrics: Mapping[str, float | int]) -> None:
+        """What an evaluation, the critic or the batch has to say."""
         self._numbers |= metrics
 
     def write(self, failed_saves: int) -> None:
@@ -262,11 +260,14 @@ class StepLine:
             faults.point("log.metrics")
 
         self._together(append)
+        signal = f"live groups {numbers['cero/effective_group_rate']:.0%}"
+        if "baseline/signal_share" in numbers:  # a group of one is never live, and teaches
+            signal = f"with signal {numbers['baseline/signal_share']:.0%}"
         self._to.console.progress(
             step,
             spent,
             reward=numbers["reward"],
-            live_groups=numbers["cero/effective_group_rate"],
+            signal=signal,
             tokens_per_second=numbers["perf/tokens_per_second"],
         )
 

@@ -9,6 +9,7 @@ part of the plan and the same on every rank, whatever the rank's own tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cero_rl.models.attention import PACKED, packed_layout
+from cero_rl.types import MicroBatch
 
 _CHUNK_BYTES = 2**29  # float32 logits of one chunk
 
@@ -139,3 +141,19 @@ class PolicyModule(nn.Module):
             with torch.no_grad():
                 entropy = torch.special.entr(every.exp()).sum(-1)
         return logp, entropy
+
+
+def forward_micro(
+    module: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch, *, with_entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies f32[T] of a micro-batch, by a `PolicyModule` or an engine
+    around one."""
+    return module(
+        micro.tokens,
+        micro.positions,
+        micro.cu_seqlens,
+        micro.loss_mask,
+        micro.max_seqlen_tokens,
+        micro.head_chunks,
+        with_entropy,
+    )

@@ -27,7 +27,7 @@ from cero_rl.errors import EXIT_INTERRUPT, RewardError
 from cero_rl.job import faults
 from cero_rl.job.stopping import Interrupt, Stopping, Walltime
 from cero_rl.job.watchdog import Watchdog
-from cero_rl.learner.batch import TrainingBatch, make_batch
+from cero_rl.learner.batch import TrainingBatch, make_batch, share_with_signal
 from cero_rl.learner.schedule import Spending, learning_rates
 from cero_rl.learner.update import Learner, UpdateResult, refuse_divergence
 from cero_rl.metrics.console import Console
@@ -189,8 +189,11 @@ class Trainer:
             sums = rollouts.counts.reward_sums(rollouts.prompt_ids)
             predicted = critic.predict(sums)
             critic.observe(sums, predicted)
-            line.believes_of_rewards(critic.metrics(predicted))
-        return make_batch(rollouts, keep, self.config, self.group, predicted)
+            line.add(critic.metrics(predicted))
+        batch = make_batch(rollouts, keep, self.config, self.group, predicted)
+        if critic is not None:
+            line.add({"baseline/signal_share": share_with_signal(batch, self.group)})
+        return batch
 
     def learning_rates(self) -> list[float]:
         """Of each update on this step's batch, from the budget that it spent."""
@@ -257,7 +260,7 @@ class Trainer:
             return None
         with line.clock("evaluate"):
             result = self.evaluate(final=False)
-        line.evaluated(result.metrics())
+        line.add(result.metrics())
         self.console.say(f"held-out after step {self.progress.step}: {result.describe()}")
         return result.score
 

@@ -19,7 +19,7 @@ from cero_rl.config import Config
 from cero_rl.distributed.group import Group
 from cero_rl.models.attention import choose_attention
 from cero_rl.models.load import load_model
-from cero_rl.models.logprob import PolicyModule
+from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.lora import Adapter, add_adapter
 from cero_rl.models.weights import Source, buffers_of
 from cero_rl.zero.deepspeed_config import policy_config, reference_config
@@ -170,15 +170,3 @@ def build_reference(config: Config, group: Group, policy: Policy) -> Any:
         )
     engine.eval()
     return engine
-
-
-def forward_micro(engine: Any, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
-    return engine(
-        micro.tokens,
-        micro.positions,
-        micro.cu_seqlens,
-        micro.loss_mask,
-        micro.max_seqlen_tokens,
-        micro.head_chunks,
-        with_entropy,
-    )

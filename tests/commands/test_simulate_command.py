@@ -168,7 +168,9 @@ def test_replay_of_something_else_is_one_line(
             "budget_rollouts <= rounds * capacity_rollouts fails",
         ),
         (["--out", "/dev/null/here"], 2, "--out /dev/null/here"),
-        (["--replay", "/no/such/run"], 3, "found neither evidence.jsonl nor rollouts/*.parquet"),
+        (["--replay", "/no/such/run"], 3, "--replay /no/such/run: does not exist"),
+        (["--replay", "pool.jsonl", "--budget", "100"], 3, "--replay pool.jsonl: does not exist"),
+        (["--replay", "docs"], 3, "found neither evidence.jsonl nor rollouts/*.parquet"),
         (["--replay", ".", "--prompts", "5"], 2, "--prompts has no meaning with --replay"),
     ],
 )

@@ -12,7 +12,13 @@ from step_cases import config_of, made_group, made_rollouts
 from cero_rl.config import Config
 from cero_rl.config.scheduler import NAMES
 from cero_rl.distributed.group import Group
-from cero_rl.learner.batch import Keep, TrainingBatch, kept_rewards, make_batch
+from cero_rl.learner.batch import (
+    Keep,
+    TrainingBatch,
+    kept_rewards,
+    make_batch,
+    share_with_signal,
+)
 from cero_rl.ops import reference
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.critic import Prediction
@@ -209,6 +215,7 @@ def test_a_critic_makes_groups_of_one_and_of_equals_teach():
     config = config_of("learner.baseline=posterior", "learner.min_advantage=0.1")
     batch = make_batch(rollouts_of(*groups), keep_all, config, Group.alone(), PREDICTED)
     assert batch.signal.tolist() == [True] * 3 + [False] * 2
+    assert share_with_signal(batch, Group.alone()) == pytest.approx(0.6)
     squares = np.square(wanted).mean()
     assert batch.advantages.tolist() == pytest.approx(wanted / np.sqrt(squares), abs=1e-6)
 

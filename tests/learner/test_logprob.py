@@ -26,7 +26,7 @@ from cero_rl.learner.losses import policy_loss
 from cero_rl.learner.packing import _dummy
 from cero_rl.models import attention
 from cero_rl.models.attention import PACKED, choose_attention, packed_attention, packed_layout
-from cero_rl.models.logprob import PolicyModule, head_chunk_tokens
+from cero_rl.models.logprob import PolicyModule, forward_micro, head_chunk_tokens
 from cero_rl.types import MicroBatch, RolloutBatch, StepPlan
 
 MODELS = ("Qwen3", "Qwen2", "Llama")
@@ -61,15 +61,7 @@ def plan(
 def forward(
     policy: PolicyModule, micro: MicroBatch, *, with_entropy: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return policy(
-        micro.tokens,
-        micro.positions,
-        micro.cu_seqlens,
-        micro.loss_mask,
-        micro.max_seqlen_tokens,
-        micro.head_chunks,
-        with_entropy,
-    )
+    return forward_micro(policy, micro, with_entropy=with_entropy)
 
 
 def reference_logps(model: Any, batch: RolloutBatch) -> tuple[torch.Tensor, torch.Tensor]:

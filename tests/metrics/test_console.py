@@ -10,7 +10,7 @@ import pytest
 from cero_rl.metrics import console as module
 from cero_rl.metrics.console import Console
 
-STEP: dict[str, Any] = {"reward": 0.51251, "live_groups": 0.375, "tokens_per_second": 1234.5}
+STEP: dict[str, Any] = {"reward": 0.51251, "signal": "live groups 38%", "tokens_per_second": 1234.5}
 
 
 @pytest.fixture

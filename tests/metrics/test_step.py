@@ -14,7 +14,7 @@ from step_cases import OneRank, PlainPolicy, made_group, made_rollouts
 
 from cero_rl.errors import CheckpointError
 from cero_rl.job import faults
-from cero_rl.learner.batch import make_batch
+from cero_rl.learner.batch import make_batch, share_with_signal
 from cero_rl.learner.update import Learner, UpdateResult
 from cero_rl.metrics import step as module
 from cero_rl.metrics.console import Console
@@ -209,8 +209,10 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     critic, predicted = rank.progress.critic, None
     if critic is not None:
         predicted = critic.predict(rollouts.counts.reward_sums(rollouts.prompt_ids))
-        line.believes_of_rewards(critic.metrics(predicted))
+        line.add(critic.metrics(predicted))
     batch = make_batch(rollouts, rank.scheduler.keep, config, group, predicted)
+    if critic is not None:
+        line.add({"baseline/signal_share": share_with_signal(batch, group)})
     update = learner.update(batch, [1e-4])
     rank.progress.updates += 1
     rank.progress.step += 1
@@ -218,7 +220,7 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     with line.clock("evaluate"):
         heldout = rank.data.heldout
         result = evaluate(rank.engine, heldout, rank.rewards, group, watchdog, config, final=True)
-    line.evaluated(result.metrics())
+    line.add(result.metrics())
     line.write(failed_saves=2)
     return line, rollouts, believed
 

@@ -4,7 +4,11 @@ whose truth is known."""
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +78,54 @@ def test_a_file_that_is_no_study_is_refused(file: Path, old: str, new: str, mess
     finally:
         sys.argv = sys_argv
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "report"])
+def test_an_arm_that_the_study_has_not_is_named(file: Path, command: str, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study.py", command, str(file), "--arms", "nobody"])
+    assert study.main() == 2
+    assert "--arms nobody: the study has uniform, critic" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_stopped_leaves_no_run_behind(file: Path, tmp_path: Path, how: int):
+    words = [str(ROOT / "tools/study.py"), "run", str(file), "--jobs", "1", "--budgets", "64"]
+    wait = "import signal, sys, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    wait += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    work = tmp_path / "work"
+    started = subprocess.Popen(
+        [sys.executable, "-c", wait, *words, "--work-dir", str(work)],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tools'}"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    mine = f"output_dir={work}"
+
+    def runs() -> list[int]:
+        found = subprocess.run(["pgrep", "-f", mine], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split() if int(pid) != started.pid]
+
+    until(lambda: any((work / "digits-uniform-0-64").glob("config.resolved.yaml")))
+    if how == signal.SIGINT:  # a terminal tells the whole group
+        os.killpg(started.pid, how)
+    else:
+        started.kill()
+    _, said = started.communicate(timeout=60)
+    until(lambda: not runs())
+    if how == signal.SIGINT:
+        assert started.returncode == 130
+        assert said.splitlines()[-1] == "stopped with 4 runs to go; the same command goes on"
+        assert "Traceback" not in said
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def until(done, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.2)
 
 
 @pytest.mark.slow

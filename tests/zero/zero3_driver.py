@@ -56,10 +56,11 @@ def main() -> int:
     from cero_rl.learner.batch import TrainingBatch
     from cero_rl.learner.packing import build_step_plan, pack_rollouts
     from cero_rl.learner.update import Learner
+    from cero_rl.models.logprob import forward_micro
     from cero_rl.rollout.deal import deal_groups
     from cero_rl.zero import launch
     from cero_rl.zero.gather import full_state_dict
-    from cero_rl.zero.policy import Policy, build_reference, forward_micro
+    from cero_rl.zero.policy import Policy, build_reference
 
     out, case, *overrides = Path(sys.argv[1]), sys.argv[2], *sys.argv[3:]
     config = settings(overrides)
