@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,10 @@ def row_of(job: Job, run_dir: Path) -> dict[str, Any]:
         },
         "live": mean("cero/effective_group_rate", steps),
         "entropy": [mean("entropy", steps[: len(tail)]), mean("entropy", tail)],
+        "entropy_along": [
+            mean("entropy", [m for m in steps if first < m["budget/spent_rollouts"] <= last])
+            for first, last in pairwise(m["budget/spent_rollouts"] for m in points)
+        ],
         "steps": len(steps),
         "trained_tokens": round(sum(m.get("trained_tokens", 0) for m in steps)),
         "tokens": sum(m["num_tokens"] for m in steps),

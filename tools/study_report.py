@@ -101,7 +101,8 @@ def print_report(rows: list[Row], *, baseline: str, arms: list[str]) -> None:
 
 
 def plot(rows: list[Row], *, arms: list[str], path: Path) -> None:
-    """Mean held-out accuracy along the runs of the largest budget of every pool and arm."""
+    """Three pictures a pool, means over seeds: held-out accuracy along the runs of the largest
+    budget, pass@k at the end of runs by their budget, entropy along the run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,29 +110,53 @@ def plot(rows: list[Row], *, arms: list[str], path: Path) -> None:
 
     pools = list(dict.fromkeys(row["pool"] for row in rows))
     figure, axes = plt.subplots(
-        1, len(pools), figsize=(6.4 * len(pools), 4.4), squeeze=False, layout="constrained"
+        len(pools), 3, figsize=(15, 4.4 * len(pools)), squeeze=False, layout="constrained"
     )
-    for axis, pool in zip(axes[0], pools):
+    for (along, coverage, entropy), pool in zip(axes, pools):
         runs = by_arm(rows, pool)
         most = max(budget for _, budget in runs)
         for index, arm in enumerate(arm for arm in arms if (arm, most) in runs):
             own = list(runs[arm, most].values())
-            curve = np.mean([row["accuracy"] for row in own], axis=0)
-            style = "-" if index < 10 else "--"
-            axis.plot(
-                own[0]["rollouts"],
-                curve,
-                style,
-                color=f"C{index % 10}",
-                label=f"{arm} ({len(own)})",
-            )
-        axis.set_title(f"{pool}, mean over seeds (their number)")
-        axis.set_xlabel("rollouts generated for training")
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    axes[0, 0].set_ylabel("held-out accuracy (sampled, T = 1)")
-    figure.savefig(path, dpi=110)
+            style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+            label = f"{arm} ({len(own)})"
+            along.plot(*_mean_curve(own, "accuracy"), label=label, **style)
+            _plot_coverage(coverage, runs, arm, style)
+            measured = [row for row in own if "entropy_along" in row]
+            if measured:
+                entropy.plot(*_mean_curve(measured, "entropy_along"), **style)
+        along.set_ylabel("held-out accuracy (sampled, T = 1)")
+        along.set_title(f"{pool}, mean over seeds (their number)")
+        along.legend(fontsize=8)
+        coverage.set_ylabel("pass@4 (line), pass@8 (dots) at the end")
+        coverage.set_title("runs with a horizon of their own")
+        entropy.set_ylabel("entropy of tokens that train (nats)")
+        entropy.set_title("along the run")
+        for axis in (along, coverage, entropy):
+            axis.set_xlabel("rollouts generated for training")
+            axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _mean_curve(rows: list[Row], name: str) -> tuple[list[int], np.ndarray]:
+    """Rollouts and the mean over rows; what is measured between two points stands at the later."""
+    values = np.mean([row[name] for row in rows], axis=0)
+    return rows[0]["rollouts"][-len(values) :], values
+
+
+def _plot_coverage(axis: Any, runs: Runs, arm: str, style: dict[str, str]) -> None:
+    """pass@4 and pass@8 of an arm by budget, from the start model's (rollouts 0)."""
+    budgets = sorted(budget for (a, budget) in runs if a == arm)
+    for name, mark in (("pass@4", style), ("pass@8", style | {"linestyle": ":", "marker": "."})):
+        ends = {
+            b: [r["pass_at"][name] for r in runs[arm, b].values() if name in r["pass_at"]]
+            for b in budgets
+        }
+        known = [b for b in budgets if ends[b]]
+        if known:
+            start = np.mean([first for first, _ in ends[known[-1]]])
+            values = [start, *(np.mean([last for _, last in ends[b]]) for b in known)]
+            axis.plot([0, *known], values, **mark)
 
 
 def _line(
