@@ -51,7 +51,7 @@ SMALL = [
 
 
 def config_of(*overrides: str) -> Config:
-    return load_config(ROOT / "recipes/quickstart_cpu.yaml", [*SMALL, *overrides])
+    return load_config(ROOT / "recipes/digits_cpu.yaml", [*SMALL, *overrides])
 
 
 @cache

@@ -143,7 +143,7 @@ def seconds_of_steps(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Seconds a step with and without rollout.overlap.")
-    parser.add_argument("--config", default="recipes/quickstart_cpu.yaml")
+    parser.add_argument("--config", default="recipes/digits_cpu.yaml")
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--rollouts", type=int, default=512, help="of a step (512)")

@@ -134,11 +134,11 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    quickstart = load_config(ROOT / "recipes/quickstart_cpu.yaml", []).model
+    digits = load_config(ROOT / "recipes/digits_cpu.yaml", []).model
     parser = argparse.ArgumentParser(
         description="Tokens/s of the vllm and the transformers rollout engine."
     )
-    parser.add_argument("--model", default=str(ROOT / quickstart.path))
+    parser.add_argument("--model", default=str(ROOT / digits.path))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--rollouts", type=int, default=8, help="of a group, on average")

@@ -117,7 +117,7 @@ def trace(checkout: Path, name: str, out: Path) -> dict[str, Any]:
     launcher = Path(sys.executable).parent / "deepspeed"
     line = [str(launcher), "--num_accelerators", str(ranks), "--master_port", "29611"]
     line += ["--log_level", "warning", "recipes/train_cero.py", "--overwrite"]
-    line += ["--config", "recipes/quickstart_cpu.yaml"]
+    line += ["--config", "recipes/digits_cpu.yaml"]
     for setting in [*COMMON, f"output_dir={out}", f"name={name}", *settings]:
         line += ["--set", setting]
     environment = {

@@ -83,7 +83,7 @@ def find_sanitizer() -> str | None:
 
 
 def smoke(dtype: str) -> Check:
-    """Four rounds of the quickstart on one GPU under ZeRO-3; its ledger must close."""
+    """Four rounds of the digit strings on one GPU under ZeRO-3; its ledger must close."""
     runs = LOGS / f"smoke_{dtype}"
     settings = [
         f"name={dtype}",
@@ -113,7 +113,7 @@ def smoke(dtype: str) -> Check:
         "--log_level",
         "warning",
     ]
-    command += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", "--overwrite"]
+    command += ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml", "--overwrite"]
     for setting in settings:
         command += ["--set", setting]
     missing = lacking(

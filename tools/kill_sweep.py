@@ -135,7 +135,7 @@ class Ranks:
         fault: str = "",
         port: int | None = None,
     ) -> None:
-        line = ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+        line = ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml", *flags]
         for setting in [*SETTINGS, f"output_dir={out}", f"name={name}", *(settings or [])]:
             line += ["--set", setting]
         shared = {

@@ -1,4 +1,4 @@
-"""Make the quickstart's start model and prompt pools, the files of recipes/assets, from a seed.
+"""Make the digit strings' start model and prompt pools, the files of recipes/assets, from a seed.
 
 A character-level Qwen3 of 0.8M parameters is warm-started by supervised learning on digit-string
 tasks, just long enough to be right about half the time. Then prompts are sorted by how often

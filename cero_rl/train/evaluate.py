@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -83,15 +84,18 @@ class EvaluationResult:
         }
         return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
-    def describe(self) -> str:
-        """For a person."""
+    def describe(self, before: Mapping[str, float | int] = MappingProxyType({})) -> str:
+        """For a person; pass@k beside what the metrics `before` say of it."""
         judged = ""
         if self.judged < self.rollouts:
             judged = f"{self.judged} of {self.rollouts} samples have a reward, {self.reason}"
         if not self.is_known:
             return f"accuracy unknown: {judged}"
         average = f"avg@{self.samples_per_prompt} {self.average:.3f} +- {self.standard_error:.3f}"
-        passes = "".join(f", pass@{k} {v:.3f}" for k, v in self.pass_at.items())
+        passes = "".join(
+            f", pass@{k} {_before(before.get(f'eval/pass@{k}') if k > 1 else None)}{value:.3f}"
+            for k, value in self.pass_at.items()
+        )
         return f"{average} on {self.prompts} prompts{passes}{judged and '; ' + judged}"
 
     def change_from(self, before: Mapping[str, float | int]) -> str:
@@ -104,6 +108,10 @@ class EvaluationResult:
         if earlier is None:
             return change
         return f" {earlier:.3f}{change} ({(self.average - earlier) * 100:+.1f} points)"
+
+
+def _before(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f} -> "
 
 
 def evaluate(

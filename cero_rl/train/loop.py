@@ -368,8 +368,10 @@ class Trainer:
             after = self.evaluate(final=True)
             faults.point("finish.evaluated")
             numbers |= after.metrics()
-            change = after.change_from(self.progress.eval_before)
-            self.console.say(f"held-out accuracy{change}, {after.describe()}")
+            before = self.progress.eval_before
+            self.console.say(
+                f"held-out accuracy{after.change_from(before)}, {after.describe(before)}"
+            )
             with self.watchdog.phase("checkpoint", "the disk and all ranks"):
                 self.saver.scored(after.score)
         with self.watchdog.phase("posterior", "the disk"):

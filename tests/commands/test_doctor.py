@@ -158,7 +158,7 @@ def test_a_run_with_an_old_torch_is_refused_before_torch_is_loaded(tmp_path: Pat
         "-c",
         code,
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
         "--set",
         f"output_dir={tmp_path / 'runs'}",
     ]

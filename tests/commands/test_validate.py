@@ -14,7 +14,7 @@ from cero_rl.commands.main import main
 from cero_rl.commands.train import train_main
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
+RECIPE = ROOT / "recipes/digits_cpu.yaml"
 MODEL = ROOT / "recipes/assets/tiny_digits"
 
 
@@ -31,7 +31,7 @@ def sums(path: Path, rows: list[dict[str, Any]] | None = None) -> str:
 
 
 def small(source: str, *settings: str) -> list[str]:
-    """The quickstart on ten prompts of one's own."""
+    """The digit strings on ten prompts of one's own."""
     own = [f"data.source={source}", "data.heldout_source=null", "budget.total_rollouts=64"]
     own += ["scheduler.rounds=4", "learner.rollouts_per_step=null", *settings]
     return ["--config", str(RECIPE), *(word for each in own for word in ("--set", each))]

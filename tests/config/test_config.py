@@ -65,6 +65,7 @@ def test_recipe_and_its_uniform_twin_validate(recipe: Path) -> None:
 def test_there_are_recipes() -> None:
     assert {path.stem for path in RECIPES} >= {
         "quickstart_cpu",
+        "digits_cpu",
         "gsm8k_qwen3_0_6b",
         "qwen3_8b",
         "qwen2_5_7b",

@@ -28,7 +28,7 @@ def main() -> int:
     group = launch.start()
     for path in map(Path, models):
         settings = [f"model.path={path}", f"model.dtype={dtype}", f"zero.stage={stage}"]
-        config = load_config(ROOT / "recipes/quickstart_cpu.yaml", settings)
+        config = load_config(ROOT / "recipes/digits_cpu.yaml", settings)
         policy = Policy(config, group)
         tokens, mask = torch.arange(2, 18), torch.arange(16) > 4
         ends = torch.tensor([0, 16], dtype=torch.int32)

@@ -30,7 +30,7 @@ def small_sub_groups(config: Config, world_size: int, *, universal: bool) -> dic
 def main() -> int:
     out = next(a for a in sys.argv[1:] if not a.startswith("--local_rank"))
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml",
+        ROOT / "recipes/digits_cpu.yaml",
         [f"model.path={ROOT / 'recipes/assets/tiny_digits'}", "model.dtype=bfloat16"],
     )
     group = launch.start()

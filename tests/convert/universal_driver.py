@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> int:
     checkpoint, stage, out, spoiled = [a for a in sys.argv[1:] if not a.startswith("--local_rank")]
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml",
+        ROOT / "recipes/digits_cpu.yaml",
         [f"zero.stage={stage}", f"model.path={ROOT / 'recipes/assets/tiny_digits'}"],
     )
     group = launch.start()

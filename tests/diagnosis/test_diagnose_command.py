@@ -13,7 +13,7 @@ from step_cases import MODEL, ROOT, SMALL
 from cero_rl.commands.main import main
 from cero_rl.config import dump_config, load_config
 
-RECIPE = str(ROOT / "recipes/quickstart_cpu.yaml")
+RECIPE = str(ROOT / "recipes/digits_cpu.yaml")
 POOL = ROOT / "recipes/assets/digits_unfiltered.jsonl"
 
 

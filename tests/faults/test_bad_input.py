@@ -28,7 +28,7 @@ from cero_rl.models.load import (
 from cero_rl.train.preflight import check_model
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
+RECIPE = ROOT / "recipes/digits_cpu.yaml"
 MODEL = ROOT / "recipes/assets/tiny_digits"
 # Runs one command line, then says whether torch had to be loaded for the answer.
 COMMAND = (

@@ -118,7 +118,7 @@ def test_a_tracker_that_fails_is_said_once_and_the_run_goes_on(
 ):
     (tmp_path / "tensorboard").write_text("a file, where its directory should be")
     config = load_config(
-        str(ROOT / "recipes/quickstart_cpu.yaml"),
+        str(ROOT / "recipes/digits_cpu.yaml"),
         ["logging.tensorboard=true", "logging.wandb=false"],
     )
     recorder = Recorder(tmp_path, config, active=True)

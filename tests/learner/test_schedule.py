@@ -97,7 +97,7 @@ def run_along(config: Config, *, fails: bool = False) -> Iterator[tuple[float, l
 @pytest.mark.parametrize("name", RUNS)
 def test_the_rate_is_above_0_to_the_last_rollout_and_follows_the_budget(name: str, schedule: str):
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml",
+        ROOT / "recipes/digits_cpu.yaml",
         [*SIX_THOUSAND, "optimizer.warmup_steps=1", f"optimizer.schedule={schedule}", *RUNS[name]],
     )
     steps = list(run_along(config, fails="failed" in name))
@@ -116,7 +116,7 @@ def test_the_rate_is_above_0_to_the_last_rollout_and_follows_the_budget(name: st
 def test_full_rounds_keep_the_rate_that_a_count_of_steps_would_give():
     """Bit for bit: budget and rounds of a power of two, so every quotient is the same number."""
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml",
+        ROOT / "recipes/digits_cpu.yaml",
         ["scheduler.name=uniform", "optimizer.warmup_steps=5", *SIX_THOUSAND],
     )
     rates = [rate for _, (rate,) in run_along(config)]

@@ -78,7 +78,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, wandb: list[dict[str, Any
     write(tmp_path, [2], WANDB, first_step=2)
     first, _, _, again, point = wandb
     assert first["id"] == again["id"]
-    assert first["id"].startswith("quickstart-")
+    assert first["id"].startswith("digits-")
     assert (first["resume"], again["resume"]) == ("allow", "allow")
     assert point == {"step": 2, "reward": 0.2}
     write(tmp_path / "other", [], WANDB)

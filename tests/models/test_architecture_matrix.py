@@ -64,7 +64,7 @@ def save(request: pytest.FixtureRequest) -> Save:
 
 
 def train(model: Path, out: Path, *settings: str) -> subprocess.CompletedProcess[str]:
-    words = ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml"]
+    words = ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml"]
     for setting in (*SETTINGS, f"model.path={model}", f"output_dir={out}", "name=r", *settings):
         words += ["--set", setting]
     environment = {**warm_ranks.environment(), "MASTER_PORT": str(warm_ranks.free_port())}

@@ -27,7 +27,7 @@ from cero_rl.train.preflight import check_model
 from cero_rl.train.trial import try_architecture
 from cero_rl.train.weight_sync import probe_requests
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/digits_cpu.yaml"
 BY_NAME = {row.name: row for row in (*TRAINED, *REFUSED)}
 # one of each thing that the learner has to do for a model
 COMPUTED = (

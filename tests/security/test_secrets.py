@@ -16,7 +16,7 @@ from cero_rl.config.io import build_config, dump_config, load_config
 from cero_rl.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
+RECIPE = ROOT / "recipes/digits_cpu.yaml"
 # Joined at run time: a scanner for leaked keys must not stop at this file.
 LOOKS = {
     "hf": "hf" + "_" + "Zq7" * 10,

@@ -37,4 +37,4 @@ def action(run: Callable[[], Any]) -> int:
 
 
 def settings(*overrides: str) -> Any:
-    return load_config(ROOT / "recipes/quickstart_cpu.yaml", list(overrides))
+    return load_config(ROOT / "recipes/digits_cpu.yaml", list(overrides))

@@ -143,7 +143,7 @@ def test_two_hosts_train_what_one_host_trains(
         "warning",
         "recipes/train_cero.py",
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
     ]
     for setting in [*SMALL, f"output_dir={out}", "name=hostfile"]:
         line += ["--set", setting]

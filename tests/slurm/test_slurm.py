@@ -32,7 +32,7 @@ def render(
         "slurm",
         "render",
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
         "--submit",
     ]
     command += ["--interface", LINK, *flags]
@@ -294,7 +294,7 @@ def test_srun_gives_every_rank_its_place(slurm: Slurm) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["0 0 4", "1 1 4", "2 0 4", "3 1 4"]
     del env["MASTER_ADDR"]
-    train = (sys.executable, "recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml")
+    train = (sys.executable, "recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml")
     alone = slurm.run("srun", "-N2", "-n2", *train, env=env, cwd=ROOT)
     assert alone.returncode == 2, alone.stdout + alone.stderr
     assert "MASTER_ADDR and MASTER_PORT: not set for 2 tasks of one srun" in alone.stderr

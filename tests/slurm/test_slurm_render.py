@@ -15,7 +15,7 @@ from cero_rl.commands.main import main
 from cero_rl.commands.slurm import TEMPLATE, seconds_of
 
 ROOT = Path(__file__).resolve().parents[2]
-RENDER = ["slurm", "render", "--config", "recipes/quickstart_cpu.yaml"]
+RENDER = ["slurm", "render", "--config", "recipes/digits_cpu.yaml"]
 VLLM_OVER_4 = ["--set", "rollout.engine=vllm", "--set", "rollout.tensor_parallel=4"]
 SHAPE = ["--nodes", "2", "--ranks-per-node", "1"]
 
@@ -131,7 +131,7 @@ def test_overrides_reach_the_ranks_as_they_were_given(capsys):
     assert words[start + 1 :] == [
         str(ROOT / "recipes/train_cero.py"),
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
         "--set",
         odd[0],
         "--set",

@@ -1,4 +1,4 @@
-"""The digit-string tasks and the files that ship with the quickstart."""
+"""The digit-string tasks and the files that ship with them."""
 
 import json
 import sys

@@ -21,7 +21,7 @@ import study  # noqa: E402
 import study_report  # noqa: E402
 
 TEXT = """
-recipe: recipes/quickstart_cpu.yaml
+recipe: recipes/digits_cpu.yaml
 baseline: uniform
 results: {results}
 seeds: [0, 1]

@@ -30,7 +30,7 @@ SMALL = [
 
 def line(out: Path, name: str, *flags: str, settings: list[str] | None = None) -> list[str]:
     """The training script and its arguments."""
-    words = ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml", *flags]
+    words = ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml", *flags]
     for setting in [*SMALL, f"output_dir={out}", f"name={name}", *(settings or [])]:
         words += ["--set", setting]
     return words

@@ -24,7 +24,7 @@ from cero_rl.models.lora import add_adapter
 pytestmark = pytest.mark.slow
 
 START = ROOT / "recipes/assets/tiny_digits"
-RECIPE = ROOT / "recipes/quickstart_cpu.yaml"
+RECIPE = ROOT / "recipes/digits_cpu.yaml"
 LORA = [
     "lora.rank=4",
     "lora.rank_stabilized=true",

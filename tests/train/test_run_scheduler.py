@@ -24,7 +24,7 @@ from cero_rl.train.scheduler import (
     scheduler_for_pool,
 )
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/digits_cpu.yaml"
 # for allocators that size their groups
 SIZED = ("scheduler.rollouts_per_unit=2", "scheduler.max_units_per_prompt=16")
 

@@ -112,7 +112,7 @@ def test_export_reproduces_the_evaluation(uncut):
         "cero_rl",
         "evaluate",
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
         "--model",
         str(uncut / "export"),
     ]
@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_and_writes_nothing(out, settings, code, message):
         "python",
         "recipes/train_cero.py",
         "--config",
-        "recipes/quickstart_cpu.yaml",
+        "recipes/digits_cpu.yaml",
         "--set",
         f"output_dir={out}",
         "--set",

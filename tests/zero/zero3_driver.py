@@ -45,9 +45,7 @@ def make_groups() -> tuple[list[RolloutGroup], list[np.ndarray]]:
 
 
 def settings(overrides: list[str]):
-    return load_config(
-        ROOT / "recipes/quickstart_cpu.yaml", ["optimizer.warmup_steps=0", *overrides]
-    )
+    return load_config(ROOT / "recipes/digits_cpu.yaml", ["optimizer.warmup_steps=0", *overrides])
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from cero_rl.errors import ConfigError
 from cero_rl.rollout.engines.choose import choose_engine
 from cero_rl.train.weight_sync import probe_requests
 
-RECIPE = Path(__file__).resolve().parents[3] / "recipes/quickstart_cpu.yaml"
+RECIPE = Path(__file__).resolve().parents[3] / "recipes/digits_cpu.yaml"
 
 
 def choose(

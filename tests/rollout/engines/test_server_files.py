@@ -25,7 +25,7 @@ from cero_rl.rollout.engines.weight_files import (
     write_weights,
 )
 
-RECIPE = Path(__file__).resolve().parents[3] / "recipes/quickstart_cpu.yaml"
+RECIPE = Path(__file__).resolve().parents[3] / "recipes/digits_cpu.yaml"
 SERVER = ["rollout.mode=server", "rollout.engine=vllm"]
 
 

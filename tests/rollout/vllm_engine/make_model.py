@@ -16,7 +16,7 @@ TOKENIZER = ROOT / "recipes/assets/tiny_digits"
 
 def make_model(folder: Path, *, tied: bool, positions: int = 512) -> Path:
     """A Qwen3 (tied head) or a Llama (own head) of two layers in save_pretrained layout, with
-    the tokenizer of the quickstart."""
+    the tokenizer of the digit strings."""
     import transformers
 
     sizes: dict[str, Any] = {

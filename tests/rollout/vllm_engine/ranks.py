@@ -61,7 +61,7 @@ def train(
         "--log_level",
         "warning",
     ]
-    line += ["recipes/train_cero.py", "--config", "recipes/quickstart_cpu.yaml"]
+    line += ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml"]
     for setting in [
         "logging.tensorboard=false",
         "checkpoint.every_steps=0",

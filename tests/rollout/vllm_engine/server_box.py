@@ -77,7 +77,7 @@ class ServerBox:
         sizes = ["data.max_prompt_tokens=156", "rollout.max_response_tokens=100"]
         return [
             "--config",
-            "recipes/quickstart_cpu.yaml",
+            "recipes/digits_cpu.yaml",
             *(word for s in [*self.settings(), *sizes] for word in ("--set", s)),
         ]
 

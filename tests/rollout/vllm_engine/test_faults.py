@@ -39,7 +39,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def run(fault: str, step: int, out: Path, settings: list[str], *more: str, code: int = 0) -> str:
     config = [
         "--config",
-        str(ROOT / "recipes/quickstart_cpu.yaml"),
+        str(ROOT / "recipes/digits_cpu.yaml"),
         "--set",
         f"output_dir={out}",
         "--set",

@@ -22,7 +22,7 @@ def run(tmp_path: Path, engine: str, *settings: str, tied: bool) -> list[dict[st
     drive(
         "sync_driver.py",
         str(tmp_path),
-        str(ROOT / "recipes/quickstart_cpu.yaml"),
+        str(ROOT / "recipes/digits_cpu.yaml"),
         f"model.path={model}",
         f"data.source={prompts}",
         "data.heldout_source=null",
