@@ -20,10 +20,12 @@ from cero_rl.rollout.lengths import LengthTracker
 from cero_rl.scheduler import Scheduler
 from cero_rl.scheduler.critic import CriticOptions, PosteriorCritic
 from cero_rl.scheduler.ledger import Ledger
+from cero_rl.scheduler.live_signal import LiveSignal
 from cero_rl.scheduler.sizes import Ids, StateDict
 
 _SCHEDULER = "scheduler."
 _CRITIC = "critic."
+_SIGNAL = "signal."
 _COUNTERS = ("step", "updates", "bad_updates", "learned_steps")
 
 
@@ -44,6 +46,7 @@ class Progress:
     eval_before: dict[str, float | int] = field(default_factory=dict)
     missing_rewards: MissingRewards = field(default_factory=MissingRewards)
     critic: PosteriorCritic | None = None  # where learner.baseline is posterior
+    live_signal: LiveSignal | None = None  # where learner.live_signal_per_step is given
 
     @classmethod
     def fresh(cls, config: Config, num_prompts: int, cells: Ids | None = None) -> Progress:
@@ -51,13 +54,14 @@ class Progress:
         lengths = LengthTracker(
             num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
         )
-        critic = None
-        if config.learner.baseline == "posterior":
-            learner = config.learner
+        learner, critic, signal = config.learner, None, None
+        if learner.baseline == "posterior":
             options = CriticOptions(learner.baseline_strength, learner.baseline_half_life)
             critic = PosteriorCritic(num_prompts, options, cells)
-        ledger = Ledger(config.budget.total_rollouts)
-        return cls(ledger, lengths, config.budget.total_tokens, critic=critic)
+        if learner.live_signal_per_step is not None:
+            signal = LiveSignal(learner.live_signal_per_step, learner.rollouts_per_step)
+        ledger, tokens = Ledger(config.budget.total_rollouts), config.budget.total_tokens
+        return cls(ledger, lengths, tokens, critic=critic, live_signal=signal)
 
     @property
     def budget_position(self) -> float:
@@ -86,6 +90,8 @@ class Progress:
         parts: dict[str, StateDict] = {_SCHEDULER: scheduler.state_dict()}
         if self.critic is not None:
             parts[_CRITIC] = self.critic.state_dict()
+        if self.live_signal is not None:
+            parts[_SIGNAL] = self.live_signal.state_dict()
         for prefix, part in parts.items():
             for name, value in part.items():
                 (arrays if isinstance(value, np.ndarray) else scalars)[prefix + name] = value
@@ -103,6 +109,8 @@ class Progress:
             scheduler.load_state_dict(part(_SCHEDULER))
             if self.critic is not None:
                 self.critic.load_state_dict(part(_CRITIC))
+            if self.live_signal is not None:
+                self.live_signal.load_state_dict(part(_SIGNAL))
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         for name in _COUNTERS:

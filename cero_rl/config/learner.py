@@ -137,12 +137,23 @@ class LearnerConfig(Section):
     rollouts_per_step: PositiveInt | None = Field(
         default=None, description="rollouts of one optimizer step; None: the whole round"
     )
+    live_signal_per_step: PositiveFloat | None = Field(
+        default=None,
+        description="squared advantages (before scaling) of one optimizer step, as expected of a "
+        "round's groups: a round is cut into steps of equal signal, of at most rollouts_per_step "
+        "rollouts; None: steps are of rollouts (docs/critic.md)",
+    )
     updates_per_batch: PositiveInt = Field(
         default=1, description="passes over one batch of rollouts"
     )
     max_nonfinite_steps: PositiveInt = Field(
         default=3, description="skipped steps in a row that end the run (exit 7)"
     )
+
+    @property
+    def cuts_rounds(self) -> bool:
+        """May a round be more than one optimizer step?"""
+        return self.rollouts_per_step is not None or self.live_signal_per_step is not None
 
     @model_validator(mode="before")
     @classmethod

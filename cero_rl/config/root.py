@@ -75,12 +75,13 @@ class Config(Section):
                 "group of one teaches nothing; set learner.baseline: posterior, or at least 2"
             )
         if scheduler.streaming and (
-            scheduler.name not in CERO_FAMILY or self.learner.rollouts_per_step is None
+            scheduler.name not in CERO_FAMILY or not self.learner.cuts_rounds
         ):
             raise ValueError(
                 f"scheduler.streaming: got it with scheduler {scheduler.name!r} and "
                 f"learner.rollouts_per_step = {self.learner.rollouts_per_step}; wanted one of "
-                f"{', '.join(CERO_FAMILY)} and rounds that rollouts_per_step cuts"
+                f"{', '.join(CERO_FAMILY)} and rounds that rollouts_per_step cuts, or "
+                "live_signal_per_step"
             )
         if self.budget.total_tokens is not None and scheduler.name not in CERO_FAMILY:
             wanted = ", ".join(CERO_FAMILY)
@@ -94,9 +95,10 @@ class Config(Section):
                 "to others of the same round, which cannot be "
                 "generated ahead; set rollout.overlap: false or another scheduler"
             )
-        if scheduler.name in WAVE_SCHEDULERS and self.learner.rollouts_per_step is not None:
+        if scheduler.name in WAVE_SCHEDULERS and self.learner.cuts_rounds:
+            by = "rollouts" if self.learner.live_signal_per_step is None else "live_signal"
             raise ValueError(
-                f"learner.rollouts_per_step: scheduler {scheduler.name!r} samples a round "
+                f"learner.{by}_per_step: scheduler {scheduler.name!r} samples a round "
                 "in several waves, which one optimizer step "
                 "learns from; leave it null and set scheduler.rounds"
             )

@@ -174,7 +174,7 @@ class SchedulerConfig(Section):
     streaming: bool = _cero_option(
         "streaming",
         "posterior and duals learn after every optimizer step of a round that "
-        "learner.rollouts_per_step cuts",
+        "learner.rollouts_per_step or live_signal_per_step cuts",
     )
     warm_start: PathText | None = Field(
         default=None, description="posterior.parquet of an earlier run: begin with its evidence"

@@ -30,6 +30,9 @@ def derived_sizes(config: Config, num_prompts: int | None) -> list[tuple[str, st
     )
     group = scheduler.rollouts_per_unit * scheduler.max_units_per_prompt
     per_step = min(config.learner.rollouts_per_step or capacity, capacity)
+    step = f"{per_step} rollouts x {config.learner.updates_per_batch} update(s)"
+    if config.learner.live_signal_per_step is not None:
+        step = f"{config.learner.live_signal_per_step:g} squared advantages, at most {step}"
     rows = [
         (
             "largest group",
@@ -43,7 +46,7 @@ def derived_sizes(config: Config, num_prompts: int | None) -> list[tuple[str, st
                 f"{scheduler.rounds * capacity}"
             ),
         ),
-        ("optimizer step", f"{per_step} rollouts x {config.learner.updates_per_batch} update(s)"),
+        ("optimizer step", step),
         (
             "updates, at least",
             f"{total} / {per_step} x {config.learner.updates_per_batch} = {config.fewest_updates}",

@@ -60,6 +60,8 @@ NAMES = {
     "baseline/half_life": "of a prompt's evidence in the critic, in updates at the full rate",
     "baseline/signal_share": "rollouts further from their baseline than learner.min_advantage",
     "baseline/explained": "share of the difference between prompts that the critic knows",
+    "signal/found": "squared advantages of the step's rollouts, before scaling (live_signal)",
+    "signal/expected": "what was expected of them when the step was cut (live_signal)",
     "cero/posterior_mean": "expected success rate, mean over the pool",
     "cero/value_mean": "worth of a rollout, mean over the pool",
     "cero/set_aside_prompts": "whose next rollout is more likely to be lost than judged",

@@ -146,7 +146,7 @@ class Trainer:
             faults.at_step(self.progress.step + 1)
             line = self.metrics.open(step, self.scheduler.value)
             rollouts = self.collector.finish(step, line.clock)  # wave after wave
-            self.rounds.observe(rollouts)  # ledger books, scheduler observes
+            line.add(self.rounds.observe(rollouts))  # ledger books, scheduler observes
             line.believes(self.scheduler.metrics())
             self.rounds.close_if_last(step)
             self.begin_ahead()  # overlap: the next step's rollouts; else the sampler sleeps

@@ -12,6 +12,7 @@ import numpy as np
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.job import faults
 from cero_rl.rollout.collector import Clock, Rollouts
+from cero_rl.scheduler.live_signal import squared_advantages
 from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.types import Allocation, Step
 
@@ -56,16 +57,30 @@ class Rounds:
             self._peeked = self._cut()
         return self._peeked
 
-    def observe(self, rollouts: Rollouts) -> None:
-        """Book what was generated and tell the scheduler what came of it."""
+    def observe(self, rollouts: Rollouts) -> dict[str, float]:
+        """Book what was generated and tell the scheduler what came of it; returns what there is to
+        say of the step's signal."""
         evidence = rollouts.evidence
         with self._clock("scheduler"):
+            numbers = self._signal(rollouts)
             self._scheduler.observe(evidence)
         self._progress.spent_before_step = self._progress.budget_position
         self._progress.lengths.update(rollouts.prompt_ids, rollouts.counts)
         generated = int(rollouts.counts.generated.sum())
         self._progress.ledger.book(generated, evidence.failed_rollouts)
         faults.point("evidence.booked")
+        return numbers
+
+    def _signal(self, rollouts: Rollouts) -> dict[str, float]:
+        """Compare a step's signal with what was expected of it when it was cut: neither scheduler
+        nor critic has learned since."""
+        progress = self._progress
+        if progress.live_signal is None:
+            return {}
+        sums = rollouts.counts.reward_sums(rollouts.prompt_ids)
+        predicted = None if progress.critic is None else progress.critic.predict(sums)
+        worth = float(self._scheduler.value[sums.prompt_ids] @ sums.counts)
+        return progress.live_signal.observe(worth, squared_advantages(sums, predicted))
 
     def close_if_last(self, step: Step) -> None:
         """End the round with its last step."""
@@ -74,11 +89,19 @@ class Rounds:
 
     def _cut(self) -> Step | None:
         while (allocation := self._open()) is not None:
-            for first, last in cuts(allocation.rollouts, self._per_step):
-                if last > self._scheduler.answered_groups:
-                    return Step(allocation, first, last)
+            first = self._scheduler.answered_groups
+            if first < len(allocation.rollouts):
+                return Step(allocation, first, first + self._groups_of_next(allocation, first))
             self._close()  # a round that asks for nothing
         return None
+
+    def _groups_of_next(self, allocation: Allocation, first: int) -> int:
+        """How many of the groups from `first` on make a step."""
+        rollouts, signal = allocation.rollouts[first:], self._progress.live_signal
+        if signal is None:
+            return cuts(rollouts, self._per_step)[0][1]
+        worth = self._scheduler.value[allocation.prompt_ids[first:]]
+        return signal.next_groups(worth, rollouts.astype(np.int64))
 
     def _open(self) -> Allocation | None:
         if self._scheduler.pending is not None:  # in the middle of a round

@@ -202,7 +202,7 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     assert step is not None
     line = metrics.open(step, rank.scheduler.value)
     rollouts = rank.collector.finish(step, line.clock)
-    rank.rounds.observe(rollouts)
+    line.add(rank.rounds.observe(rollouts))
     believed = rank.scheduler.metrics()
     line.believes(believed)
     rank.rounds.close_if_last(step)
@@ -230,6 +230,7 @@ def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
         "evaluation.pass_k=[1,2]",
         "scheduler.max_units_per_prompt=1",
         "learner.baseline=posterior",
+        "learner.live_signal_per_step=100",
         "scheduler.cell_columns=[family]",
         "scheduler.refit_prior_every=1",
         "scheduler.direction=first_looks",

@@ -41,11 +41,26 @@ CRITIC = [
     "scheduler.cell_columns=[family]",
     "scheduler.cell_length_bins=3",
 ]
+SIGNAL = [
+    *CRITIC,
+    "scheduler.rounds=2",
+    "budget.total_rollouts=384",
+    "learner.live_signal_per_step=8",
+    "learner.rollouts_per_step=96",
+    "scheduler.streaming=true",
+    "rollout.overlap=true",
+]
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("waves", WAVES), ("options", OPTIONS), ("streaming", STREAM), ("critic", CRITIC)],
+    [
+        ("waves", WAVES),
+        ("options", OPTIONS),
+        ("streaming", STREAM),
+        ("critic", CRITIC),
+        ("signal", SIGNAL),
+    ],
 )
 def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
     tmp_path: Path, name: str, settings: list[str]
@@ -78,6 +93,12 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
     if name == "critic":
         assert min(n for e in evidence[0] for n in e["generated"]) == 1, "groups of one train too"
         assert all(m["baseline/strength"] > 0 for m in steps[1:])
+    if name == "signal":
+        sizes = [sum(e["generated"]) for e in evidence[0]]
+        assert len(sizes) > 4, "rounds are cut"
+        assert len(set(sizes)) > 1, "by signal, not by rollouts"
+        assert max(sizes) <= 96
+        assert all(m["signal/found"] > 0 for m in steps[1:])
         one = lines(tmp_path / "one/metrics.jsonl")[1:-1]
         for ours, theirs in zip(steps[1:], one, strict=True):
             assert ours["baseline/strength"] == theirs["baseline/strength"]

@@ -4,6 +4,7 @@ the real sampler on one rank."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,61 @@ def test_a_round_that_asks_for_nothing_is_closed_on_the_way():
     assert rank.progress.ledger.remaining_rollouts == rank.scheduler.remaining_rollouts
 
 
+# --- steps of equal signal
+
+SIGNAL = "learner.live_signal_per_step=1.0"
+SIGNALS = [
+    ("scheduler.name=uniform", SIGNAL),
+    ("scheduler.name=uniform", SIGNAL, "learner.rollouts_per_step=12"),
+    ("scheduler.name=cero", "scheduler.streaming=true", SIGNAL),
+    (
+        "scheduler.name=cero",
+        "scheduler.max_units_per_prompt=1",
+        "learner.baseline=posterior",
+        SIGNAL,
+    ),
+]
+
+
+@pytest.mark.parametrize("settings", SIGNALS)
+def test_steps_of_equal_signal_spend_the_budget_in_whole_groups(settings: tuple[str, ...]):
+    rank = OneRank(*settings)
+    turns = []
+    while (step := rank.rounds.next_step()) is not None:
+        rollouts = rank.finish(step)
+        numbers = rank.rounds.observe(rollouts)
+        rank.rounds.close_if_last(step)
+        turns.append((step, numbers))
+        assert set(numbers) == {"signal/found", "signal/expected"}
+        sums, trials = rollouts.evidence.successes, rollouts.evidence.trials
+        if rank.progress.critic is None:
+            assert numbers["signal/found"] == pytest.approx((sums - sums**2 / trials).sum())
+    for (before, _), (after, _) in pairwise(turns):
+        same_round = after.round == before.round
+        assert after.first == (before.last if same_round else 0)
+        assert same_round or before.ends_round
+    assert len(turns) > 4, "a round is more than one step"
+    sizes = [int(step.rollouts.sum()) for step, _ in turns]
+    assert sum(sizes) == rank.progress.ledger.spent_rollouts == 128
+    assert rank.scheduler.pending is None
+    if "learner.rollouts_per_step=12" in settings:
+        assert max(sizes) <= 12
+
+
+def test_a_step_holds_more_rollouts_where_less_was_found_than_expected():
+    rank = OneRank(*MIXED[:2], "learner.live_signal_per_step=2.0")  # 8 groups of 4, 1/6 a rollout
+    sizes = []
+    for found in (4.0, 2.0, 1.0):  # where 2 was expected
+        rank.begin()
+        assert rank.progress.live_signal is not None
+        for _ in range(400):
+            rank.progress.live_signal.observe(2.0, found)
+        step = rank.rounds.next_step()
+        assert step is not None
+        sizes.append(int(step.rollouts.sum()))
+    assert sizes == [8, 12, 32], "a fifth, a third and the whole of the round, in whole groups"
+
+
 # --- resumed
 
 
@@ -200,14 +256,17 @@ def travelled(state: RunState) -> RunState:
     return RunState(dict(state.scalars), {k: v.copy() for k, v in state.arrays.items()})
 
 
-@pytest.mark.parametrize("scheduler", [*SCHEDULERS, MIXED[:2]])
-def test_a_run_resumed_anywhere_goes_on_with_the_same_steps(scheduler: tuple[str, ...]):
-    rank = OneRank(*scheduler, CUT, "scheduler.rounds=2", "budget.total_rollouts=64")
+@pytest.mark.parametrize(
+    "settings", [*((*each, CUT) for each in SCHEDULERS), MIXED, SIGNALS[0], SIGNALS[2], SIGNALS[3]]
+)
+def test_a_run_resumed_anywhere_goes_on_with_the_same_steps(settings: tuple[str, ...]):
+    rank = OneRank(*settings, "scheduler.rounds=2", "budget.total_rollouts=64")
     whole, states = [], []
     for turn in steps(rank):
         whole.append(seen(*turn))
         states.append(travelled(rank.progress.state(rank.scheduler, {})))
-    for done in (1, 3, 5):  # in the middle of a round, near or at its end, in the next
+    assert len(whole) > 3
+    for done in (1, len(whole) // 2, len(whole) - 1):  # in a round, near its end, in the next
         rank.begin()
         rank.progress.restore(states[done - 1], rank.scheduler)
         assert [seen(*turn) for turn in steps(rank)] == whole[done:]

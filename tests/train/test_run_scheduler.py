@@ -109,6 +109,7 @@ def test_wave_schedulers_are_those_that_ask_for_more() -> None:
         (["scheduler.spend_down=false"], "spend_down", False),
         (["scheduler.step_scale=3"], "step_size", 1.5),
         (["scheduler.streaming=true", "learner.rollouts_per_step=64"], "streaming", True),
+        (["scheduler.streaming=true", "learner.live_signal_per_step=9"], "streaming", True),
         (["budget.total_tokens=9999"], "budget_tokens", 9999),
     ],
 )
@@ -142,6 +143,10 @@ def test_other_allocators_take_their_options_and_keep_rules_and_spend_the_budget
         ),
         (["scheduler.name=vigor"], "max_units_per_prompt"),
         (["scheduler.name=vigor", "learner.rollouts_per_step=64", *SIZED], "several waves"),
+        (
+            ["scheduler.name=vigor", "learner.live_signal_per_step=4", *SIZED],
+            "learner.live_signal_per_step: .* several waves",
+        ),
         (["scheduler.plan=thompson", "scheduler.value=hit"], "needs value = 'variance'"),
         (["scheduler.value=progress"], "labels_column"),
         (["scheduler.name=uniform", "budget.total_tokens=1000"], "counts rollouts only"),
