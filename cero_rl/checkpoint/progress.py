@@ -15,6 +15,7 @@ import numpy as np
 from cero_rl.checkpoint.commit import RunState
 from cero_rl.config import Config
 from cero_rl.errors import CheckpointError
+from cero_rl.learner.coverage import EntropyControl
 from cero_rl.rewards.missing import MissingRewards
 from cero_rl.rollout.lengths import LengthTracker
 from cero_rl.scheduler import Scheduler
@@ -26,6 +27,7 @@ from cero_rl.scheduler.sizes import Ids, StateDict
 _SCHEDULER = "scheduler."
 _CRITIC = "critic."
 _SIGNAL = "signal."
+_COVERAGE = "coverage."
 _COUNTERS = ("step", "updates", "bad_updates", "learned_steps")
 
 
@@ -47,6 +49,7 @@ class Progress:
     missing_rewards: MissingRewards = field(default_factory=MissingRewards)
     critic: PosteriorCritic | None = None  # where learner.baseline is posterior
     live_signal: LiveSignal | None = None  # where learner.live_signal_per_step is given
+    coverage: EntropyControl | None = None  # where learner.entropy_target is given
 
     @classmethod
     def fresh(cls, config: Config, num_prompts: int, cells: Ids | None = None) -> Progress:
@@ -54,14 +57,22 @@ class Progress:
         lengths = LengthTracker(
             num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
         )
-        learner, critic, signal = config.learner, None, None
+        learner, critic, signal, coverage = config.learner, None, None, None
         if learner.baseline == "posterior":
             options = CriticOptions(learner.baseline_strength, learner.baseline_half_life)
             critic = PosteriorCritic(num_prompts, options, cells)
         if learner.live_signal_per_step is not None:
             signal = LiveSignal(learner.live_signal_per_step, learner.rollouts_per_step)
-        ledger, tokens = Ledger(config.budget.total_rollouts), config.budget.total_tokens
-        return cls(ledger, lengths, tokens, critic=critic, live_signal=signal)
+        if learner.entropy_target is not None:
+            coverage = EntropyControl(learner.entropy_target, learner.positive_weight)
+        return cls(
+            Ledger(config.budget.total_rollouts),
+            lengths,
+            config.budget.total_tokens,
+            critic=critic,
+            live_signal=signal,
+            coverage=coverage,
+        )
 
     @property
     def budget_position(self) -> float:
@@ -73,6 +84,11 @@ class Progress:
         share = int(self.lengths.tokens.sum()) / self.total_tokens
         by_tokens = min(share * ledger.total_rollouts, ledger.total_rollouts - 1)
         return max(ledger.spent_rollouts, by_tokens)
+
+    def _keepers(self) -> dict[str, PosteriorCritic | LiveSignal | EntropyControl]:
+        """What this run has with a state of its own, by the prefix of its fields."""
+        kept = {_CRITIC: self.critic, _SIGNAL: self.live_signal, _COVERAGE: self.coverage}
+        return {prefix: keeper for prefix, keeper in kept.items() if keeper is not None}
 
     def state(self, scheduler: Scheduler, own: dict[str, Any]) -> RunState:
         """What a checkpoint keeps; `own` are this rank's arrays."""
@@ -88,10 +104,7 @@ class Progress:
             "lengths.samples": self.lengths.samples,
         }
         parts: dict[str, StateDict] = {_SCHEDULER: scheduler.state_dict()}
-        if self.critic is not None:
-            parts[_CRITIC] = self.critic.state_dict()
-        if self.live_signal is not None:
-            parts[_SIGNAL] = self.live_signal.state_dict()
+        parts |= {prefix: keeper.state_dict() for prefix, keeper in self._keepers().items()}
         for prefix, part in parts.items():
             for name, value in part.items():
                 (arrays if isinstance(value, np.ndarray) else scalars)[prefix + name] = value
@@ -107,10 +120,8 @@ class Progress:
 
         try:
             scheduler.load_state_dict(part(_SCHEDULER))
-            if self.critic is not None:
-                self.critic.load_state_dict(part(_CRITIC))
-            if self.live_signal is not None:
-                self.live_signal.load_state_dict(part(_SIGNAL))
+            for prefix, keeper in self._keepers().items():
+                keeper.load_state_dict(part(prefix))
         except ValueError as error:
             raise CheckpointError(str(error)) from None
         for name in _COUNTERS:

@@ -86,7 +86,13 @@ class LearnerConfig(Section):
     positive_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0,
         description="factor of advantages above 0: less than 1 reinforces right answers less than "
-        "it discourages wrong ones, which keeps entropy and pass@k (arXiv 2506.01347)",
+        "it discourages wrong ones, which keeps entropy and pass@k (arXiv 2506.01347); with "
+        "entropy_target the smallest factor",
+    )
+    entropy_target: PositiveFloat | None = Field(
+        default=None,
+        description="nats a token: where the entropy of the tokens that train is below it, the "
+        "factor of advantages above 0 moves from 1 toward positive_weight (docs/coverage.md)",
     )
     aggregation: Literal["token_mean", "seq_mean", "group_mean", "prompt_mean", "constant"] = Field(
         default="group_mean",
@@ -179,6 +185,11 @@ class LearnerConfig(Section):
         ]
         if self.baseline == "group" and given:
             raise ValueError(f"{given[0]} belongs to baseline: posterior; set it, or leave it out")
+        if self.entropy_target is not None and self.positive_weight == 1.0:
+            raise ValueError(
+                "entropy_target moves a factor between positive_weight and 1, and positive_weight "
+                "is 1; set positive_weight below 1 (0.3), or leave entropy_target out"
+            )
         return self
 
 

@@ -47,9 +47,11 @@ def make_batch(
     config: Config,
     group: Group,
     predicted: Prediction | None = None,
+    positive_weight: float | None = None,
 ) -> TrainingBatch:
     """Pack what trains, and its advantages: from the groups alone by the native op, or with what
-    the critic `predicted` of them. A collective where learner.advantage is batch_std."""
+    the critic `predicted` of them; those above 0 times positive_weight (None: the configuration's).
+    A collective where learner.advantage is batch_std."""
     asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
     own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
     kept = kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
@@ -67,7 +69,8 @@ def make_batch(
         advantages, signal = advantages[chosen], signal[chosen]
     if config.learner.advantage == "batch_std":
         advantages = _by_root_mean_square(advantages, group)
-    if (weight := config.learner.positive_weight) < 1.0:
+    weight = config.learner.positive_weight if positive_weight is None else positive_weight
+    if weight < 1.0:
         advantages = torch.where(advantages > 0, weight * advantages, advantages)
     return TrainingBatch(packed, advantages, signal)
 

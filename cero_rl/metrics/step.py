@@ -62,6 +62,8 @@ NAMES = {
     "baseline/explained": "share of the difference between prompts that the critic knows",
     "signal/found": "squared advantages of the step's rollouts, before scaling (live_signal)",
     "signal/expected": "what was expected of them when the step was cut (live_signal)",
+    "coverage/positive_weight": "factor of the step's advantages above 0 (entropy_target)",
+    "coverage/entropy_target": "learner.entropy_target",
     "cero/posterior_mean": "expected success rate, mean over the pool",
     "cero/value_mean": "worth of a rollout, mean over the pool",
     "cero/set_aside_prompts": "whose next rollout is more likely to be lost than judged",

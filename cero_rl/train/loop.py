@@ -190,7 +190,11 @@ class Trainer:
             predicted = critic.predict(sums)
             critic.observe(sums, predicted)
             line.add(critic.metrics(predicted))
-        batch = make_batch(rollouts, keep, self.config, self.group, predicted)
+        coverage, weight = self.progress.coverage, None
+        if coverage is not None:
+            weight = coverage.positive_weight
+            line.add(coverage.metrics())
+        batch = make_batch(rollouts, keep, self.config, self.group, predicted, weight)
         if critic is not None:
             line.add({"baseline/signal_share": share_with_signal(batch, self.group)})
         return batch
@@ -223,8 +227,11 @@ class Trainer:
         bad = refuse_divergence(update, self.progress.bad_updates, self.config)
         self.progress.bad_updates = bad
         self.progress.learned_steps += update.applied
+        updates = update.path / self.config.optimizer.learning_rate  # at the full rate
         if self.progress.critic is not None:
-            self.progress.critic.advance(update.path / self.config.optimizer.learning_rate)
+            self.progress.critic.advance(updates)
+        if self.progress.coverage is not None and update.metrics["trained_tokens"]:
+            self.progress.coverage.observe(update.metrics["entropy"], updates)
         return version
 
     def evaluate(self, *, final: bool) -> EvaluationResult:

@@ -32,6 +32,12 @@ SETTINGS = [
     ("scheduler.name=greso", CUT),
     ("scheduler.name=thompson", "scheduler.keep_rule=pods", CUT),
     ("scheduler.name=hora",),
+    (
+        "learner.baseline=posterior",
+        "learner.live_signal_per_step=4",
+        "learner.entropy_target=0.3",
+        "learner.positive_weight=0.5",
+    ),
     ("scheduler.name=reinforce_ada",),
 ]
 
@@ -67,6 +73,11 @@ def in_mid_round(config: Config) -> tuple[Progress, BudgetedScheduler]:
     progress.ledger.book(37, 3)
     progress.step, progress.updates, progress.bad_updates = 5, 10, 1
     progress.eval_before = {"eval/avg@1": 0.25}
+    if progress.critic is not None and progress.live_signal is not None:
+        progress.critic.advance(1.5)
+        progress.live_signal.observe(3.0, 2.0)
+    if progress.coverage is not None:
+        progress.coverage.observe(0.1, 1.0)
     return progress, scheduler
 
 
@@ -112,6 +123,10 @@ def test_a_run_in_the_middle_of_a_round_comes_back_whole(tmp_path: Path, setting
     assert (again.step, again.updates, again.bad_updates) == (5, 10, 1)
     assert again.eval_before == {"eval/avg@1": 0.25}
     assert again.ledger == progress.ledger
+    for name in ("critic", "live_signal", "coverage"):
+        mine, its = getattr(progress, name), getattr(again, name)
+        assert (mine is None) == (its is None)
+        assert mine is None or comparable(its.state_dict()) == comparable(mine.state_dict())
     assert again.lengths.expected_of_all().tolist() == progress.lengths.expected_of_all().tolist()
     assert rest_of_the_run(again, other) == rest_of_the_run(progress, scheduler)
 

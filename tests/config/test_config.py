@@ -175,6 +175,11 @@ def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
         ),
         ("learner.min_advantage=0.1", "min_advantage belongs to baseline: posterior"),
         ("learner.baseline_strength=0", "learner.baseline_strength: got 0"),
+        (
+            "learner.entropy_target=0.3",
+            "entropy_target moves a factor between positive_weight and 1, and positive_weight is "
+            "1; set positive_weight below 1",
+        ),
         ("learner.live_signal_per_step=0", "learner.live_signal_per_step: got 0"),
         ("learner.baseline=value", "'group' or 'posterior'"),
         ("model.dtype=float16", "'float32' or 'bfloat16'"),

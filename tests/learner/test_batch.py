@@ -228,6 +228,9 @@ def test_right_answers_can_weigh_less_than_wrong_ones():
     assert plain.advantages.tolist() == pytest.approx([2 / 3, -1 / 3, -1 / 3, -0.25, 0.25])
     assert weighted.advantages.tolist() == pytest.approx([2 / 30, -1 / 3, -1 / 3, -0.25, 0.025])
     assert weighted.signal.tolist() == plain.signal.tolist()
+    for given in (light, config_of("learner.advantage=center")):
+        told = make_batch(rollouts_of(*groups), keep_all, given, Group.alone(), None, 0.5)
+        assert told.advantages.tolist() == pytest.approx([1 / 3, -1 / 3, -1 / 3, -0.25, 0.125])
 
 
 @pytest.mark.parametrize("baseline", ["group", "posterior"])

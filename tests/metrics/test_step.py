@@ -210,6 +210,8 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     if critic is not None:
         predicted = critic.predict(rollouts.counts.reward_sums(rollouts.prompt_ids))
         line.add(critic.metrics(predicted))
+    if rank.progress.coverage is not None:
+        line.add(rank.progress.coverage.metrics())
     batch = make_batch(rollouts, rank.scheduler.keep, config, group, predicted)
     if critic is not None:
         line.add({"baseline/signal_share": share_with_signal(batch, group)})
@@ -231,6 +233,8 @@ def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
         "scheduler.max_units_per_prompt=1",
         "learner.baseline=posterior",
         "learner.live_signal_per_step=100",
+        "learner.entropy_target=0.3",
+        "learner.positive_weight=0.5",
         "scheduler.cell_columns=[family]",
         "scheduler.refit_prior_every=1",
         "scheduler.direction=first_looks",

@@ -49,6 +49,8 @@ SIGNAL = [
     "learner.rollouts_per_step=96",
     "scheduler.streaming=true",
     "rollout.overlap=true",
+    "learner.entropy_target=5.0",  # more than there is
+    "learner.positive_weight=0.3",
 ]
 
 
@@ -99,6 +101,10 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
         assert len(set(sizes)) > 1, "by signal, not by rollouts"
         assert max(sizes) <= 96
         assert all(m["signal/found"] > 0 for m in steps[1:])
+        weights = [m["coverage/positive_weight"] for m in steps[1:]]
+        assert weights[0] == 1.0
+        assert weights == sorted(weights, reverse=True)
+        assert 0.3 <= weights[-1] < 1.0
         one = lines(tmp_path / "one/metrics.jsonl")[1:-1]
         for ours, theirs in zip(steps[1:], one, strict=True):
             assert ours["baseline/strength"] == theirs["baseline/strength"]
