@@ -39,7 +39,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study map clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout golden-trace bench-overlap kill-sweep test-faults slurm test-slurm \
+  vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
   bench-convert test-architectures
 
 help: ## print the verbs
@@ -110,6 +110,9 @@ golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as 
 
 bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
 	$(PY) tools/bench_overlap.py $(ARGS)
+
+bench-shared-prefix: $(DEV) ## forward and backward with a group's prompt once and with copies, in turns; appends to docs/bench/shared_prefix.jsonl
+	@$(PY) tools/bench_shared_prefix.py $(ARGS)
 
 kill-sweep: $(VENV)/.stamp-dev ## kill a real 2-rank run at every fault point, resume, compare hashes and logs (5 minutes); rows in docs/bench/
 	$(PY) tools/kill_sweep.py --rows docs/bench/kill_sweep.jsonl $(ARGS)

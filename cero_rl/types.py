@@ -157,14 +157,17 @@ class MicroBatch:
     """One forward/backward of the learner. A dummy keeps ranks in step under ZeRO-3 and carries
     no loss.
 
-    Positions restart at 0 in each sequence. Position t of a [T] field belongs to token t; the
-    model predicts it from t-1.
+    A sequence is a segment of its own, or continues the segment of its group's prompt, its parent,
+    which stands before all of the group's: positions restart at 0 in each segment that continues
+    none. Entry t of a [T] field belongs to token t; the model predicts it from t-1, a segment's
+    first token from its parent's last.
     """
 
     tokens: Tensor  # i64[T]
     positions: Tensor  # i64[T]
     cu_seqlens: Tensor  # i32[S+1]
-    seq_rollout: Tensor  # i32[S] index into RolloutBatch.rewards (all 0 in a dummy)
+    # i32[S] index into RolloutBatch.rewards (all 0 in a dummy; of a shared prompt: its first)
+    seq_rollout: Tensor
     loss_mask: Tensor  # bool[T]
     logp_behavior: Tensor  # f32[T]
     token_adv: Tensor  # f32[T]
@@ -174,6 +177,7 @@ class MicroBatch:
     # f32[T] learner's log-probs before the first step; None: detached current ones
     logp_old: Tensor | None = None
     logp_reference: Tensor | None = None  # f32[T] None when the KL coefficient is 0
+    seq_parent: Tensor | None = None  # i32[S] own index: continues none; None: no prompt is shared
 
     @property
     def max_seqlen_tokens(self) -> int:

@@ -46,9 +46,10 @@ FILES_OF = {
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
     "watchdog",
-    "learner": "__init__ batch coverage losses mismatch packing schedule update",
+    "learner": "__init__ batch coverage losses mismatch packing schedule sharing update",
     "metrics": "__init__ console recorder samples step",
-    "models": "__init__ attention content directory generation hub_names load logprob lora weights",
+    "models": "__init__ attention content directory generation hub_names load logprob lora "
+    "shared_attention weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
     "wording worker",

@@ -140,6 +140,12 @@ class LearnerConfig(Section):
     max_micro_batch_tokens: PositiveInt = Field(
         default=16384, description="packed tokens of one forward and backward pass on a rank"
     )
+    shared_prefix: bool | Literal["auto"] = Field(
+        default="auto",
+        description="process the prompt of a group once, in forward and backward, not with every "
+        "response; auto: on a CPU, groups whose prompt has 32 tokens or more and that save a tenth "
+        "of their tokens (docs/shared-prefix.md)",
+    )
     rollouts_per_step: PositiveInt | None = Field(
         default=None, description="rollouts of one optimizer step; None: the whole round"
     )

@@ -31,7 +31,7 @@ from cero_rl.distributed.group import Group
 from cero_rl.learner.batch import Keep, TrainingBatch, make_batch
 from cero_rl.learner.losses import policy_loss
 from cero_rl.learner.packing import build_step_plan
-from cero_rl.models.attention import choose_attention
+from cero_rl.models.attention import choose_attention, longest_shared
 from cero_rl.models.load import load_model
 from cero_rl.models.logprob import PolicyModule, forward_micro, head_chunk_tokens
 from cero_rl.models.lora import add_adapter
@@ -52,7 +52,9 @@ class Gradients:
 
     def __init__(self, config: Config, path: str, device: torch.device) -> None:
         """With the weights at `path`; with LoRA an adapter as at the start is put into them."""
-        causal_lm = load_model(path, config.model.dtype, choose_attention(config.model.attention))
+        shares = config.learner.shared_prefix is True
+        attention = choose_attention(config.model.attention, shares=shares)
+        causal_lm = load_model(path, config.model.dtype, attention)
         if config.lora.rank:
             add_adapter(causal_lm, config)
         self._setup(causal_lm.to(device), config)
@@ -70,6 +72,9 @@ class Gradients:
         self._config = config
         self._group = Group.alone(str(causal_lm.device))
         self._head_chunk = head_chunk_tokens(causal_lm.config.vocab_size)
+        self._longest_shared = longest_shared(
+            causal_lm.config, config.learner.shared_prefix, causal_lm.device
+        )
         self.dimension = sum(p.numel() for p in self._parameters)
         self.device = causal_lm.device
 
@@ -85,6 +90,7 @@ class Gradients:
             max_response_tokens=self._config.rollout.max_response_tokens,
             head_chunk_tokens=self._head_chunk,
             group=self._group,
+            longest_shared=self._longest_shared,
         )
         if not plan.micro_batches:
             return None, plan.denominator

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cero_rl.config.learner import LearnerConfig
 from cero_rl.distributed.group import Group
+from cero_rl.learner.sharing import Segments, parts_of, segments_of, tokens_of
 from cero_rl.ops import token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
@@ -127,25 +128,25 @@ def split_by_tokens(lengths: _Ints, max_tokens: int) -> list[_Ints]:
 
 def _micro_batch(
     batch: RolloutBatch,
-    chosen: _Ints,
+    segments: Segments,
     adv: Tensor,
     weight: np.ndarray,
     chunks: int,
     device: torch.device,
 ) -> MicroBatch:
-    starts, ends = batch.cu_seqlens[:-1].numpy()[chosen], batch.cu_seqlens[1:].numpy()[chosen]
-    lengths = ends - starts
-    positions = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
-    source = torch.from_numpy(positions + np.repeat(starts, lengths))
-    owner = torch.from_numpy(np.repeat(chosen, lengths))
+    lengths = segments.end - segments.start
+    within = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
+    source = torch.from_numpy(within + np.repeat(segments.start, lengths))
+    owner = torch.from_numpy(np.repeat(segments.rollout, lengths))
     mask = batch.loss_mask[source]
-    cu_seqlens, seq_rollout = (
-        torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32)),
-        torch.from_numpy(chosen.astype(np.int32)),
+    cu_seqlens, seq_rollout, seq_parent = (
+        torch.from_numpy(x.astype(np.int32))
+        for x in (np.cumsum([0, *lengths]), segments.rollout, segments.parent)
     )
+    shares = bool((segments.parent != np.arange(len(lengths))).any())
     return MicroBatch(
         tokens=batch.tokens[source].to(device),
-        positions=torch.from_numpy(positions).to(device),
+        positions=torch.from_numpy(within + np.repeat(segments.position, lengths)).to(device),
         cu_seqlens=cu_seqlens.to(device),
         seq_rollout=seq_rollout.to(device),
         loss_mask=mask.to(device),
@@ -156,6 +157,7 @@ def _micro_batch(
         ),
         head_chunks=chunks,
         is_dummy=False,
+        seq_parent=seq_parent.to(device) if shares else None,
     )
 
 
@@ -185,6 +187,7 @@ def build_step_plan(
     max_response_tokens: int,
     head_chunk_tokens: int,
     group: Group,
+    longest_shared: int = 0,
 ) -> StepPlan:
     """Micro-batches of one optimizer step from advantages adv f32[R] and signal bool[R]. A
     collective.
@@ -193,6 +196,8 @@ def build_step_plan(
     them, under "drop" it does not. Their policy gradient is exactly 0, or, below min_advantage,
     taken for it, so they are forwarded only where a KL term gives them one. A plan without
     micro-batches means that no rank has anything to learn from: all skip the step together.
+
+    longest_shared: tokens of the longest sequence behind a shared prompt; 0: none is shared.
     """
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -211,15 +216,35 @@ def build_step_plan(
     forwarded = np.flatnonzero((counted if config.kl_coefficient > 0 else alive) & (response > 0))
     weight, share = _weights(response, group_of, counted, config.aggregation, max_response_tokens)
 
-    chunks_of = [
-        forwarded[run] for run in split_by_tokens(lengths[forwarded], config.max_micro_batch_tokens)
+    prompt = lengths - response
+    parts = parts_of(
+        forwarded,
+        group_of,
+        prompt,
+        response,
+        longest_shared=longest_shared,
+        if_worth=config.shared_prefix == "auto",
+        max_tokens=config.max_micro_batch_tokens,
+    )
+    sizes = np.array([tokens_of(part, prompt, response) for part in parts], dtype=np.int64)
+    runs = [
+        [parts[i] for i in run] for run in split_by_tokens(sizes, config.max_micro_batch_tokens)
     ]
-    most = max((int(response[chosen].sum()) for chosen in chunks_of), default=0)
+    most = max((int(sum(response[part].sum() for part in run)) for run in runs), default=0)
     head_chunks = max(1, group.all_max(-(-most // head_chunk_tokens)))
-    count = group.all_max(len(chunks_of))
+    count = group.all_max(len(runs))
     denominator = group.all_sum([share])[0]
+    starts = batch.cu_seqlens[:-1].numpy().astype(np.int64)
     micro_batches = [
-        _micro_batch(batch, chosen, adv, weight, head_chunks, group.device) for chosen in chunks_of
+        _micro_batch(
+            batch,
+            segments_of(run, starts, prompt, response),
+            adv,
+            weight,
+            head_chunks,
+            group.device,
+        )
+        for run in runs
     ]
-    micro_batches += [_dummy(head_chunks, group.device)] * (count - len(micro_batches))
+    micro_batches += [_dummy(head_chunks, group.device)] * (count - len(runs))
     return StepPlan(tuple(micro_batches), denominator)

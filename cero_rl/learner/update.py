@@ -22,6 +22,7 @@ from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
+from cero_rl.models.attention import longest_shared
 from cero_rl.models.logprob import forward_micro, head_chunk_tokens
 from cero_rl.types import MicroBatch, StepPlan
 from cero_rl.zero.policy import Policy
@@ -61,7 +62,9 @@ class Learner:
         self._reference = reference
         self._config = config
         self._group = group
-        self._head_chunk = head_chunk_tokens(policy.causal_lm.config.vocab_size)
+        model, wanted = policy.causal_lm.config, config.learner.shared_prefix
+        self._head_chunk = head_chunk_tokens(model.vocab_size)
+        self._longest_shared = longest_shared(model, wanted, group.device)
 
     def update(self, batch: TrainingBatch, rates: Sequence[float]) -> UpdateResult:
         """One optimizer step over the batch for each learning rate. A collective; the metrics are
@@ -74,6 +77,7 @@ class Learner:
             max_response_tokens=self._config.rollout.max_response_tokens,
             head_chunk_tokens=self._head_chunk,
             group=self._group,
+            longest_shared=self._longest_shared,
         )
         if not plan.micro_batches:
             return _nothing_to_learn(rates)

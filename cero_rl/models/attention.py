@@ -3,7 +3,8 @@ its attention interface.
 
 Linear layers see the packed [1, T] tokens; only inside attention are queries, keys and values
 laid out as [S, Lmax], causally attended, and packed again. Micro-batches hold sequences of
-similar length, so the padding is small. With flash-attn installed and a GPU, its variable-length
+similar length, so the padding is small. Packs in which prompts are shared go to
+`shared_attention.py`. With flash-attn installed and a GPU, its variable-length
 kernel takes the packed layout as it is. Sliding windows, caps on the scores (Gemma 2) and sinks
 (gpt-oss) are the layer's own, as its model passes them.
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cero_rl.errors import ConfigError
+from cero_rl.models.shared_attention import SharedLayout, capped_scores, shared_attention
 
 PACKED = "cero_packed"
 
@@ -36,15 +38,24 @@ def packed_attention(
     *,
     packed_cells: Tensor | None = None,
     padded_shape: tuple[int, int] | None = None,
+    shared: SharedLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None).
-    Layout as from `packed_layout`; s_aux [H] are the logits of sinks.
+    Layout as from `packed_layout` or `shared_layout`; s_aux [H] are the logits of sinks.
 
     transformers builds no mask for an implementation that has no mask function, so
     attention_mask is None. What a model passes beyond this is seen by the trial of `trial.py`.
-    Raises ValueError for a model that does not pass the layout on.
+    Raises ValueError for a model that does not pass the layout on, and for a prompt that is shared
+    beyond a window.
     """
+    if shared is not None:
+        if sliding_window is not None and shared.longest > sliding_window:
+            raise ValueError(
+                f"a shared prompt and its response have {shared.longest} tokens, more than the "
+                f"window of {sliding_window}"
+            )
+        return shared_attention(query, key, value, shared, scaling, softcap, s_aux), None
     if packed_cells is None or padded_shape is None:
         raise ValueError("the layout of packed sequences does not reach its attention layers")
     sequences, longest = padded_shape
@@ -103,9 +114,7 @@ def _plain_attention(
     a head that takes part in the softmax and brings no value. The softmax is in float32."""
     heads = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(heads, 1), v.repeat_interleave(heads, 1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = capped_scores(q, k, scaling, softcap)
     scores = scores.masked_fill(~mask, float("-inf"))
     if sinks is not None:
         column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
@@ -126,9 +135,10 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[in
     return real.flatten().nonzero().squeeze(1), (lengths.shape[0], max_seqlen)
 
 
-def choose_attention(wanted: str) -> str:
+def choose_attention(wanted: str, *, shares: bool = False) -> str:
     """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available,
-    else the packed one, registered here.
+    else the packed one, registered here. `shares`: prompts must be shared, which the packed one
+    alone can.
 
     Raises ConfigError where flash_attention_2 is asked for and cannot run.
     """
@@ -142,10 +152,25 @@ def choose_attention(wanted: str) -> str:
             f"model.attention: got flash_attention_2, but {lacks}; set model.attention: "
             "auto, or install what is missing"
         )
-    if wanted != "sdpa" and runs:
+    if wanted == "flash_attention_2" and shares:
+        raise ConfigError(
+            "learner.shared_prefix: got true with model.attention: flash_attention_2, which knows "
+            "no shared prompts; set learner.shared_prefix: false or model.attention: auto"
+        )
+    if wanted != "sdpa" and runs and not shares:
         return "flash_attention_2"
     AttentionInterface.register(PACKED, packed_attention)
     return PACKED
+
+
+def longest_shared(model_config: Any, wanted: bool | str, device: torch.device) -> int:
+    """Tokens of the longest sequence whose prompt a learner of this model may share, 0 where none:
+    by its implementation, its shortest window, and `wanted` (learner.shared_prefix; "auto" shares
+    on a CPU)."""
+    asked = device.type == "cpu" if wanted == "auto" else wanted
+    if model_config._attn_implementation != PACKED or not asked:
+        return 0
+    return getattr(model_config, "sliding_window", None) or 2**31
 
 
 def sampler_attention(model_config: Any) -> str:

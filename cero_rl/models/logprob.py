@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cero_rl.models.attention import PACKED, packed_layout
+from cero_rl.models.shared_attention import shared_layout
 from cero_rl.types import MicroBatch
 
 _CHUNK_BYTES = 2**29  # float32 logits of one chunk
@@ -71,16 +72,19 @@ class PolicyModule(nn.Module):
         max_seqlen: int,
         head_chunks: int,
         with_entropy: bool,
+        parents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] -> (logp f32[T],
-        entropy f32[T] in nats, no gradient).
+        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T], parents i32[S] where
+        prompts are shared -> (logp f32[T], entropy f32[T] in nats, no gradient).
 
         Entry t is about token t given the tokens before it in its sequence; both are 0 where
         loss_mask is False.
         """
-        if self.causal_lm.config._attn_implementation == PACKED:
+        if parents is not None:
+            layout: dict[str, Any] = {"shared": shared_layout(cu_seqlens, parents)}
+        elif self.causal_lm.config._attn_implementation == PACKED:
             packed_cells, padded_shape = packed_layout(cu_seqlens, max_seqlen)
-            layout: dict[str, Any] = {"packed_cells": packed_cells, "padded_shape": padded_shape}
+            layout = {"packed_cells": packed_cells, "padded_shape": padded_shape}
         else:
             layout = {
                 "cu_seq_lens_q": cu_seqlens,
@@ -99,7 +103,7 @@ class PolicyModule(nn.Module):
             target = torch.cat([target, target.new_ones(head_chunks - real)])
         sizes = [len(part) for part in target.tensor_split(head_chunks)]
         rows, wanted = (
-            hidden.index_select(0, target - 1).split(sizes),
+            hidden.index_select(0, _before(target, cu_seqlens, parents)).split(sizes),
             tokens.index_select(0, target).split(sizes),
         )
         parts = [
@@ -143,6 +147,17 @@ class PolicyModule(nn.Module):
         return logp, entropy
 
 
+def _before(target: Tensor, cu_seqlens: Tensor, parents: Tensor | None) -> Tensor:
+    """The token that predicts each target, i64[n]: the one before it; for the first of a segment
+    that continues another, the last of that one, which so predicts a token of every response."""
+    if parents is None:
+        return target - 1
+    segment = torch.searchsorted(cu_seqlens, target, right=True, out_int32=True) - 1
+    parent = parents[segment]
+    first = (target == cu_seqlens[segment]) & (parent != segment)
+    return torch.where(first, cu_seqlens[parent + 1].long(), target) - 1
+
+
 def forward_micro(
     module: Callable[..., tuple[Tensor, Tensor]], micro: MicroBatch, *, with_entropy: bool
 ) -> tuple[Tensor, Tensor]:
@@ -156,4 +171,5 @@ def forward_micro(
         micro.max_seqlen_tokens,
         micro.head_chunks,
         with_entropy,
+        micro.seq_parent,
     )

@@ -29,7 +29,7 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     """What can be told without the weights, before anything is written: does this machine run it,
     is it a causal language model that learner and sampler compute as its own code does, do
     tokenizer and lengths fit? Raises ConfigError."""
-    choose_attention(config.model.attention)
+    choose_attention(config.model.attention, shares=config.learner.shared_prefix is True)
     engine = choose_engine(config, on_gpu=torch.cuda.is_available()).rollout.engine
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)
@@ -38,6 +38,7 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
         model,
         with_sampler=engine == "transformers",
         checkpointing=config.model.gradient_checkpointing,
+        shared_prefix=config.learner.shared_prefix is not False,
     )
     if config.lora.rank and path == config.model.path:
         adapter_without_weights(config)

@@ -35,19 +35,25 @@ _WINDOW = 5  # tokens; the sequences here are longer
 _CAP = 1.0
 _PROMPTS = (4, 11, 7)  # tokens
 _RESPONSE = 8
+_SHARED = (2, (3, 1, 2))  # tokens of a prompt and its responses, within the window
 _BOUND = 1e-3  # nats, in float32; what is right differs by 1e-5
 _SEED = 0
 _LARGEST = 300_000_000  # parameters of a model that is still tried
 
 
 def try_architecture(
-    path: str, config: Any, *, with_sampler: bool, checkpointing: bool = False
+    path: str,
+    config: Any,
+    *,
+    with_sampler: bool,
+    checkpointing: bool = False,
+    shared_prefix: bool = False,
 ) -> None:
     """Raises ConfigError for a model that learner or, `with_sampler`, the transformers sampler
     would compute otherwise than its own code does; `checkpointing`: or that cannot make its
-    activations again in the backward pass."""
+    activations again in the backward pass; `shared_prefix`: or cannot share prompts."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        reason = _reason_against(config, with_sampler, checkpointing)
+        reason = _reason_against(config, with_sampler, checkpointing, shared_prefix)
     if reason is not None:
         kind = ", ".join(config.architectures or [type(config).__name__])
         raise ConfigError(
@@ -56,7 +62,9 @@ def try_architecture(
         )
 
 
-def _reason_against(config: Any, with_sampler: bool, checkpointing: bool) -> str | None:
+def _reason_against(
+    config: Any, with_sampler: bool, checkpointing: bool, shared_prefix: bool
+) -> str | None:
     try:
         small = small_config(config)
         if reason := _has_state(small):
@@ -66,7 +74,7 @@ def _reason_against(config: Any, with_sampler: bool, checkpointing: bool) -> str
             return "it knows no gradient checkpointing, which model.gradient_checkpointing asks for"
         return (
             _not_causal(model)
-            or _learner_differs(model)
+            or _learner_differs(model, shared_prefix)
             or (_sampler_differs(model) if with_sampler else None)
         )
     except Exception as error:  # of any library code that an unknown architecture runs
@@ -184,6 +192,19 @@ def _packed_logps(policy: PolicyModule, sequences: Sequence[Tensor]) -> Tensor:
     return logp[wanted]
 
 
+def _shared_logps(policy: PolicyModule, prompt: Tensor, responses: Sequence[Tensor]) -> Tensor:
+    """By the learner, behind one prompt: log-probs of all responses, f32."""
+    segments = [prompt, *responses]
+    starts = [0, *(len(prompt) for _ in responses)]
+    positions = torch.cat([torch.arange(p, p + len(x)) for p, x in zip(starts, segments)])
+    edges = torch.from_numpy(np.cumsum([0, *map(len, segments)]).astype(np.int32))
+    tokens = torch.cat(segments)
+    wanted = torch.arange(len(tokens)) >= len(prompt)
+    parents = torch.zeros(len(segments), dtype=torch.int32)
+    logp, _ = policy(tokens, positions, edges, wanted, len(tokens), 1, False, parents)
+    return logp[wanted]
+
+
 def _not_causal(model: Any) -> str | None:
     tokens = _tokens()
     half = tokens[: len(tokens) // 2]
@@ -205,7 +226,10 @@ def _has_state(config: Any) -> str | None:
     return None
 
 
-def _learner_differs(model: Any) -> str | None:
+def _learner_differs(model: Any, shared_prefix: bool) -> str | None:
+    once, lengths = _SHARED
+    prompt, *responses = _tokens()[: once + sum(lengths)].split([once, *lengths])
+    apart = [_plain_logps(model, torch.cat([prompt, r]))[once - 1 :] for r in responses]
     sequences = [_tokens()[-n - _RESPONSE :] for n in _PROMPTS]
     plain = [_plain_logps(model, tokens) for tokens in sequences]
     own = model.config._attn_implementation
@@ -220,6 +244,8 @@ def _learner_differs(model: Any) -> str | None:
             how = {"use_reentrant": False}
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
         trained = _packed_logps(policy.train(), sequences).detach()
+        if shared_prefix:
+            shared = _shared_logps(policy, prompt, responses).detach()
         policy.eval()
     except Exception as error:  # as above
         return f"it does not take packed sequences ({_short(error)})"
@@ -234,6 +260,11 @@ def _learner_differs(model: Any) -> str | None:
         return "what a sequence is worth depends on the sequences that are packed beside it"
     if _gap(trained, packed) > _BOUND:
         return "it computes otherwise in training than in sampling (dropout, noise)"
+    if shared_prefix and (gap := _gap(shared, torch.cat(apart))) > _BOUND:
+        return (
+            "what a response is worth behind a prompt that is shared is not what it is worth "
+            f"(log-probabilities differ by {gap:.2g}); set learner.shared_prefix: false"
+        )
     return None
 
 

@@ -53,9 +53,7 @@ class Policy:
         import deepspeed
 
         self._config = config
-        causal_lm = load_model(
-            config.model.path, config.model.dtype, choose_attention(config.model.attention)
-        )
+        causal_lm = load_model(config.model.path, config.model.dtype, _attention(config))
         if config.model.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -141,6 +139,10 @@ class Policy:
         )
 
 
+def _attention(config: Config) -> str:
+    return choose_attention(config.model.attention, shares=config.learner.shared_prefix is True)
+
+
 class _Base:
     """The frozen base of a policy with a LoRA adapter, called as an engine is."""
 
@@ -159,9 +161,7 @@ def build_reference(config: Config, group: Group, policy: Policy) -> Any:
 
     if policy.adapter is not None:
         return _Base(policy.engine, policy.adapter)
-    causal_lm = load_model(
-        config.model.path, config.model.dtype, choose_attention(config.model.attention)
-    )
+    causal_lm = load_model(config.model.path, config.model.dtype, _attention(config))
     causal_lm.requires_grad_(False)
     module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
     with _quiet_deepspeed():

@@ -254,6 +254,9 @@ class OddLayer(LlamaDecoderLayer):
             out = out + out.mean(1, keepdim=True)
         if self.odd == "looks back past the cut":
             out = out + 0.5 * out.roll(1, 1)
+        if self.odd == "looks at the token before":
+            first = named["position_ids"][..., None] == 0
+            out = out + 0.5 * out.roll(1, 1).masked_fill(first, 0.0)
         return out
 
 
@@ -266,6 +269,7 @@ class OddLayer(LlamaDecoderLayer):
         ("is noisy in training", "computes otherwise in training"),
         ("looks ahead", "depends on the tokens after it"),
         ("looks back past the cut", ""),
+        ("looks at the token before", "behind a prompt that is shared .*shared_prefix: false"),
     ],
 )
 def test_an_architecture_that_nobody_has_heard_of_is_tried(
@@ -276,11 +280,14 @@ def test_an_architecture_that_nobody_has_heard_of_is_tried(
     AutoModelForCausalLM.register(OddConfig, Odd, exist_ok=True)
     config = OddConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, head_dim=8)
     config.odd = odd
+    asked = {"with_sampler": True, "checkpointing": True, "shared_prefix": True}
     if said is None:
-        try_architecture("p", config, with_sampler=True, checkpointing=True)
+        try_architecture("p", config, **asked)
         return
     with pytest.raises(ConfigError, match=f"which this trainer cannot train: .*{said}"):
-        try_architecture("p", config, with_sampler=True, checkpointing=True)
+        try_architecture("p", config, **asked)
+    if odd == "looks at the token before":
+        try_architecture("p", config, with_sampler=False)
 
 
 @pytest.mark.covers("start weights that are not finite")

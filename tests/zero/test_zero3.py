@@ -115,6 +115,25 @@ def relative_error(got: dict[str, np.ndarray], prefix: str, wanted: dict[str, np
                 "optimizer.learning_rate=1e-3",
             ],
         ),
+        # every group behind one copy of its prompt, some in several packs, and activations made
+        # again; then with old and reference log-probs by the same forward
+        (
+            "shared",
+            [
+                "learner.shared_prefix=true",
+                "learner.max_micro_batch_tokens=40",
+                "model.gradient_checkpointing=true",
+            ],
+        ),
+        (
+            "shared_passes_kl",
+            [
+                "learner.shared_prefix=true",
+                "learner.updates_per_batch=2",
+                "learner.kl_coefficient=0.1",
+                "optimizer.learning_rate=1e-3",
+            ],
+        ),
     ],
 )
 def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
@@ -131,11 +150,20 @@ def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
         if name.startswith("logp/"):  # of each rank's own tokens
             continue
         np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
-    if case == "micro_batches":
+    if case in ("micro_batches", "shared"):
         assert ranks[0]["clean/micro_batches"] > 2
 
 
 KL = ["learner.updates_per_batch=2", "learner.kl_coefficient=0.1", "optimizer.learning_rate=1e-2"]
+
+
+def test_lora_behind_shared_prompts_has_the_gradient_of_one_plain_process(tmp_path):
+    adapted = [*KL, "lora.rank=4", "lora.targets=[q_proj, v_proj, down_proj]"]
+    wanted = plain_gradients(adapted)
+    shared = run_ranks(tmp_path, "shared", 2, [*adapted, "learner.shared_prefix=true"])
+    for index, gradient in enumerate(wanted):
+        bound = 1e-5 if index == 0 else 1e-2
+        assert relative_error(shared[0], f"gradient/{index}/", gradient) < bound
 
 
 def test_lora_trains_the_adapter_alone_and_its_base_is_the_reference(tmp_path):
