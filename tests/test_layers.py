@@ -48,7 +48,7 @@ FILES_OF = {
     "watchdog",
     "learner": "__init__ batch coverage losses mismatch packing schedule sharing update",
     "metrics": "__init__ console recorder samples step",
-    "models": "__init__ attention content directory generation hub_names load logprob lora "
+    "models": "__init__ attention content decoding directory generation hub_names load logprob lora "
     "shared_attention weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "

@@ -178,7 +178,9 @@ def sampler_attention(model_config: Any) -> str:
     padding mask: its sdpa leaves out caps on the scores without a word, and has no sinks."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    from cero_rl.models.decoding import register
+
     capped = getattr(model_config, "attn_logit_softcapping", None) is not None
     mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
     has_sdpa = mapping[type(model_config)]._supports_sdpa
-    return "sdpa" if has_sdpa and not capped else "eager"
+    return register() if has_sdpa and not capped else "eager"

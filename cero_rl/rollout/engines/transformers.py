@@ -2,8 +2,8 @@
 vLLM.
 
 Prompts are prefilled once a group and their key-value cache is repeated for the group's
-rollouts; sequences that ended leave the batch. Generation under ZeRO-3 hooks would gather every
-layer for every token, so the copy is synchronised once a step.
+rollouts; sequences that ended leave the batch (models/decoding.py). Generation under ZeRO-3 hooks
+would gather every layer for every token, so the copy is synchronised once a step.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from cero_rl.errors import EngineError
+from cero_rl.models.decoding import closed_up, spread
 from cero_rl.models.weights import buffers_of
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.random_stream import draw_keys, uniforms
@@ -155,8 +157,10 @@ class TransformersEngine:
             np.array([requests[i].stream_key for i, _ in owner], dtype=np.uint64),
             np.array([requests[i].first_draw + d for i, d in owner], dtype=np.int64),
         )
-        cache.batch_select_indices(row_group)
-        mask, logits = mask[row_group], logits[row_group]
+        spread(cache, row_group, limit - 1)
+        seen = mask.shape[1]
+        mask = F.pad(mask, (0, limit - 1), value=1)[row_group]
+        positions, logits = mask[:, :seen].sum(-1), logits[row_group]
         tokens = torch.full((len(owner), limit), self._pad, device=device)
         logps = torch.zeros((len(owner), limit), device=device)
         lengths = torch.zeros(len(owner), dtype=torch.int64, device=device)
@@ -173,17 +177,14 @@ class TransformersEngine:
             stopped[rows[ended]] = True
             if bool(ended.all()) or position + 1 == limit:
                 break
-            keep = ~ended
             if bool(ended.any()):
-                kept = keep.nonzero().squeeze(1)
+                kept = closed_up(~ended)
                 cache.batch_select_indices(kept)
-                rows, mask, token = rows[kept], mask[kept], token[kept]
-            next_position = mask.sum(-1, keepdim=True)
-            mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=-1)
+                rows, mask, positions, token = (t[kept] for t in (rows, mask, positions, token))
             out = self._model(
                 token[:, None],
-                attention_mask=mask,
-                position_ids=next_position,
+                attention_mask=mask[:, : seen + position + 1],
+                position_ids=positions[:, None] + position,
                 past_key_values=cache,
                 use_cache=True,
             )
