@@ -40,7 +40,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  bench-convert test-architectures
+  bench-convert test-architectures check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -71,6 +71,9 @@ gpu-check: ## on a GPU: build, tests, sanitizers, benchmark, ZeRO-3 smoke; rows 
 
 bench: $(DEV) ## timings of the scheduler, the start-up and a training step
 	$(PY) tools/bench.py $(ARGS)
+
+check-plan: $(DEV) ## cero-rl plan against the memory of real runs on CPUs; rows in docs/bench/
+	@$(PY) tools/check_plan.py $(ARGS)
 
 bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--device cuda" on a GPU
 	@$(PY) tools/bench_advantage.py $(ARGS)

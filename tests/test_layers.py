@@ -21,7 +21,7 @@ FLOORS = [
     {"models", "rewards"},
     {"rollout"},
     {"zero"},
-    {"learner", "checkpoint"},
+    {"learner", "checkpoint", "memory"},
     {"metrics", "diagnosis"},
     {"train"},
     {"commands", "convert", "adapters"},
@@ -30,8 +30,8 @@ FLOORS = [
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main rank "
-    "serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
+    "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main plan "
+    "rank serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
     "sizes",
@@ -47,9 +47,10 @@ FILES_OF = {
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
     "watchdog",
     "learner": "__init__ batch coverage losses mismatch packing schedule sharing update",
-    "metrics": "__init__ console recorder samples step",
+    "memory": "__init__ advice peaks plan planner samplers states workspace",
+    "metrics": "__init__ console recorder samples step throughput",
     "models": "__init__ attention content decoding directory generation hub_names load logprob lora "
-    "shared_attention weights",
+    "shapes shared_attention weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
     "wording worker",
@@ -63,9 +64,9 @@ FILES_OF = {
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
-    "train": "__init__ evaluate loop preflight room rounds run_directory scheduler trial "
+    "train": "__init__ evaluate loop preflight profile room rounds run_directory scheduler trial "
     "weight_sync",
-    "zero": "__init__ build_locks deepspeed_config gather launch loss_scale policy shards",
+    "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy shards",
 }
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Inside a floor there is an order too: what stands left may not import what stands right.
@@ -102,6 +103,7 @@ WITHOUT_TORCH = [
     "commands/main.py",
     "commands/rank.py",
     "commands/common.py",
+    "commands/plan.py",
     "commands/diagnose.py",
     "commands/simulate*.py",
     "commands/validate.py",

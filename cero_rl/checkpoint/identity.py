@@ -36,6 +36,7 @@ MAY_CHANGE = (  # keys and whole sections
     "checkpoint",
     "evaluation",
     "watchdog",
+    "profile",
     "budget.total_rollouts",  # where the rounds left can hold it: `Progress.set_budget`
     "optimizer.learning_rate",
     "learner.max_micro_batch_tokens",
@@ -61,6 +62,7 @@ MAY_CHANGE = (  # keys and whole sections
     "scheduler.warm_start",  # its evidence is in the checkpoint
     "zero.offload_optimizer",
     "zero.offload_parameters",
+    "zero.offload_states_in_rollout",
 )
 NAMES_CONTENT = {  # key -> the content it names
     "data.source": "data",

@@ -18,6 +18,7 @@ from cero_rl.commands import (
     doctor,
     evaluate,
     launch,
+    plan,
     serve,
     simulate,
     slurm,
@@ -42,6 +43,7 @@ class Command(Protocol):
 COMMANDS: tuple[Command, ...] = (
     launch,
     validate,
+    plan,
     evaluate,
     diagnose,
     simulate,

@@ -44,6 +44,18 @@ def text_notes(config: Config) -> list[str]:
     ]
 
 
+def memory_lines(config: Config, where: str) -> list[str]:
+    """Will it fit? One line, where torch is installed and the model's shape is at hand."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    from cero_rl.commands.plan import one_line
+    from cero_rl.models.shapes import published
+
+    if where == "hub" and config.model.path not in published():
+        return ["known once the model's config.json is looked up (cero-rl plan)"]
+    return [f"{one_line(config)} (cero-rl plan tells it by phase)"]
+
+
 def report_validation(config: Config, *, look_up: bool = False) -> int:
     """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
     from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
@@ -90,6 +102,7 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     print_rows("data", data)
     print_rows("reward", rewards)
     print_rows("model", model)
+    print_rows("memory", memory_lines(config, where))
     print_rows("note", text_notes(config))
     print_sizes(config, num_prompts)
     return 0

@@ -232,6 +232,12 @@ class ZeroConfig(Section):
         default="none", description="where parameter shards live; stage 3 only"
     )
 
+    offload_states_in_rollout: bool = Field(
+        default=False,
+        description="stage 3 on GPUs: masters, Adam's moments, gradient sums and their bucket wait "
+        "in host memory while the sampler works; frees about 16 bytes a trained parameter of the "
+        "rank for the sampler, and moves 12 of them out and in once a step. No effect on a CPU",
+    )
     gradient_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="of the sums of gradients over micro-batches and ranks; auto: float32 at "
@@ -249,5 +255,11 @@ class ZeroConfig(Section):
             raise ValueError(
                 "offload_optimizer: cpu needs stage 1, 2 or 3, got stage 0; set stage: 3 "
                 "or offload_optimizer: none"
+            )
+        if self.offload_states_in_rollout and (self.stage != 3 or self.offload_optimizer == "cpu"):
+            raise ValueError(
+                f"offload_states_in_rollout: got true with stage {self.stage} and "
+                f"offload_optimizer: {self.offload_optimizer}; wanted stage 3 and the optimizer on "
+                "the GPU; set it to false, or stage: 3 and offload_optimizer: none"
             )
         return self

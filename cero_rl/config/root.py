@@ -20,7 +20,13 @@ from cero_rl.config.lora import LoraConfig
 from cero_rl.config.paths import PathText
 from cero_rl.config.presets import fill
 from cero_rl.config.rollout import RolloutConfig
-from cero_rl.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, WatchdogConfig
+from cero_rl.config.run import (
+    CheckpointConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ProfileConfig,
+    WatchdogConfig,
+)
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
 
 _COLLECTIVE_MARGIN_SECONDS = 60.0
@@ -46,6 +52,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
+    profile: ProfileConfig = ProfileConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -101,6 +108,11 @@ class Config(Section):
                 f"learner.{by}_per_step: scheduler {scheduler.name!r} samples a round "
                 "in several waves, which one optimizer step "
                 "learns from; leave it null and set scheduler.rounds"
+            )
+        if self.zero.offload_states_in_rollout and self.rollout.overlap:
+            raise ValueError(
+                "zero.offload_states_in_rollout: got true with rollout.overlap, where learner and "
+                "sampler work at the same time; set one of them to false"
             )
         if self.zero.gradient_dtype not in ("auto", self.gradient_dtype):
             raise ValueError(

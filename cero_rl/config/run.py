@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cero_rl.config.base import (
     NonNegativeFloat,
@@ -99,3 +99,18 @@ class LoggingConfig(Section):
     samples_per_dump: PositiveInt = Field(
         default=8, description="groups of one step whose first rollout is written"
     )
+
+
+class ProfileConfig(Section):
+    steps: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None,
+        description="first and last optimizer step that torch's profiler traces on rank 0, into "
+        "profile/ of the run's directory; a traced step is slower, and its trace large",
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[int, int] | None) -> tuple[int, int] | None:
+        if steps is not None and steps[0] > steps[1]:
+            raise ValueError(f"got {list(steps)}; wanted the first step before the last")
+        return steps

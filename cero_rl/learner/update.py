@@ -8,7 +8,8 @@ step on all; a batch without a live group is skipped before it starts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,8 @@ from cero_rl.models.logprob import forward_micro, head_chunk_tokens
 from cero_rl.types import MicroBatch, StepPlan
 from cero_rl.zero.policy import Policy
 
+Clock = Callable[[str], AbstractContextManager[None]]  # times a phase by its name
+
 
 @dataclass(frozen=True)
 class UpdateResult:
@@ -37,6 +40,8 @@ class UpdateResult:
     mean_logp_gap: float  # mean |log-prob difference| of sampler and learner, in nats
     path: float  # sum of the learning rates of the steps that were taken
     metrics: dict[str, float]
+    tokens: float = 0.0  # prompt and response, through forward and backward pass on all ranks
+    squares: float = 0.0  # of the lengths of their sequences, summed
 
 
 class _Sums:
@@ -66,9 +71,11 @@ class Learner:
         self._head_chunk = head_chunk_tokens(model.vocab_size)
         self._longest_shared = longest_shared(model, wanted, group.device)
 
-    def update(self, batch: TrainingBatch, rates: Sequence[float]) -> UpdateResult:
+    def update(
+        self, batch: TrainingBatch, rates: Sequence[float], clock: Clock = nullcontext
+    ) -> UpdateResult:
         """One optimizer step over the batch for each learning rate. A collective; the metrics are
-        means over all ranks' tokens."""
+        means over all ranks' tokens. `clock` is told of the steps alone as `optimizer`."""
         plan = build_step_plan(
             batch.packed,
             batch.advantages,
@@ -89,7 +96,8 @@ class Learner:
         for index, rate in enumerate(rates):
             for micro in micro_batches:
                 self._backward(micro, plan.denominator, sums, first_pass=index == 0)
-            self._step(rate, sums)
+            with clock("optimizer"):
+                self._step(rate, sums)
         return self._result(plan, len(rates), sums)
 
     @torch.no_grad()
@@ -128,8 +136,8 @@ class Learner:
 
     def _result(self, plan: StepPlan, passes: int, sums: _Sums) -> UpdateResult:
         """The sums of all ranks as means. A collective."""
-        mine = [sums.loss, *sums.terms.tolist(), *sums.ratios.tolist()]
-        loss, *rest = self._group.all_sum(mine)
+        mine = [sums.loss, *_sizes(plan), *sums.terms.tolist(), *sums.ratios.tolist()]
+        loss, tokens, squares, *rest = self._group.all_sum(mine)
         largest_gap = self._group.all_max_float(sums.largest_gap)
         terms = rest[: len(METRIC_NAMES)]
         metrics = reduce_metrics(terms, maximum=largest_gap)
@@ -143,7 +151,16 @@ class Learner:
             "skipped_updates": sums.bad,
             "micro_batches": len(plan.micro_batches),
         }
-        return UpdateResult(sums.applied, sums.bad, gap, sums.path, metrics)
+        return UpdateResult(
+            sums.applied, sums.bad, gap, sums.path, metrics, passes * tokens, passes * squares
+        )
+
+
+def _sizes(plan: StepPlan) -> tuple[float, float]:
+    """(tokens, squared lengths) of this rank's micro-batches, by the mean length of each: they hold
+    sequences of similar length, and no tensor is waited for."""
+    sizes = [(len(m.tokens), len(m.seq_rollout)) for m in plan.micro_batches if not m.is_dummy]
+    return sum(t for t, _ in sizes), sum(t * t / s for t, s in sizes)
 
 
 def _nothing_to_learn(rates: Sequence[float]) -> UpdateResult:

@@ -6,10 +6,9 @@ truncation over rollouts generated; group rates over groups.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from cero_rl.errors import CheckpointError
 from cero_rl.files.jsonl import append_jsonl
 from cero_rl.job import faults
 from cero_rl.learner.update import UpdateResult
+from cero_rl.memory.peaks import Peaks
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.samples import dump_samples
+from cero_rl.metrics.throughput import Arithmetic, rates
 from cero_rl.rewards.missing import first_reason
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
@@ -84,28 +85,39 @@ NAMES = {
     "step_time": "seconds from sampling to synced weights",
     "timing_s/*": "seconds by phase on rank 0; checkpoint: of the save before this line",
     "perf/tokens_per_second": "tokens generated over step_time",
-    "perf/peak_memory_gb": "resident memory of the largest rank",
+    "perf/rollout_tokens_per_second": "response tokens generated, over the seconds of rollout",
+    "perf/learner_tokens_per_second": "tokens through forward and backward, over the learner's",
+    "perf/mfu": "share of the GPUs' bfloat16 arithmetic that the learner used; absent on CPUs",
+    "perf/peak_memory_gb": "most resident memory of the largest rank so far, GiB",
+    "perf/memory_gib/*": "peak by phase of the largest rank: allocated on a GPU, resident on CPUs; "
+    "before: ahead of the models; device: of the GPU in use at the step's end, by everyone",
     "skew/*": "slowest rank over the mean, by phase; which rank it was",
 }
 _SKEW = ("rollout", "reward", "learner")
 _ALWAYS_TIMED = ("rollout", "reward", "advantage", "reduce_counts", "learner", "sync", "scheduler")
 _CHECKPOINT_SECONDS = 1e-3  # below it nothing was saved
+_GIB = 2**30
+_MEASURED = ("rollout", "learner", "optimizer", "sync", "evaluate", "checkpoint")  # their memory
 
 Numbers = dict[str, float | int]
 
 
 class Clocks:
-    """Seconds by phase since they were last taken."""
+    """Seconds by phase since they were last taken, and the memory of those that hold much."""
 
-    def __init__(self) -> None:
+    def __init__(self, peaks: Peaks | None = None) -> None:
         self._seconds: dict[str, float] = {}
+        self._peaks = peaks
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
         """Time the block as part of `phase`."""
         started = time.perf_counter()
         try:
-            yield
+            with ExitStack() as stack:
+                if self._peaks is not None and phase in _MEASURED:
+                    stack.enter_context(self._peaks.phase(phase))
+                yield
         finally:
             self._seconds[phase] = self.seconds(phase) + time.perf_counter() - started
 
@@ -132,6 +144,8 @@ class StepMetrics:
         progress: Progress,
         console: Console,
         recorder: Recorder,
+        peaks: Peaks,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.config = config
@@ -140,7 +154,9 @@ class StepMetrics:
         self.progress = progress
         self.console = console
         self.recorder = recorder
-        self.clocks = Clocks()
+        self.peaks = peaks
+        self.arithmetic = arithmetic
+        self.clocks = Clocks(peaks)
         self.set_aside_said = False
         self.missing_said = False
 
@@ -200,10 +216,14 @@ class StepLine:
             "rollout/staleness": group.all_max(stale),
             "step_time": self.step_seconds,
             "perf/tokens_per_second": numbers["num_tokens"] / self.step_seconds,
-            "perf/peak_memory_gb": group.all_max_float(
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            ),
+            "perf/peak_memory_gb": group.all_max_float(self._to.peaks.resident() / _GIB),
         }
+        seconds = {phase: self.seconds(phase) for phase in ("rollout", "learner")}
+        generated = float(rollouts.counts.response_tokens.sum())
+        self._numbers |= rates(generated, update.tokens, seconds)
+        if self._to.arithmetic is not None:
+            used = self._to.arithmetic.used(update, seconds["learner"], group.world_size)
+            self._numbers["perf/mfu"] = used
         self._numbers |= skew_numbers({name: self.seconds(name) for name in _SKEW}, group)
 
     def _together(self, action: Callable[[], None]) -> None:
@@ -257,6 +277,7 @@ class StepLine:
         if seconds.get("checkpoint", 0.0) > _CHECKPOINT_SECONDS:
             numbers["timing_s/checkpoint"] = seconds["checkpoint"]
         numbers["checkpoint/failed_saves"] = failed_saves
+        numbers |= memory_numbers(self._to.peaks, self._to.group)
         step, spent = self._to.progress.step, self._to.progress.ledger.spent_rollouts
 
         def append() -> None:
@@ -288,6 +309,18 @@ def evidence_entry(step: int, rollouts: Rollouts) -> dict[str, Any]:
         "trials": evidence.trials.tolist(),
         "successes": evidence.successes.tolist(),
     }
+
+
+def memory_numbers(peaks: Peaks, group: Group) -> Numbers:
+    """GiB by phase since they were last taken, of the largest rank. A collective: the phases are
+    the same on all ranks."""
+    held = peaks.take()
+    if held:
+        held["before"] = peaks.before
+    if (used := peaks.device_used()) is not None:
+        held["device"] = used
+    rows = group.gather_floats([float(size) for size in held.values()])
+    return {f"perf/memory_gib/{name}": float(row.max()) / _GIB for name, row in zip(held, rows.T)}
 
 
 def skew_numbers(seconds: Mapping[str, float], group: Group) -> Numbers:

@@ -30,15 +30,18 @@ from cero_rl.job.watchdog import Watchdog
 from cero_rl.learner.batch import TrainingBatch, make_batch, share_with_signal
 from cero_rl.learner.schedule import Spending, learning_rates
 from cero_rl.learner.update import Learner, UpdateResult, refuse_divergence
+from cero_rl.memory.peaks import Peaks
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.step import StepLine, StepMetrics
+from cero_rl.metrics.throughput import Arithmetic
 from cero_rl.rewards.missing import first_reason
 from cero_rl.rewards.pool import RewardPool
 from cero_rl.rollout.collector import Collector, Rollouts
 from cero_rl.rollout.engines.build import build_rollout_engine
 from cero_rl.scheduler.protocol import Scheduler
 from cero_rl.train.evaluate import EvaluationResult, evaluate
+from cero_rl.train.profile import StepProfiler
 from cero_rl.train.rounds import Rounds
 from cero_rl.train.run_directory import restore
 from cero_rl.train.scheduler import cells_of, save_evidence
@@ -80,6 +83,7 @@ class Trainer:
         self.tokenizer = tokenizer
         self.run_dir = run_dir
         self.watchdog = watchdog
+        self.peaks = Peaks(group.device)
         cells = cells_of(config.scheduler, data.train.prompts, data.train.lengths)
         self.progress = Progress.fresh(config, len(data.train), cells)
         self.console = Console(group.is_main, config.budget.total_rollouts)
@@ -110,6 +114,7 @@ class Trainer:
             group,
             watchdog,
         )
+        self.peaks.note("build")
 
     def train(self) -> int:
         """Resume where that is asked for, then `run` with everything open that must be closed."""
@@ -118,8 +123,15 @@ class Trainer:
         first_step = self.progress.step + 1 if self.progress.step else 0
         active = self.group.is_main
         recorder = Recorder(self.run_dir, self.config, active=active, first_step=first_step)
-        with closing(self.console), closing(recorder), self.rewards, self.interrupt:
-            self.recorder = recorder
+        profiler = StepProfiler(self.config.profile, self.run_dir, self.console.say, active=active)
+        with (
+            closing(self.console),
+            closing(recorder),
+            closing(profiler),
+            self.rewards,
+            self.interrupt,
+        ):
+            self.recorder, self.profiler = recorder, profiler
             self.metrics = StepMetrics(
                 self.run_dir,
                 self.config,
@@ -128,6 +140,8 @@ class Trainer:
                 self.progress,
                 self.console,
                 recorder,
+                self.peaks,
+                Arithmetic.of(self.config, self.group.device),
             )
             per_step = self.config.learner.rollouts_per_step
             clock = self.metrics.clocks.clock
@@ -144,6 +158,7 @@ class Trainer:
         rollouts = None
         while (step := self.rounds.next_step()) is not None:
             faults.at_step(self.progress.step + 1)
+            self.profiler.before(self.progress.step + 1)
             line = self.metrics.open(step, self.scheduler.value)
             rollouts = self.collector.finish(step, line.clock)  # wave after wave
             line.add(self.rounds.observe(rollouts))  # ledger books, scheduler observes
@@ -165,6 +180,7 @@ class Trainer:
             stop = self.stop_agreed(line, rollouts)  # one answer on all ranks
             line.write(self.saver.failed_saves)  # metrics.jsonl, trackers, console
             self.save(line, score, last=stop is not None)  # after the step's lines: they are kept
+            self.profiler.after(self.progress.step)
             faults.point("step.end")
             if stop is not None:
                 return self.leave(stop)
@@ -174,6 +190,7 @@ class Trainer:
 
     def sync(self) -> dict[str, float]:
         """The policy's weights to the sampler, proved. Returns parity/* metrics."""
+        self.policy.rest()
         return self.weights.push(self.progress.updates)
 
     def begin_ahead(self) -> None:
@@ -218,7 +235,8 @@ class Trainer:
 
     def update(self, batch: TrainingBatch) -> UpdateResult:
         with self.watchdog.phase("learner", "its own passes and all ranks' shards"):
-            return self.learner.update(batch, self.learning_rates())
+            self.policy.work()
+            return self.learner.update(batch, self.learning_rates(), self.metrics.clocks.clock)
 
     def count_update(self, update: UpdateResult) -> int:
         """Refuse a run that diverged; returns the version of the weights that learned."""
@@ -337,6 +355,7 @@ class Trainer:
     def restore(self, directory: Path) -> None:
         """Go on from a checkpoint, with the rollouts that were generated ahead of it."""
         engine, identity = self.policy.engine, self.saver.identity
+        self.engine.sleep()  # the optimizer's state comes; the sync that follows wakes the sampler
         with self.watchdog.phase("checkpoint", "the disk and all ranks"):
             own = restore(
                 self.run_dir,

@@ -23,6 +23,7 @@ from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.lora import Adapter, add_adapter
 from cero_rl.models.weights import Source, buffers_of
 from cero_rl.zero.deepspeed_config import policy_config, reference_config
+from cero_rl.zero.offload import HostStates, states_wait
 
 
 @contextmanager
@@ -68,10 +69,22 @@ class Policy:
                 model=self._module, model_parameters=parameters, config=settings
             )
         self.engine: Any = engine
+        waits = states_wait(config, group.device)
+        self._states = HostStates(engine, pinned=True) if waits else None
         self._norm_of_plain_step: float | None = None
         if config.zero.stage == 0 and config.model.dtype == "float32":
             self.engine.clip_fp32_gradients = self._clip_plain_gradients
         self.causal_lm = causal_lm
+
+    def rest(self) -> None:
+        """The sampler's turn: what it does not need of this policy may leave the GPU."""
+        if self._states is not None:
+            self._states.leave()
+
+    def work(self) -> None:
+        """The learner's turn."""
+        if self._states is not None:
+            self._states.come_back()
 
     def logps(self, micro: Any, *, with_entropy: bool) -> tuple[Tensor, Tensor]:
         """(log-probs f32[T], entropy f32[T]) of one packed micro-batch."""

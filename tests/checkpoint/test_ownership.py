@@ -29,6 +29,7 @@ OF_A_RUN = [
     "stacks_rank0.txt",
     "error_rank1.txt",
     "tensorboard/events.out.tfevents.1.host.2.0",
+    "profile/steps_3-4.json.gz",
     "wandb/run-1/files/output.log",
     "export/model.safetensors",
     "export/model-00001-of-00002.safetensors",

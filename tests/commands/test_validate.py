@@ -71,6 +71,7 @@ def test_a_valid_configuration_says_what_it_found(
         f"1 overlong; the first: {source}:13 has 30 tokens\n",
         "exact can judge by all 10 answers of data.source\n",
         "tiny_digits: tokenizer, architecture, lengths and generation settings fit\n",
+        "  memory          a single rank on a CPU holds ",
         "chat template: on 0 of 10 prompts (data.chat_template: never)\n",
     ):
         assert line in said

@@ -16,10 +16,14 @@ from cero_rl.errors import CheckpointError
 from cero_rl.job import faults
 from cero_rl.learner.batch import make_batch, share_with_signal
 from cero_rl.learner.update import Learner, UpdateResult
+from cero_rl.memory.peaks import Peaks
 from cero_rl.metrics import step as module
 from cero_rl.metrics.console import Console
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.step import NAMES, Clocks, StepLine, StepMetrics
+from cero_rl.metrics.throughput import Arithmetic
+from cero_rl.models.load import load_model_config
+from cero_rl.models.shapes import shape_of
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.train.evaluate import evaluate
 from cero_rl.train.weight_sync import WeightSync
@@ -38,11 +42,20 @@ def _fresh(rank: OneRank) -> None:
     rank.begin()
 
 
-def metrics_of(rank: OneRank, run_dir: Path) -> StepMetrics:
+def metrics_of(rank: OneRank, run_dir: Path, arithmetic: Arithmetic | None = None) -> StepMetrics:
     console = Console(True, rank.config.budget.total_rollouts)
     recorder = Recorder(run_dir, rank.config, active=True)
+    peaks = Peaks(rank.group.device)
     return StepMetrics(
-        run_dir, rank.config, rank.group, rank.pool, rank.progress, console, recorder
+        run_dir,
+        rank.config,
+        rank.group,
+        rank.pool,
+        rank.progress,
+        console,
+        recorder,
+        peaks,
+        arithmetic,
     )
 
 
@@ -197,7 +210,8 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     policy = cast(Any, PlainPolicy(config))
     learner = Learner(policy, None, config, group)
     weights = WeightSync(policy, rank.engine, rank.pool.tokens, config, group, watchdog)
-    metrics = metrics_of(rank, run_dir)
+    shape = shape_of(load_model_config(config.model.path), config)
+    metrics = metrics_of(rank, run_dir, Arithmetic(shape, peak=1e9))  # of a made-up device
     step = rank.rounds.next_step()
     assert step is not None
     line = metrics.open(step, rank.scheduler.value)
@@ -215,7 +229,8 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     batch = make_batch(rollouts, rank.scheduler.keep, config, group, predicted)
     if critic is not None:
         line.add({"baseline/signal_share": share_with_signal(batch, group)})
-    update = learner.update(batch, [1e-4])
+    with line.clock("learner"):
+        update = learner.update(batch, [1e-4], line.clock)
     rank.progress.updates += 1
     rank.progress.step += 1
     line.log(rollouts, update, weights.push(1), 0)
@@ -274,6 +289,11 @@ def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
         "skew/slowest_rank": 0,
     }.items():
         assert numbers[name] == pytest.approx(wanted, rel=1e-6), name
+    seconds = numbers["timing_s/learner"]
+    learned = numbers["perf/learner_tokens_per_second"] * seconds
+    # 6 FLOPs of 787,968 parameters (embedding and head are one), and attention's part
+    assert numbers["perf/mfu"] * seconds * 1e9 > 6 * 787_968 * learned > 0
+    assert numbers["perf/memory_gib/learner"] >= numbers["perf/memory_gib/optimizer"] > 0
     for name, value in believed.items():
         assert numbers[name] == pytest.approx(value, rel=1e-7), name
 

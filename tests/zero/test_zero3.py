@@ -237,3 +237,18 @@ def test_gradients_of_a_bfloat16_model_are_summed_in_float32(tmp_path, stage):
             as_bfloat16 = torch.from_numpy(value).bfloat16().float().numpy()
             rounded += int((as_bfloat16 != value).sum())
     assert rounded > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_states_that_left_and_came_back_change_nothing(tmp_path, dtype):
+    """Masters and both moments, bit for bit."""
+    settings = [f"model.dtype={dtype}", "learner.max_micro_batch_tokens=64"]
+    stayed = run_ranks(tmp_path, "steps", 2, settings)
+    left = run_ranks(tmp_path, "steps_leaving", 2, settings)
+    for rank, other in zip(stayed, left):
+        assert other.pop("second/moved") == other.pop("third/moved") == 3
+        assert rank.keys() == other.keys()
+        for name, value in rank.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+    first, last = (stayed[0][f"{label}/grad_norm"] for label in ("clean", "third"))
+    assert first != last  # the steps did something

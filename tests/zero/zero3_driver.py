@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +47,24 @@ def make_groups() -> tuple[list[RolloutGroup], list[np.ndarray]]:
 
 def settings(overrides: list[str]):
     return load_config(ROOT / "recipes/digits_cpu.yaml", ["optimizer.warmup_steps=0", *overrides])
+
+
+def leave_and_come_back(engine: Any) -> int:
+    """How many tensors of the learner's states lie elsewhere afterwards."""
+    from cero_rl.zero.offload import HostStates
+
+    def states() -> list[torch.Tensor]:
+        moments = engine.optimizer.optimizer.state.values()
+        kept = [state[name] for state in moments for name in ("exp_avg", "exp_avg_sq")]
+        return [*engine.optimizer.fp32_partitioned_groups_flat, *kept]
+
+    before = [tensor.data_ptr() for tensor in states()]
+    host = HostStates(engine, pinned=False)
+    host.leave()
+    waiting = [tensor.data_ptr() for tensor in states()]
+    host.come_back()
+    after = [tensor.data_ptr() for tensor in states()]
+    return sum(a != b and b != c for a, b, c in zip(before, waiting, after, strict=True))
 
 
 def main() -> int:
@@ -134,6 +153,11 @@ def main() -> int:
             bad[stats.adv.abs().argmax()] = torch.nan
         learn("poisoned", bad)
     learn("clean", stats.adv)
+    if case.startswith("steps"):  # two more, between which the states may leave and come back
+        for label in ("second", "third"):
+            if case == "steps_leaving":
+                saved[f"{label}/moved"] = np.array(leave_and_come_back(policy.engine))
+            learn(label, stats.adv)
     if reference is not None:  # after the update, when policy and reference differ
         saved["logp/reference"], saved["logp/policy"] = (
             np.concatenate(logps(reference)),

@@ -1,0 +1,130 @@
+"""What the learner holds on a rank: DeepSpeed 0.19.8's copies of parameters, gradients and Adam's
+moments, by ZeRO stage; and its buffers.
+
+Sizes in bytes. T parameters are trained, P are there in all, on N ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cero_rl.config import Config
+from cero_rl.models.shapes import Shape
+
+WIDTH = {"float32": 4, "bfloat16": 2}
+# DeepSpeed's defaults, in elements
+REDUCE_BUCKET = 500_000_000
+SUB_GROUP = 1_000_000_000  # stepped at once, stage 3
+MAX_LIVE = 1_000_000_000  # gathered at once, stage 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run is planned to be: equal ranks, with as much memory each."""
+
+    ranks: int
+    bytes: int  # usable by a rank
+    gpu: bool
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    bytes: int
+    source: str  # why it is there, and as large
+
+
+@dataclass(frozen=True)
+class States:
+    """`always` is there between steps, `offloaded` of it leaves while the sampler works where
+    zero.offload_states_in_rollout says so; `passes` and `step` come on top in forward and
+    backward, and in the optimizer's step."""
+
+    always: tuple[Item, ...]
+    offloaded: tuple[Item, ...]
+    passes: tuple[Item, ...]
+    step: tuple[Item, ...]
+    gathered: Item | None
+
+
+def whole_weights(config: Config, shape: Shape) -> int:
+    return WIDTH[config.model.dtype] * (shape.parameters + shape.adapters)
+
+
+def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
+    zero, width = config.zero, WIDTH[config.model.dtype]
+    ranks, trained = machine.ranks, shape.trained
+    every = shape.parameters + shape.adapters
+    own = -(-trained // ranks)  # trained parameters of a rank
+    cut = ranks if zero.stage == 3 else 1
+    stepped = own if zero.stage else trained
+    on_host = zero.offload_optimizer == "cpu"
+    shards = 0 if zero.offload_parameters == "cpu" else -(-width * every // cut)
+    always = [Item("weights", shards, f"{width} B of every parameter{_over(cut)}")]
+    if config.learner.kl_coefficient > 0 and not config.lora.rank:
+        always.append(Item("reference", shards, "the start model, as the weights"))
+
+    masters = 0 if _plain(config) or on_host else 4 * stepped
+    moments = 0 if on_host else 8 * stepped
+    over = _over(ranks if zero.stage else 1)
+    gradient = WIDTH[config.gradient_dtype]
+    kept = own if zero.stage >= 2 else trained
+    sums = 0 if on_host else gradient * kept
+    sent = max(gradient, width)
+    filled = min(REDUCE_BUCKET, trained)
+    bucket = sent * (REDUCE_BUCKET if machine.gpu else filled)
+    states = [
+        Item("float32 masters", masters, f"4 B a trained parameter{over}"),
+        Item("Adam's moments", moments, f"8 B a trained parameter{over}, from step 1"),
+        Item(
+            "gradient sums",
+            sums,
+            f"{gradient} B a trained parameter{_over(ranks if zero.stage >= 2 else 1)}",
+        ),
+    ]
+    passes: list[Item] = []
+    if zero.stage == 3:
+        states.append(Item("reduce bucket", bucket, f"{sent} B of {REDUCE_BUCKET:.0e} elements"))
+        passes.append(Item("reduce-scatter", sent * filled, "a copy of the bucket, by ranks"))
+    elif zero.stage:
+        passes.append(Item("reduce bucket", bucket, f"{sent} B of {REDUCE_BUCKET:.0e} elements"))
+    elif ranks > 1:
+        passes.append(Item("all-reduce", width * filled, "gradients flattened for it"))
+
+    gathered = None
+    if zero.stage == 3:
+        live = width * min(every, MAX_LIVE + shape.largest)
+        gathered = Item("gathered parameters", live, f"of at most {MAX_LIVE:.0e} and one more")
+    leaves = tuple(item for item in states if item.bytes)
+    return States(
+        tuple(item for item in always if item.bytes),
+        leaves,
+        tuple(passes),
+        _step(config, shape, machine, stepped),
+        gathered,
+    )
+
+
+def _step(config: Config, shape: Shape, machine: Machine, stepped: int) -> tuple[Item, ...]:
+    """What the optimizer's step makes and frees again."""
+    if config.zero.offload_optimizer == "cpu":
+        return ()
+    at_once = min(stepped, SUB_GROUP) if config.zero.stage == 3 else stepped
+    plain = _plain(config)
+    gradient = 0 if plain else 4 * at_once
+    # torch's loop over parameters makes two temporaries of one, its foreach one of all
+    temporary = 4 * at_once if machine.gpu else 8 * (shape.largest if plain else at_once)
+    items = (
+        Item("float32 gradient", gradient, "of what is stepped at once"),
+        Item("AdamW's temporaries", temporary, "of what is stepped at once"),
+    )
+    return tuple(item for item in items if item.bytes)
+
+
+def _plain(config: Config) -> bool:
+    """Does the optimizer step the model's own parameters?"""
+    return config.zero.stage == 0 and config.model.dtype == "float32"
+
+
+def _over(ranks: int) -> str:
+    return f" over {ranks} ranks" if ranks > 1 else ""
