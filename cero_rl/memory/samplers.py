@@ -53,14 +53,12 @@ def _transformers(config: Config, shape: Shape, machine: Machine) -> Sampler:
     fits = max(config.rollout.max_batch_tokens // longest, 1)
     rows = min(fits, rollouts_of_rank(config, machine.ranks))
     cache = rows * longest * shape.cache * width
-    heads = 2 * shape.attention / shape.cache  # query heads of a key-value head
-    layer = int(cache / shape.layers * (1 + heads))
     words = rows * shape.vocabulary * (width + 20)
     return Sampler(
         Item("sampler's weights", width * shape.parameters, "a whole copy a rank"),
         (
             Item("key-value cache", cache, f"{rows} sequences of {longest} tokens"),
-            Item("one layer's cache again", layer, "longer by a token, and for every head"),
+            Item("one layer's cache again", cache // shape.layers, "in order for its product"),
             Item("distribution", words, f"{rows} rows of {shape.vocabulary} words, float64 sums"),
         ),
         (),
