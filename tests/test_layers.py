@@ -49,8 +49,8 @@ FILES_OF = {
     "learner": "__init__ batch coverage losses mismatch packing schedule sharing update",
     "memory": "__init__ advice peaks plan planner samplers states workspace",
     "metrics": "__init__ console recorder samples step throughput",
-    "models": "__init__ attention content decoding directory generation hub_names load logprob lora "
-    "shapes shared_attention weights",
+    "models": "__init__ attention content decoding directory generation hub_names load logprob "
+    "lora shapes shared_attention weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
     "wording worker",
