@@ -40,7 +40,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  bench-convert test-architectures check-plan
+  bench-convert bench-loading test-architectures check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -130,6 +130,9 @@ slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge,
 
 test-slurm: $(DEV) ## the job script on a real Slurm of two nodes, and deepspeed --hostfile over ssh; root, after make slurm
 	CERO_REQUIRE_SLURM=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+
+bench-loading: $(DEV) ## memory of a rank while a start model comes into its ZeRO-3 shards; appends to docs/bench/loading.jsonl
+	@$(PY) tools/bench_loading.py $(ARGS)
 
 bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends to docs/bench/convert.jsonl
 	@$(PY) tools/bench_convert.py $(ARGS)

@@ -50,7 +50,7 @@ FILES_OF = {
     "memory": "__init__ advice peaks plan planner samplers states workspace",
     "metrics": "__init__ console recorder samples step throughput",
     "models": "__init__ attention content decoding directory generation hub_names load logprob "
-    "lora shapes shared_attention weights",
+    "lora shapes shared_attention streaming weights",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
     "wording worker",
@@ -66,7 +66,8 @@ FILES_OF = {
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
     "train": "__init__ evaluate loop preflight profile room rounds run_directory scheduler trial "
     "weight_sync",
-    "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy shards",
+    "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy "
+    "sharding shards",
 }
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 # Inside a floor there is an order too: what stands left may not import what stands right.

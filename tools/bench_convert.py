@@ -32,7 +32,7 @@ ROWS = ROOT / "docs/bench/convert.jsonl"
 VOCABULARY = 32768
 
 
-def make_model(directory: Path, layers: int, hidden: int) -> None:
+def make_model(directory: Path, layers: int, hidden: int, shard_bytes: int = 10**9) -> None:
     """Random bfloat16 weights of the right shapes, streamed, so that the benchmark needs no more
     memory than what it measures."""
     import torch
@@ -62,7 +62,7 @@ def make_model(directory: Path, layers: int, hidden: int) -> None:
     write_sharded(
         directory,
         whole(specs, lambda name: torch.randn(specs[name].shape) * 0.02),
-        10**9,
+        shard_bytes,
         lambda _: None,
     )
 

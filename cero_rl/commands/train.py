@@ -128,6 +128,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.train.room import check_room
     from cero_rl.train.run_directory import Start, close_attempt, open_run_dir, run_directory
     from cero_rl.zero.build_locks import build_locks
+    from cero_rl.zero.deepspeed_config import refuse_unfit_zero
 
     group = launch.start(config.collective_timeout_seconds)
     launch.seed_rank(config.seed, group.rank)
@@ -136,6 +137,7 @@ def _train(arguments: argparse.Namespace) -> int:
         """What a rank sees of its own machine: tokenizer and data."""
         if group.is_main and group.world_size > 1:
             check_reward(config.reward)
+        refuse_unfit_zero(config, group.world_size)
         find_model(config.model.path)
         tokenizer = load_tokenizer(config.model.path)
         check_model(config, config.model.path, tokenizer)

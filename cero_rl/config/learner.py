@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cero_rl.config.base import (
     Fraction,
@@ -220,6 +220,21 @@ class OptimizerConfig(Section):
     )
 
 
+_OWN_ZERO_KEYS = {  # of DeepSpeed's section -> what sets it here
+    "stage": "set zero.stage",
+    "offload_optimizer": "set zero.offload_optimizer",
+    "offload_param": "set zero.offload_parameters",
+    "cpu_offload": "set zero.offload_optimizer",
+    "cpu_offload_params": "set zero.offload_parameters",
+    "overlap_comm": "set zero.overlap_comm",
+    "param_persistence_threshold": "set zero.param_persistence_threshold",
+    "stage3_param_persistence_threshold": "set zero.param_persistence_threshold",
+    "zero_hpz_partition_size": "set zero.hpz_partition_size",
+    "mics_shard_size": "weights are sharded over all ranks here",
+    "zenflow": "the learner's steps are its own here",
+}
+
+
 class ZeroConfig(Section):
     stage: Literal[0, 1, 2, 3] = Field(
         default=3,
@@ -243,6 +258,43 @@ class ZeroConfig(Section):
         description="of the sums of gradients over micro-batches and ranks; auto: float32 at "
         "stages 2 and 3, the model's own at 0 and 1, where DeepSpeed knows no other",
     )
+
+    overlap_comm: bool | None = Field(
+        default=None,
+        description="gradients are reduced while the backward pass goes on; None: on a GPU",
+    )
+    param_persistence_threshold: NonNegativeInt | None = Field(
+        default=None,
+        description="stage 3: a parameter of no more elements stays whole on every rank; None: "
+        "100,000 on a GPU, 0 on a CPU",
+    )
+    hpz_partition_size: PositiveInt = Field(
+        default=1,
+        description="stage 3: neighbouring ranks that hold a second copy of the model between "
+        "them, so that the backward pass gathers among them alone; several nodes: the ranks of one",
+    )
+    deepspeed: dict[str, Any] = Field(
+        default={},
+        description="further keys of DeepSpeed's section zero_optimization, handed on as they are",
+    )
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _no_key_of_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for key in given:
+            if key in _OWN_ZERO_KEYS:
+                raise ValueError(f"{key} is not handed on; {_OWN_ZERO_KEYS[key]}")
+        return given
+
+    @model_validator(mode="after")
+    def _stage_three_keys(self) -> ZeroConfig:
+        for name, unset in (("param_persistence_threshold", None), ("hpz_partition_size", 1)):
+            if self.stage != 3 and (value := getattr(self, name)) != unset:
+                raise ValueError(
+                    f"{name}: {value} needs stage 3, got stage {self.stage}; set stage: 3, or "
+                    f"leave {name} out"
+                )
+        return self
 
     @model_validator(mode="after")
     def _offload_needs_sharding(self) -> ZeroConfig:

@@ -31,7 +31,7 @@ from cero_rl.distributed.group import Group
 from cero_rl.learner.batch import Keep, TrainingBatch, make_batch
 from cero_rl.learner.losses import policy_loss
 from cero_rl.learner.packing import build_step_plan
-from cero_rl.models.attention import choose_attention, longest_shared
+from cero_rl.models.attention import attention_of, longest_shared
 from cero_rl.models.load import load_model
 from cero_rl.models.logprob import PolicyModule, forward_micro, head_chunk_tokens
 from cero_rl.models.lora import add_adapter
@@ -52,9 +52,7 @@ class Gradients:
 
     def __init__(self, config: Config, path: str, device: torch.device) -> None:
         """With the weights at `path`; with LoRA an adapter as at the start is put into them."""
-        shares = config.learner.shared_prefix is True
-        attention = choose_attention(config.model.attention, shares=shares)
-        causal_lm = load_model(path, config.model.dtype, attention)
+        causal_lm = load_model(path, config.model.dtype, attention_of(config))
         if config.lora.rank:
             add_adapter(causal_lm, config)
         self._setup(causal_lm.to(device), config)

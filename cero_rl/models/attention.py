@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from cero_rl.config import Config
 from cero_rl.errors import ConfigError
 from cero_rl.models.shared_attention import SharedLayout, capped_scores, shared_attention
 
@@ -135,19 +136,28 @@ def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[in
     return real.flatten().nonzero().squeeze(1), (lengths.shape[0], max_seqlen)
 
 
-def choose_attention(wanted: str, *, shares: bool = False) -> str:
+def attention_of(config: Config) -> str:
+    """That of the learner of a run."""
+    shares = config.learner.shared_prefix is True
+    return choose_attention(config.model.attention, config.model.dtype, shares=shares)
+
+
+def choose_attention(wanted: str, dtype: str = "float32", *, shares: bool = False) -> str:
     """Name for `attn_implementation`: flash_attention_2 where asked for or (auto) available,
-    else the packed one, registered here. `shares`: prompts must be shared, which the packed one
-    alone can.
+    else the packed one, registered here. flash-attn knows no float32, the `dtype` of a model.
+    `shares`: prompts must be shared, which the packed one alone can.
 
     Raises ConfigError where flash_attention_2 is asked for and cannot run.
     """
     from transformers import AttentionInterface
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    runs = torch.cuda.is_available() and is_flash_attn_2_available()
+    on_gpu, fits = torch.cuda.is_available(), dtype != "float32"
+    runs = on_gpu and fits and is_flash_attn_2_available()
     if wanted == "flash_attention_2" and not runs:
-        lacks = "flash-attn is not installed" if torch.cuda.is_available() else "torch sees no GPU"
+        lacks = "flash-attn is not installed" if on_gpu else "torch sees no GPU"
+        if on_gpu and not fits:
+            lacks = f"flash-attn cannot compute in model.dtype: {dtype}"
         raise ConfigError(
             f"model.attention: got flash_attention_2, but {lacks}; set model.attention: "
             "auto, or install what is missing"

@@ -6,16 +6,19 @@ checkpoint."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from cero_rl.config import Config
 from cero_rl.errors import ConfigError, EngineError, first_line
 from cero_rl.files.lora_adapter import CONFIG_FILE
 from cero_rl.files.plain import refuse_links_out
 from cero_rl.models.lora import Adapter, add_adapter
+from cero_rl.models.streaming import Handle, each_weight
 
 # how the names of classes end that predict the next token
 _HEADS = ("ForCausalLM", "LMHeadModel", "LMHead")
@@ -142,20 +145,38 @@ def _named(path: str, model: Any) -> str:
     return f"{path!r} is a {model.model_type} ({kinds})"
 
 
-def load_model(path: str, dtype: str, attention: str) -> Any:
+def load_model(path: str, dtype: str, attention: str, *, handle: Handle | None = None) -> Any:
     """The model with all its weights. Raises EngineError: not readable, or not the weights of
-    the architecture in config.json."""
+    the architecture in config.json.
+
+    `handle` is called with each weight as soon as it is read, and may shard it: then the model is
+    never whole.
+    """
     from transformers import AutoModelForCausalLM
 
     _refuse_pointers(path)
+    broken: list[nn.Parameter | Tensor] = []
+
+    def take(parameter: nn.Parameter) -> None:
+        if not _is_finite(parameter):
+            broken.append(parameter)
+        if handle is not None:
+            handle(parameter)
+
+    one_by_one = nullcontext()
+    if handle is not None:
+        config = load_model_config(path)
+        rows = config.vocab_size if config.tie_word_embeddings else None
+        one_by_one = each_weight(take, tied_rows=rows)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=getattr(torch, dtype),
-            attn_implementation=attention,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with one_by_one:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
         model, info = loaded
     except Exception as error:
         hint = (
@@ -179,19 +200,27 @@ def load_model(path: str, dtype: str, attention: str) -> Any:
                 f"model.path: {path!r} {problem.format(len(names))} ({shown}); "
                 "config.json and weights belong to different models, or a file is missing"
             )
-    broken = [
-        name
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]
-        # one pass without a copy; the sum of what is finite is finite in float32
-        if weight.is_floating_point() and not bool(weight.sum(dtype=torch.float32).isfinite())
-    ]
-    if broken:
-        shown = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+    for parameter in model.parameters():
+        take(parameter)  # what was taken before is a shard by now, or what it was
+    broken += [buffer for buffer in model.buffers() if not _is_finite(buffer)]
+    _refuse_broken(path, model, {id(tensor) for tensor in broken})
+    return model
+
+
+def _is_finite(weight: Tensor) -> bool:
+    # one pass without a copy; the sum of what is finite is finite in float32
+    return not weight.is_floating_point() or bool(weight.sum(dtype=torch.float32).isfinite())
+
+
+def _refuse_broken(path: str, model: Any, broken: set[int]) -> None:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    names = [name for name, tensor in named if id(tensor) in broken]
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise EngineError(
-            f"model.path: {path!r} holds {len(broken)} weights that are not finite ({shown}); "
+            f"model.path: {path!r} holds {len(names)} weights that are not finite ({shown}); "
             "the file is damaged, or was saved by a training that had diverged"
         )
-    return model
 
 
 def adapter_without_weights(config: Config) -> Adapter:

@@ -10,7 +10,7 @@ from cero_rl.config import Config
 from cero_rl.data.pool import Data
 from cero_rl.distributed.group import Group
 from cero_rl.errors import ConfigError, DataError, RewardError
-from cero_rl.models.attention import choose_attention
+from cero_rl.models.attention import attention_of
 from cero_rl.models.generation import exportable_generation_config, read_generation_config
 from cero_rl.models.load import (
     adapter_without_weights,
@@ -29,7 +29,7 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     """What can be told without the weights, before anything is written: does this machine run it,
     is it a causal language model that learner and sampler compute as its own code does, do
     tokenizer and lengths fit? Raises ConfigError."""
-    choose_attention(config.model.attention, shares=config.learner.shared_prefix is True)
+    attention_of(config)
     engine = choose_engine(config, on_gpu=torch.cuda.is_available()).rollout.engine
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)

@@ -6,19 +6,57 @@ from __future__ import annotations
 from typing import Any
 
 from cero_rl.config import Config
+from cero_rl.errors import ConfigError, first_line
+
+# elements of the norms and biases of a large model, which would each cost a collective
+_PERSISTENT_ON_GPU = 100_000
 
 
-def _zero_section(config: Config, *, trains: bool) -> dict[str, Any]:
-    section: dict[str, Any] = {"stage": config.zero.stage, "overlap_comm": False}
-    if config.zero.stage == 3:
-        # 0: every parameter is really sharded, so a partitioned numel() of 0 cannot hide in a small
-        # tensor.
-        section["stage3_param_persistence_threshold"] = 0
-        if config.zero.offload_parameters == "cpu":
+def _zero_section(config: Config, *, on_gpu: bool, trains: bool) -> dict[str, Any]:
+    zero = config.zero
+    overlap = zero.overlap_comm
+    section: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": on_gpu if overlap is None else overlap,
+        **zero.deepspeed,
+    }
+    if zero.stage == 3:
+        threshold = zero.param_persistence_threshold
+        if threshold is None:
+            # 0: every parameter is really sharded, so a partitioned numel() of 0 cannot hide in a
+            # small tensor.
+            threshold = _PERSISTENT_ON_GPU if on_gpu else 0
+        section["stage3_param_persistence_threshold"] = threshold
+        if zero.hpz_partition_size > 1:
+            section["zero_hpz_partition_size"] = zero.hpz_partition_size
+        if zero.offload_parameters == "cpu":
             section["offload_param"] = {"device": "cpu"}
-    if trains and config.zero.offload_optimizer == "cpu":
+    if trains and zero.offload_optimizer == "cpu":
         section["offload_optimizer"] = {"device": "cpu"}
     return section
+
+
+def refuse_unfit_zero(config: Config, world_size: int) -> None:
+    """Raises ConfigError for a key of zero.deepspeed that DeepSpeed does not know, or a value that
+    it does not take; and for ranks that zero.hpz_partition_size does not divide."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    size = config.zero.hpz_partition_size
+    if world_size % size:
+        raise ConfigError(
+            f"zero.hpz_partition_size: {size} does not divide the {world_size} ranks; choose a "
+            "divisor"
+        )
+    try:
+        DeepSpeedZeroConfig(**config.zero.deepspeed)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"zero.deepspeed: {key}: got {first['input']!r}; {first_line(first['msg'])}; "
+            "DeepSpeed's section zero_optimization lists what it takes"
+        ) from None
 
 
 def _gradient_types(config: Config) -> dict[str, Any]:
@@ -30,7 +68,9 @@ def _gradient_types(config: Config) -> dict[str, Any]:
     return {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"}
 
 
-def policy_config(config: Config, world_size: int, *, universal: bool = False) -> dict[str, Any]:
+def policy_config(
+    config: Config, world_size: int, *, on_gpu: bool = False, universal: bool = False
+) -> dict[str, Any]:
     """Learner. The caller owns the accumulation boundary, so the micro-batch count may differ from
     step to step.
 
@@ -46,7 +86,7 @@ def policy_config(config: Config, world_size: int, *, universal: bool = False) -
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_force_ds_cpu_optimizer": config.zero.offload_optimizer == "cpu",
-        "zero_optimization": _zero_section(config, trains=True),
+        "zero_optimization": _zero_section(config, on_gpu=on_gpu, trains=True),
         **_gradient_types(config),
         "optimizer": {
             "type": "AdamW",
@@ -58,6 +98,8 @@ def policy_config(config: Config, world_size: int, *, universal: bool = False) -
                 # Needs no build at start; with the optimizer on the CPU DeepSpeed's own kernel is
                 # worth its build.
                 "torch_adam": config.zero.offload_optimizer == "none",
+                # One pass without temporaries; on a CPU it would round otherwise than before.
+                **({"fused": True} if on_gpu and config.zero.offload_optimizer == "none" else {}),
             },
         },
         "steps_per_print": 10**9,
@@ -65,12 +107,12 @@ def policy_config(config: Config, world_size: int, *, universal: bool = False) -
     }
 
 
-def reference_config(config: Config, world_size: int) -> dict[str, Any]:
+def reference_config(config: Config, world_size: int, *, on_gpu: bool = False) -> dict[str, Any]:
     """Frozen reference: the same sharding, no optimizer."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "train_batch_size": world_size,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
-        "zero_optimization": _zero_section(config, trains=False),
+        "zero_optimization": _zero_section(config, on_gpu=on_gpu, trains=False),
         "steps_per_print": 10**9,
     }

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from cero_rl.config import Config
 from cero_rl.distributed.group import Group
-from cero_rl.models.attention import choose_attention
-from cero_rl.models.load import load_model
 from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.lora import Adapter, add_adapter
 from cero_rl.models.weights import Source, buffers_of
 from cero_rl.zero.deepspeed_config import policy_config, reference_config
 from cero_rl.zero.offload import HostStates, states_wait
+from cero_rl.zero.sharding import load_for_engine
 
 
 @contextmanager
@@ -54,7 +53,10 @@ class Policy:
         import deepspeed
 
         self._config = config
-        causal_lm = load_model(config.model.path, config.model.dtype, _attention(config))
+        on_gpu = group.device.type == "cuda"
+        settings = policy_config(config, group.world_size, on_gpu=on_gpu, universal=universal)
+        with _quiet_deepspeed():
+            causal_lm = load_for_engine(config, group, settings)
         if config.model.gradient_checkpointing:
             causal_lm.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -64,7 +66,6 @@ class Policy:
         with _quiet_deepspeed():
             # DeepSpeed's annotation says Module
             parameters: Any = [p for p in self._module.parameters() if p.requires_grad]
-            settings = policy_config(config, group.world_size, universal=universal)
             engine, *_ = deepspeed.initialize(
                 model=self._module, model_parameters=parameters, config=settings
             )
@@ -152,10 +153,6 @@ class Policy:
         )
 
 
-def _attention(config: Config) -> str:
-    return choose_attention(config.model.attention, shares=config.learner.shared_prefix is True)
-
-
 class _Base:
     """The frozen base of a policy with a LoRA adapter, called as an engine is."""
 
@@ -174,12 +171,13 @@ def build_reference(config: Config, group: Group, policy: Policy) -> Any:
 
     if policy.adapter is not None:
         return _Base(policy.engine, policy.adapter)
-    causal_lm = load_model(config.model.path, config.model.dtype, _attention(config))
+    on_gpu = group.device.type == "cuda"
+    settings = reference_config(config, group.world_size, on_gpu=on_gpu)
+    with _quiet_deepspeed():
+        causal_lm = load_for_engine(config, group, settings)
     causal_lm.requires_grad_(False)
     module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
     with _quiet_deepspeed():
-        engine, *_ = deepspeed.initialize(
-            model=module, config=reference_config(config, group.world_size)
-        )
+        engine, *_ = deepspeed.initialize(model=module, config=settings)
     engine.eval()
     return engine

@@ -192,6 +192,12 @@ def test_unknown_key_names_the_nearest(key: str, hint: str) -> None:
         pytest.param("name=a..b", "no '..'", marks=pytest.mark.covers("run names with / or ..")),
         ("rollout.top_p=0.9", "train with top_p=1.0 and top_k=0"),
         ("evaluation.pass_k=[1,4]", "pass@4 needs at least 4 samples"),
+        ("zero={deepspeed: {stage: 2}}", "stage is not handed on; set zero.stage"),
+        (
+            "zero={deepspeed: {stage3_param_persistence_threshold: 5}}",
+            "set zero.param_persistence_threshold",
+        ),
+        ("zero={stage: 2, hpz_partition_size: 2}", "hpz_partition_size: 2 needs stage 3"),
         pytest.param(
             "zero={stage: 2, offload_parameters: cpu}",
             "offload_parameters: cpu needs stage 3, got stage 2",

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ordinary = models.policy_config
 
 
-def small_sub_groups(config: Config, world_size: int, *, universal: bool) -> dict[str, Any]:
-    settings = ordinary(config, world_size, universal=universal)
+def small_sub_groups(config: Config, world_size: int, **how: bool) -> dict[str, Any]:
+    settings = ordinary(config, world_size, **how)
     settings["zero_optimization"]["sub_group_size"] = 100_000
     return settings
 

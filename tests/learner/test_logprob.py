@@ -174,13 +174,14 @@ def test_only_response_rows_of_one_chunk_go_through_the_head(batch: RolloutBatch
     model.lm_head.register_forward_hook(
         lambda module, arguments, output: rows.append(arguments[0].shape[0])
     )
-    micro = plan(batch, 1000, chunk=6).micro_batches[0]
+    tokens = len(batch.tokens)
+    micro = plan(batch, tokens, chunk=6).micro_batches[0]
     logp, _ = forward(PolicyModule(model), micro)
     assert sum(rows) == int(batch.loss_mask.sum())
-    assert len(rows) == micro.head_chunks == 6
+    assert len(rows) == micro.head_chunks == -(-tokens // 6)
     assert max(rows) <= 6
     logp.sum().backward()
-    assert len(rows) == 12  # recomputed chunk by chunk, not kept
+    assert len(rows) == 2 * micro.head_chunks  # recomputed chunk by chunk, not kept
     assert head_chunk_tokens(VOCABULARY) > head_chunk_tokens(150_000) >= 256
 
 
@@ -220,11 +221,14 @@ def test_choose_attention(monkeypatch: pytest.MonkeyPatch, gpu: bool, flash: boo
     monkeypatch.setattr(attention.torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(transformers.utils.import_utils, "is_flash_attn_2_available", lambda: flash)
     assert choose_attention("sdpa") == PACKED
-    assert choose_attention("auto") == ("flash_attention_2" if flash else PACKED)
+    assert choose_attention("auto", "bfloat16") == ("flash_attention_2" if flash else PACKED)
+    assert choose_attention("auto", "float32") == PACKED
     if flash:
-        assert choose_attention("flash_attention_2") == "flash_attention_2"
+        assert choose_attention("flash_attention_2", "bfloat16") == "flash_attention_2"
+        with pytest.raises(ConfigError, match=r"cannot compute in model\.dtype: float32"):
+            choose_attention("flash_attention_2", "float32")
     else:
         with pytest.raises(
             ConfigError, match="flash-attn is not installed" if gpu else "torch sees no GPU"
         ):
-            choose_attention("flash_attention_2")
+            choose_attention("flash_attention_2", "bfloat16")

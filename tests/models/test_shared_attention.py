@@ -221,6 +221,6 @@ def test_flash_attention_that_must_share_prompts_is_refused(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(transformers.utils.import_utils, "is_flash_attn_2_available", lambda: True)
-    assert choose_attention("auto", shares=True) == PACKED
+    assert choose_attention("auto", "bfloat16", shares=True) == PACKED
     with pytest.raises(ConfigError, match="shared_prefix: got true with model"):
-        choose_attention("flash_attention_2", shares=True)
+        choose_attention("flash_attention_2", "bfloat16", shares=True)

@@ -105,6 +105,9 @@ def relative_error(got: dict[str, np.ndarray], prefix: str, wanted: dict[str, np
     [
         ("one_pass", []),
         ("micro_batches", ["learner.max_micro_batch_tokens=64"]),
+        # small parameters stay whole, and gradients are reduced beside the backward pass
+        ("beside", ["zero.overlap_comm=true", "zero.param_persistence_threshold=100000"]),
+        ("second_copy", ["zero.hpz_partition_size=2"]),
         # two passes at a large rate: ratios leave 1, some are clipped, and the KL term has a
         # gradient
         (
