@@ -73,7 +73,14 @@ class Job:
     interface: str | None
     signal_seconds: int
 
+    @property
+    def whole_nodes(self) -> bool:
+        """Ranks with a GPU share a node's cores where nothing is said: Slurm's default of one core
+        a task would hold Python, the sampler's scheduler and the reward workers."""
+        return self.gpus_per_node is not None and self.cpus_per_task is None
+
     def directives(self) -> list[str]:
+        mem = "0" if self.mem is None and self.gpus_per_node is not None else self.mem
         rows = [
             ("gpus-per-node", self.gpus_per_node),
             ("cpus-per-task", self.cpus_per_task),
@@ -82,15 +89,19 @@ class Job:
             ("account", self.account),
             ("qos", self.qos),
             ("constraint", self.constraint),
-            ("mem", self.mem),
+            ("mem", mem),
         ]
-        return [f"#SBATCH --{name}={value}" for name, value in rows if value is not None]
+        given = [f"#SBATCH --{name}={value}" for name, value in rows if value is not None]
+        return ["#SBATCH --exclusive", *given] if self.whole_nodes else given
 
     def exports(self) -> list[str]:
         found = []
         if self.cpus_per_task is not None:
             # since Slurm 22.05 srun does not take it from sbatch
             found.append(f"export SRUN_CPUS_PER_TASK={self.cpus_per_task}")
+        if self.whole_nodes:
+            share = f"$((SLURM_CPUS_ON_NODE / {self.ranks_per_node}))"
+            found.append(f"export SRUN_CPUS_PER_TASK={share}")
         if self.interface is not None:
             name = shlex.quote(self.interface)
             found.append(f"export GLOO_SOCKET_IFNAME={name} NCCL_SOCKET_IFNAME={name}")
@@ -332,7 +343,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="start R ranks on each node and ask for no GPU",
     )
-    page.add_argument("--cpus-per-task", type=int, metavar="N", help="CPU cores of a rank")
+    page.add_argument(
+        "--cpus-per-task",
+        type=int,
+        metavar="N",
+        help="CPU cores of a rank (default with GPUs: its share of the whole node)",
+    )
     page.add_argument(
         "--time", metavar="HH:MM:SS", help="limit of one attempt; the run goes on in the next"
     )
@@ -345,7 +361,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for flag in ("partition", "account", "qos", "constraint"):
         page.add_argument(f"--{flag}", metavar="NAME", help="as sbatch takes it")
-    page.add_argument("--mem", metavar="SIZE", help="memory of a node, e.g. 512G")
+    page.add_argument(
+        "--mem",
+        metavar="SIZE",
+        help="memory of a node, e.g. 512G (default with GPUs: all of it)",
+    )
     page.add_argument(
         "--interface",
         metavar="NAME",

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 from cero_rl.config.rollout import is_loopback
 from cero_rl.errors import tell
 
-_BACKEND_INTERFACE = {"gloo": "GLOO_SOCKET_IFNAME", "nccl": "NCCL_SOCKET_IFNAME"}
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # vLLM opens gloo groups on GPUs too
 _LOOPBACK_INTERFACE = "lo"
 _NAME_SECONDS = 300.0
 
@@ -49,10 +49,12 @@ def join(backend: str, timeout: datetime.timedelta) -> None:
     """
     address = os.environ["MASTER_ADDR"]
     _wait_for_name(address, min(timeout.total_seconds(), _NAME_SECONDS))
+    if is_loopback(address):
+        for name in _INTERFACES:
+            os.environ.setdefault(name, _LOOPBACK_INTERFACE)
     if not is_loopback(address) or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         dist.init_process_group(backend, timeout=timeout)
         return
-    os.environ.setdefault(_BACKEND_INTERFACE[backend], _LOOPBACK_INTERFACE)
     rank, world_size, port = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")
     )

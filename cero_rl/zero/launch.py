@@ -14,6 +14,9 @@ from cero_rl.distributed.group import Group
 from cero_rl.distributed.rendezvous import join
 from cero_rl.errors import EngineError, first_line
 
+# as torchrun and cero-rl launch, and as DeepSpeed's launcher call the ranks of a machine
+_RANKS_HERE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
+
 
 def prepare_environment() -> None:
     """Set what DeepSpeed reads at import; call before anything imports deepspeed."""
@@ -28,6 +31,19 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     # alone: any free one
     os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29517")
+    _share_cores()
+
+
+def _share_cores() -> None:
+    """Threads of a rank where nobody has set them: without a word every rank would take all cores
+    for every operation on the CPU."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    ranks = next(os.environ[n] for n in (*_RANKS_HERE, "WORLD_SIZE") if n in os.environ)
+    cores = len(os.sched_getaffinity(0)) // int(ranks)
+    threads = max(1, min(cores, torch.get_num_threads()))
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of what this rank starts, too
+    torch.set_num_threads(threads)
 
 
 def start(timeout_seconds: float = 1800.0) -> Group:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 
 import pytest
+import torch.distributed as dist
 
 from cero_rl.distributed.rendezvous import join
 
@@ -20,3 +22,19 @@ def test_an_unknown_first_host_is_said_once(
     said = capfd.readouterr().err
     assert said.count("\n") == 1
     assert "'no-such.invalid' is not known here" in said
+
+
+def test_every_backend_of_one_machine_is_kept_on_the_loopback_interface(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Libraries in a rank open groups of a backend of their own choice."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_PORT", "0")
+    join("gloo", datetime.timedelta(seconds=30))
+    dist.destroy_process_group()
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"

@@ -108,6 +108,26 @@ def test_every_choice_is_in_the_script(capsys, tmp_path):
     assert "@{" not in script
 
 
+def test_ranks_with_gpus_get_the_cores_and_the_memory_of_whole_nodes(capsys):
+    script = rendered(capsys, "--nodes", "2", "--gpus-per-node", "8")
+    assert {"exclusive", "gpus-per-node=8", "mem=0"} <= set(directives(script))
+    exports = "\n".join(line for line in script.splitlines() if line.startswith("export "))
+    shown = subprocess.run(
+        ["bash", "-c", f"{exports}\necho $SRUN_CPUS_PER_TASK $OMP_NUM_THREADS"],
+        env={"SLURM_CPUS_ON_NODE": "192", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert shown.stdout.split() == ["24", "24"]
+    shared = rendered(
+        capsys, "--nodes", "1", "--gpus-per-node", "2", "--cpus-per-task", "12", "--mem", "100G"
+    )
+    assert "exclusive" not in directives(shared)
+    assert "mem=100G" in directives(shared)
+
+
 def test_unset_choices_leave_no_trace(capsys):
     script = rendered(capsys, *SHAPE)
     assert [line.split("=")[0] for line in directives(script)] == [
@@ -120,7 +140,7 @@ def test_unset_choices_leave_no_trace(capsys):
         "signal",
     ]
     assert "SOCKET_IFNAME" not in script
-    assert "SRUN_CPUS" not in script
+    assert "SRUN_CPUS_PER_TASK=" not in script
 
 
 def test_overrides_reach_the_ranks_as_they_were_given(capsys):
