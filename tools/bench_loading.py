@@ -55,7 +55,7 @@ def measure(way: str, model: str, out: Path) -> None:
 
     group = launch.start(timeout_seconds=600)
     config = load_config(
-        ROOT / "recipes/quickstart_cpu.yaml", [f"model.path={model}", "model.dtype=bfloat16"]
+        ROOT / "recipes/digits_cpu.yaml", [f"model.path={model}", "model.dtype=bfloat16"]
     )
     settings = policy_config(config, group.world_size)
     attention = attention_of(config)

@@ -61,7 +61,7 @@ def build(options: argparse.Namespace, group: Group) -> dict[str, RolloutEngine]
         dtype=options.dtype,
         max_model_tokens=options.prompt_tokens + options.response_tokens,
         max_response_tokens=options.response_tokens,
-        max_batch_tokens=batch,
+        max_sequences=512,
         gpu_memory_fraction=0.5,
         kv_cache_memory_bytes=2**29,
         tensor_parallel=1,

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kill_sweep import free_port
+
 HERE = Path(__file__).resolve().parents[1]
 COMMON = [
     "scheduler.rounds=20",
@@ -115,7 +117,7 @@ def trace(checkout: Path, name: str, out: Path) -> dict[str, Any]:
     """One case's row. Raises SystemExit with the run's own words if it fails."""
     ranks, settings = CASES[name]
     launcher = Path(sys.executable).parent / "deepspeed"
-    line = [str(launcher), "--num_accelerators", str(ranks), "--master_port", "29611"]
+    line = [str(launcher), "--num_accelerators", str(ranks), "--master_port", str(free_port())]
     line += ["--log_level", "warning", "recipes/train_cero.py", "--overwrite"]
     line += ["--config", "recipes/digits_cpu.yaml"]
     for setting in [*COMMON, f"output_dir={out}", f"name={name}", *settings]:

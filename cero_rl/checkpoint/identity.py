@@ -52,6 +52,7 @@ MAY_CHANGE = (  # keys and whole sections
     "rollout.gpu_memory_fraction",
     "rollout.kv_cache_memory_bytes",
     "rollout.max_batch_tokens",
+    "rollout.max_sequences",
     "rollout.mode",
     "rollout.parity_bound",
     "rollout.parity_every_syncs",
@@ -63,6 +64,8 @@ MAY_CHANGE = (  # keys and whole sections
     "zero.offload_optimizer",
     "zero.offload_parameters",
     "zero.offload_states_in_rollout",
+    "zero.overlap_comm",
+    "zero.param_persistence_threshold",
 )
 NAMES_CONTENT = {  # key -> the content it names
     "data.source": "data",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -246,7 +247,7 @@ def _launch(
                 if value is False
                 else [f"--{option}"]
                 if value is True
-                else [f"--{option}", str(value)]
+                else [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
             )
     # last: nothing stands before it
     command += [

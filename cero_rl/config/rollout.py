@@ -4,7 +4,7 @@ is, if it is one."""
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -102,6 +102,39 @@ class ServerConfig(Section):
         return urls
 
 
+OVERLAP_IN_THE_RANK = (
+    "overlap: vllm in the rank shares the learner's device and its stream, so nothing would be "
+    "gained and both would hold their memory; set rollout.mode: server, or rollout.overlap: false"
+)
+_ON_POLICY = "what is sampled must be what the learner computes"
+_OWN_VLLM_ARGUMENTS = {  # vLLM's name -> what sets it here
+    "model": "set model.path",
+    "tokenizer": "set model.path",
+    "dtype": "set model.dtype",
+    "seed": "set seed",
+    "max_model_len": "set data.max_prompt_tokens and rollout.max_response_tokens",
+    "max_num_seqs": "set rollout.max_sequences",
+    "gpu_memory_utilization": "set rollout.gpu_memory_fraction",
+    "kv_cache_memory_bytes": "set rollout.kv_cache_memory_bytes",
+    "tensor_parallel_size": "set rollout.tensor_parallel",
+    "enable_sleep_mode": "set rollout.sleep",
+    "enable_lora": "set lora.rank",
+    "max_loras": "the engine has one adapter",
+    "max_lora_rank": "set lora.rank",
+    "logprobs_mode": _ON_POLICY,
+    "generation_config": _ON_POLICY,
+    "override_generation_config": _ON_POLICY,
+    "skip_tokenizer_init": "prompts are tokens already",
+    "trust_remote_code": "code of a checkpoint is never run",
+    "worker_extension_cls": "weights arrive through it",
+    "distributed_executor_backend": "the engine joins the ranks' own group",
+    "pipeline_parallel_size": "the engine joins the ranks' own group",
+    "data_parallel_size": "every rank has an engine of its own",
+    "load_format": "weights come from the learner",
+    "speculative_config": _ON_POLICY,
+}
+
+
 class RolloutConfig(Section):
     mode: Literal["in_process", "server"] = Field(
         default="in_process",
@@ -121,7 +154,13 @@ class RolloutConfig(Section):
     top_p: Fraction = Field(default=1.0, description="must stay 1.0 in training")
     top_k: NonNegativeInt = Field(default=0, description="must stay 0 (off) in training")
     max_batch_tokens: PositiveInt = Field(
-        default=65536, description="prompt + response tokens generated at once on a rank"
+        default=65536,
+        description="transformers: prompt + response tokens generated at once on a rank",
+    )
+    max_sequences: PositiveInt = Field(
+        default=256,
+        description="vllm: sequences that an engine generates at once, as far as its key-value "
+        "cache holds what they really are long; the others wait",
     )
     gpu_memory_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5,
@@ -166,7 +205,21 @@ class RolloutConfig(Section):
         description="one wave of rollouts that takes longer ends the run (exit 6)",
     )
 
+    vllm: dict[str, Any] = Field(
+        default={},
+        description="further arguments of vLLM's engine, in a rank and in cero-rl serve, handed on "
+        "as they are",
+    )
+
     server: ServerConfig = ServerConfig()
+
+    @field_validator("vllm")
+    @classmethod
+    def _no_argument_of_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given:
+            if name in _OWN_VLLM_ARGUMENTS:
+                raise ValueError(f"{name} is not handed on; {_OWN_VLLM_ARGUMENTS[name]}")
+        return given
 
     @model_validator(mode="after")
     def _full_support(self) -> RolloutConfig:
@@ -180,12 +233,8 @@ class RolloutConfig(Section):
                 f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: "
                 f"{self.engine}; set rollout.engine: vllm or rollout.tensor_parallel: 1"
             )
-        if self.overlap and self.tensor_parallel > 1:
-            raise ValueError(
-                f"overlap: the ranks of one engine (tensor_parallel={self.tensor_parallel}) talk "
-                "to each other while they generate, which cannot go on beside the learner's own "
-                "messages; set rollout.overlap: false or rollout.tensor_parallel: 1"
-            )
+        if self.overlap and self.engine == "vllm" and self.mode == "in_process":
+            raise ValueError(OVERLAP_IN_THE_RANK)
         if self.overlap and self.parity_every_syncs > 1:
             raise ValueError(
                 f"parity_every_syncs={self.parity_every_syncs} with overlap: rollouts that are a "

@@ -230,8 +230,10 @@ def build_step_plan(
     runs = [
         [parts[i] for i in run] for run in split_by_tokens(sizes, config.max_micro_batch_tokens)
     ]
-    most = max((int(sum(response[part].sum() for part in run)) for run in runs), default=0)
-    head_chunks = max(1, group.all_max(-(-most // head_chunk_tokens)))
+    # Of the run and not of the step: another number of calls of the head breaks ZeRO-3's record of
+    # what is gathered when.
+    most = max(config.max_micro_batch_tokens, max_response_tokens)
+    head_chunks = -(-most // head_chunk_tokens)
     count = group.all_max(len(runs))
     denominator = group.all_sum([share])[0]
     starts = batch.cu_seqlens[:-1].numpy().astype(np.int64)

@@ -64,6 +64,10 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
     if config.learner.kl_coefficient > 0 and not config.lora.rank:
         always.append(Item("reference", shards, "the start model, as the weights"))
 
+    if (near := zero.hpz_partition_size) > 1:
+        second = -(-width * every // near)
+        always.append(Item("weights again", second, f"zero.hpz_partition_size{_over(near)}"))
+
     masters = 0 if _plain(config) or on_host else 4 * stepped
     moments = 0 if on_host else 8 * stepped
     over = _over(ranks if zero.stage else 1)
@@ -112,8 +116,8 @@ def _step(config: Config, shape: Shape, machine: Machine, stepped: int) -> tuple
     at_once = min(stepped, SUB_GROUP) if config.zero.stage == 3 else stepped
     plain = _plain(config)
     gradient = 0 if plain else 4 * at_once
-    # torch's loop over parameters makes two temporaries of one, its foreach one of all
-    temporary = 4 * at_once if machine.gpu else 8 * (shape.largest if plain else at_once)
+    # torch's loop over parameters makes two temporaries of one; fused, on a GPU, it makes none
+    temporary = 0 if machine.gpu else 8 * (shape.largest if plain else at_once)
     items = (
         Item("float32 gradient", gradient, "of what is stepped at once"),
         Item("AdamW's temporaries", temporary, "of what is stepped at once"),

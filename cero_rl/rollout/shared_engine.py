@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import Tensor
 
 from cero_rl.distributed.group import Group
@@ -24,6 +25,7 @@ class Ahead:
         self,
         engine: RolloutEngine,
         requests: Sequence[RolloutRequest],
+        device: torch.device,
         *,
         stream: int,
         temperature: float,
@@ -35,6 +37,8 @@ class Ahead:
         self._failure: BaseException | None = None
 
         def work() -> None:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a new thread begins with the first
             started = time.perf_counter()
             try:
                 self._groups = engine.generate(requests, stream=stream, temperature=temperature)
@@ -84,7 +88,8 @@ class SharedEngine:
     ) -> Ahead:
         """Start generating on this rank and return at once; no collective. `finish` it before the
         next call of this engine."""
-        return Ahead(self.engine, requests, stream=stream, temperature=temperature)
+        device = self._group.device
+        return Ahead(self.engine, requests, device, stream=stream, temperature=temperature)
 
     def finish(self, ahead: Ahead) -> list[RolloutGroup]:
         return self._group.together("rollout", ahead.groups)

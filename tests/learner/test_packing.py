@@ -90,6 +90,18 @@ def test_split_by_tokens_partitions_within_the_budget(lengths: list[int], budget
     assert ordered == sorted(lengths, reverse=True)
 
 
+@given(RANKS, RANKS)
+@settings(max_examples=20, deadline=None)
+def test_the_number_of_calls_of_the_head_is_the_runs_and_not_the_steps(one, other) -> None:
+    """ZeRO-3 records what is gathered when, and starts anew where that changes."""
+    config = LearnerConfig(max_micro_batch_tokens=40)
+    steps = [
+        plan_on_ranks(batches_of(ranks), config, head_chunk_tokens=3) for ranks in (one, other)
+    ]
+    seen = {m.head_chunks for plans in steps for plan in plans for m in plan.micro_batches}
+    assert seen <= {-(-max(40, MAX_RESPONSE_TOKENS) // 3)}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     RANKS,

@@ -80,9 +80,7 @@ def main() -> int:
     for case in cases:  # NAME=PATH,setting,setting
         name, _, rest = case.partition("=")
         path, *settings = rest.split(",")
-        config = load_config(
-            ROOT / "recipes/quickstart_cpu.yaml", [f"model.path={path}", *settings]
-        )
+        config = load_config(ROOT / "recipes/digits_cpu.yaml", [f"model.path={path}", *settings])
         try:
             found[name] = compare(config, group)
         except EngineError as error:

@@ -11,7 +11,7 @@ from cero_rl.config import Config, load_config
 from cero_rl.errors import ConfigError
 from cero_rl.zero.deepspeed_config import policy_config, reference_config, refuse_unfit_zero
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes/quickstart_cpu.yaml"
+RECIPE = Path(__file__).resolve().parents[2] / "recipes/digits_cpu.yaml"
 
 
 def config_of(*settings: str) -> Config:

@@ -101,13 +101,14 @@ def vllm_settings(config: Config, path: str) -> VllmSettings:
         dtype=config.model.dtype,
         max_model_tokens=min(longest, usable_positions(path, model)[0]),
         max_response_tokens=rollout.max_response_tokens,
-        max_batch_tokens=rollout.max_batch_tokens,
+        max_sequences=rollout.max_sequences,
         gpu_memory_fraction=rollout.gpu_memory_fraction,
         kv_cache_memory_bytes=rollout.kv_cache_memory_bytes,
         tensor_parallel=rollout.tensor_parallel,
         sleep=rollout.sleep,
         seed=config.seed,
         lora=config.lora if config.lora.adapter_only else None,
+        further=rollout.vllm,
     )
 
 

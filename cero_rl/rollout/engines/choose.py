@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 
 from cero_rl.config import Config
+from cero_rl.config.rollout import OVERLAP_IN_THE_RANK
 from cero_rl.errors import ConfigError
 
 INSTALL_HINT = (
@@ -24,6 +25,8 @@ def choose_engine(config: Config, *, on_gpu: bool) -> Config:
         engine = "vllm" if on_gpu and installed else "transformers"
     elif engine == "vllm" and not installed:
         raise ConfigError(f"rollout.engine: vllm is not installed; {INSTALL_HINT}")
+    if engine == "vllm" and config.rollout.overlap and config.rollout.mode == "in_process":
+        raise ConfigError(f"rollout: {OVERLAP_IN_THE_RANK}")  # what auto became
     sampling = config.learner.importance_sampling
     if sampling == "auto":
         # the transformers engine runs the learner's own code on the learner's weights, unless it

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
-from cero_rl.errors import EngineError, first_line
+from cero_rl.errors import ConfigError, EngineError, first_line
 from cero_rl.files.lora_adapter import adapter_config, stored_name, write_adapter
 from cero_rl.models.hub_names import HubNames
 from cero_rl.models.load import load_model_config
@@ -94,10 +95,16 @@ class VllmEngine:
         settings = self._settings
         try:
             from vllm import LLM  # pyright: ignore
+            from vllm.engine.arg_utils import EngineArgs  # pyright: ignore
         except ImportError as error:
             raise EngineError(
                 f"rollout.engine: vllm cannot be imported ({error}); {INSTALL_HINT}"
             ) from error
+        if unknown := settings.further.keys() - {known.name for known in fields(EngineArgs)}:
+            raise ConfigError(
+                f"rollout.vllm: {min(unknown)} is no argument of vLLM's engine; its class "
+                "EngineArgs lists them"
+            )
         try:
             with classes_untouched(_model_of) as built:
                 llm = LLM(

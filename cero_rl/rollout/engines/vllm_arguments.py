@@ -3,21 +3,25 @@ sample the same. Does not import vllm."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from cero_rl.config.lora import LoraConfig
 
-_MOST_SEQUENCES = 512
 # that vLLM 0.32 has room for; a smaller adapter fits into a larger one
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 ENVIRONMENT = {
-    "VLLM_USE_V2_MODEL_RUNNER": "0",  # the model runner whose reload and sampling the tests cover
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 ADAPTER = "policy-adapter"  # what vLLM calls the adapter, of which it has one
-CPU_ENVIRONMENT = {"TORCH_COMPILE_DISABLE": "1"}  # else the first call compiles for seconds
+CPU_ENVIRONMENT = {
+    "TORCH_COMPILE_DISABLE": "1",  # else the first call compiles for seconds
+    # The second one, vLLM's own choice on a GPU, draws in a Triton kernel. The first launches a
+    # kernel a sequence and token where requests have seeds, which on a CPU costs nothing.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,14 @@ class VllmSettings:
     dtype: str  # float32 | bfloat16
     max_model_tokens: int  # prompt and response of one sequence
     max_response_tokens: int
-    max_batch_tokens: int  # prompt and response tokens in flight at once
+    max_sequences: int  # in flight at once
     gpu_memory_fraction: float
     kv_cache_memory_bytes: int | None
     tensor_parallel: int
     sleep: bool
     seed: int
     lora: LoraConfig | None = None  # weights come as its adapter; None: whole
+    further: Mapping[str, Any] = field(default_factory=dict)  # arguments, checked by the config
 
 
 def lora_room(lora: LoraConfig | None) -> int:
@@ -59,9 +64,7 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
         **lora,
         "dtype": settings.dtype,
         "max_model_len": settings.max_model_tokens,
-        "max_num_seqs": min(
-            max(settings.max_batch_tokens // settings.max_model_tokens, 1), _MOST_SEQUENCES
-        ),
+        "max_num_seqs": settings.max_sequences,
         "gpu_memory_utilization": settings.gpu_memory_fraction,
         "kv_cache_memory_bytes": kv_bytes,
         "tensor_parallel_size": settings.tensor_parallel,
@@ -75,4 +78,5 @@ def engine_arguments(settings: VllmSettings, *, on_gpu: bool) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "worker_extension_cls": "cero_rl.rollout.engines.vllm_worker.WorkerExtension",
         "seed": settings.seed,
+        **settings.further,
     }

@@ -10,10 +10,17 @@ import pytest
 
 from cero_rl.config import load_config
 from cero_rl.errors import ConfigError
+from cero_rl.rollout.engines.build import vllm_settings
 from cero_rl.rollout.engines.choose import choose_engine
+from cero_rl.rollout.engines.vllm_arguments import (
+    CPU_ENVIRONMENT,
+    ENVIRONMENT,
+    engine_arguments,
+)
 from cero_rl.train.weight_sync import probe_requests
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes/digits_cpu.yaml"
+TINY = str(RECIPE.parent / "assets/tiny_digits")
 
 
 def choose(
@@ -82,15 +89,53 @@ def test_vllm_that_is_not_installed_is_refused_with_the_remedy(
             "asks for rollouts in answer to others of the same round",
         ),
         (
-            "rollout.overlap=true rollout.engine=vllm rollout.tensor_parallel=2",
-            "talk to each other while they generate",
+            "rollout.overlap=true rollout.engine=vllm",
+            "vllm in the rank shares the learner's device",
         ),
+        ("rollout.max_sequences=0", "max_sequences"),
+        ("rollout.vllm.max_num_seqs=4", "max_num_seqs is not handed on; set rollout.max_seq"),
+        ("rollout.vllm.trust_remote_code=true", "code of a checkpoint is never run"),
+        ("rollout.vllm=[1]", "vllm"),
         ("rollout.top_p=0.9", "change the behaviour distribution"),
     ],
 )
 def test_settings_that_cannot_be_meant(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(RECIPE, override.split())
+
+
+def test_overlap_needs_a_sampler_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="vllm in the rank shares the learner's device"):
+        choose(monkeypatch, True, True, "rollout.engine=auto", "rollout.overlap=true")
+    server = ["rollout.engine=vllm", "rollout.mode=server", "rollout.overlap=true"]
+    assert choose(monkeypatch, True, True, *server)[0] == "vllm"
+    server.append("rollout.tensor_parallel=2")  # of the server, which is no rank
+    assert choose(monkeypatch, True, True, *server)[0] == "vllm"
+
+
+def test_what_vllm_is_started_with() -> None:
+    """One list for the engine in a rank and for the server."""
+    settings = ["rollout.engine=vllm", "rollout.max_sequences=96"]
+    settings += ["rollout.vllm={kv_cache_dtype: fp8, enforce_eager: true}"]
+    config = load_config(RECIPE, settings)
+    given = engine_arguments(vllm_settings(config, config.model.path), on_gpu=True)
+    assert given["max_num_seqs"] == 96
+    assert given["kv_cache_dtype"] == "fp8"
+    assert given["enforce_eager"] is True  # on a GPU it is False without that word
+    assert set(given) - {"kv_cache_dtype"} == set(
+        engine_arguments(vllm_settings(load_config(RECIPE), config.model.path), on_gpu=True)
+    )
+    assert "VLLM_USE_V2_MODEL_RUNNER" not in ENVIRONMENT  # vLLM's own choice
+    assert CPU_ENVIRONMENT["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+
+
+def test_every_argument_that_the_project_sets_for_sampling_is_refused() -> None:
+    """Those that may be given another value are named here."""
+    free = {"enforce_eager", "enable_prefix_caching"}
+    set_here = engine_arguments(vllm_settings(load_config(RECIPE), TINY), on_gpu=True)
+    for name in set_here.keys() - free:
+        with pytest.raises(ConfigError, match=f"{name} is not handed on"):
+            load_config(RECIPE, [f"rollout.vllm={{{name}: 1}}"])
 
 
 def test_the_parity_bound_follows_the_dtype() -> None:

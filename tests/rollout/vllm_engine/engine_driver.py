@@ -76,12 +76,13 @@ def main() -> int:
         dtype="float32",
         max_model_tokens=256,
         max_response_tokens=24,
-        max_batch_tokens=4096,
+        max_sequences=16,
         gpu_memory_fraction=0.5,
         kv_cache_memory_bytes=2**26,
         tensor_parallel=parallel,
         sleep=True,
         seed=7,
+        further={"max_num_batched_tokens": 2048},
     )
     engine = VllmEngine(
         path,
