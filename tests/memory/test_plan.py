@@ -173,6 +173,7 @@ def test_the_engine_is_that_of_the_machine_planned_for() -> None:
 
 
 def test_states_wait_with_stage_3_on_the_gpu_and_without_overlap() -> None:
-    for setting in ("zero.stage=2", "zero.offload_optimizer=cpu", "rollout.overlap=true"):
+    ahead = ["rollout.mode=server", "rollout.overlap=true"]
+    for settings in (["zero.stage=2"], ["zero.offload_optimizer=cpu"], ahead):
         with pytest.raises(ConfigError, match="offload_states_in_rollout"):
-            recipe("qwen3_8b", "zero.offload_states_in_rollout=true", setting)
+            recipe("qwen3_8b", "zero.offload_states_in_rollout=true", *settings)
