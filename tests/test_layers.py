@@ -58,9 +58,9 @@ FILES_OF = {
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
     "transformers unfit_for_vllm vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker "
     "weight_files",
-    "scheduler": "__init__ budgeted cells cero critic decisions direction door export judging "
-    "ledger live_signal offline open_round options plan planning pool posterior premise prior "
-    "progress protocol registry reserve rules sizes state tokens uniform utility value worth",
+    "scheduler": "__init__ bisection budgeted cells cero critic decisions direction door export "
+    "judging ledger live_signal offline open_round options plan planning pool posterior premise "
+    "prior progress protocol registry reserve rules sizes state tokens uniform utility value worth",
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",

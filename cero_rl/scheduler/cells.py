@@ -109,7 +109,7 @@ class Cells:
     def strengths(self, successes: Floats, failures: Floats) -> Floats:
         """s_c f64[L] in rollouts, from the evidence f64[P] of every prompt."""
         tries = np.rint(successes + failures)
-        seen = tries > 0.0
+        seen = np.flatnonzero(tries > 0.0)
         label, n = self.labels[seen], tries[seen]
         wins = np.minimum(successes[seen], n)
 
@@ -133,8 +133,11 @@ class Cells:
         least, most = _CORRELATIONS
         return 1.0 / np.minimum(np.maximum(correlation, least), most) - 1.0
 
-    def fit(self, successes: Floats, failures: Floats) -> tuple[Floats, Floats]:
-        """Prior (a0, b0) f64[P] each of every prompt, given the evidence f64[P]."""
+    def fit(self, successes: Floats, failures: Floats) -> tuple[Floats, Floats] | None:
+        """Prior (a0, b0) f64[P] each of every prompt, given the evidence f64[P]; None while fewer
+        than two prompts have any."""
+        if np.count_nonzero(successes + failures > 0.5) < 2:
+            return None
         mean, strength = self.means(), self.strengths(successes, failures)
         self._prior = (
             np.maximum(strength * mean, _SMALLEST),

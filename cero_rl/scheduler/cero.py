@@ -135,18 +135,13 @@ class Cero(CeroPlans):
     def _learn_part(self, plan_ids: Ids, plan_units: Ids, share: float) -> None:
         """One projected gradient step of both duals, each gradient divided by its largest
         possible size; `share` of it for a part."""
-        spec, step, cap = self.spec, self.step_size, float(self.exposure_cap)
+        spec, step = self.spec, self.step_size
         pull_factor = step / (self._rounds_at_pace * spec.max_units_per_prompt) * share
-        largest, rate = self.slope_max, 4.0 * self.slope_max
         push = (step / spec.max_units_per_prompt) * plan_units
         for part in blocks(self._slope.shape[0]):
-            slope = self._slope[part]
-            theta, c = largest * slope, rate * self._value[part]
-            if isinstance(self._wear, np.ndarray):
-                theta, c = theta * self._wear[part], c * self._wear[part]
-            pull = self.utility.supporting_exposure(theta, c, cap)
+            pull = self._supported(part)
             pull *= pull_factor
-            slope += pull
+            self._slope[part] += pull
         self._slope[plan_ids] -= push
         np.clip(self._slope, 0.0, 1.0, out=self._slope)
         # Slopes move too little a round to follow a prompt that turns out not to be judged: there
@@ -181,11 +176,13 @@ class Cero(CeroPlans):
         None, and no change, while fewer than two prompts have evidence.
         """
         evidence = self.posterior.evidence()
-        fresh = fit_to_evidence(*evidence, method)
-        if fresh is None:
-            return None
+        fresh: tuple[float, float] | tuple[Floats, Floats] | None
         if self.cells is not None and self.options.cell_prior:
             fresh = self.cells.fit(*evidence)
+        else:
+            fresh = fit_to_evidence(*evidence, method)
+        if fresh is None:
+            return None
         self._set_prior(fresh)
         self._revalue(None)
         unserved = self._exposure == 0

@@ -14,10 +14,13 @@ import heapq
 import numpy as np
 import numpy.typing as npt
 
+from cero_rl.scheduler.bisection import last_digit
+from cero_rl.scheduler.posterior import blocks
 from cero_rl.scheduler.utility import EXPONENTIAL, Utility
 
 Floats = npt.NDArray[np.float64]
-_BISECTIONS = 200
+_SAMPLE = 16384  # prompts, in which a large pool's water level is looked for first
+_SAMPLING_ERROR = 0.02  # of the level's logarithm: about four deviations
 
 
 def _checked(c: npt.ArrayLike, budget_units: float, max_units: float) -> Floats:
@@ -41,41 +44,66 @@ def water_filling(
     budget_units (units); start s f64[P] (None: 0), wear w > 0, f64[P] or one (utility.py).
 
     z_i = clip(exposure at slope xi - s_i, 0, max_units), with the water level xi, the common slope,
-    found by bisection on its logarithm. Prompts with c = 0 get 0; if the others cannot hold the
-    budget they are all full and the rest is left over. Raises ValueError on negative inputs.
+    found by bisection on its logarithm (in a large pool beginning near that of a sample). Prompts
+    with c = 0 get 0; if the others cannot hold the budget they are all full and the rest is left
+    over. Raises ValueError on negative inputs.
     """
     slopes = _checked(c, budget_units, max_units)
     exposure = np.zeros_like(slopes)
-    useful = np.flatnonzero(slopes > 0.0)
-    if useful.size == 0 or budget_units == 0:
+    positive = slopes > 0.0
+    useful = slice(None) if bool(positive.all()) else np.flatnonzero(positive)
+    count = int(np.count_nonzero(positive))
+    if count == 0 or budget_units == 0:
         return exposure
-    if useful.size * max_units <= budget_units:
+    if count * max_units <= budget_units:
         exposure[useful] = max_units
         return exposure
     worn = np.broadcast_to(np.asarray(wear, dtype=np.float64), slopes.shape)[useful]
-    rate = slopes[useful] * worn
-    before = np.zeros_like(rate) if start is None else np.asarray(start, dtype=np.float64)[useful]
-    reach = float(before.max()) + max_units
+    given = np.asarray(0.0 if start is None else start, dtype=np.float64)
+    before = np.broadcast_to(given, slopes.shape)[useful]
+    exposure[useful] = _filled(slopes[useful], worn, before, budget_units, max_units, utility)
+    return exposure
 
-    def fill(log_level: float) -> Floats:
-        target = utility.supporting_exposure(np.exp(log_level) * worn, rate, reach)
-        target -= before
+
+def _filled(
+    slopes: Floats,
+    worn: Floats,
+    before: Floats,
+    budget_units: float,
+    max_units: float,
+    utility: Utility,
+) -> Floats:
+    """z f64[n] of prompts with slopes > 0 that can hold more than the budget."""
+    count = slopes.shape[0]
+    rate, reach = slopes * worn, float(before.max()) + max_units
+    filled = np.empty(count)
+
+    def fill(log_level: float, part: slice) -> Floats:
+        target = utility.supporting_exposure(np.exp(log_level) * worn[part], rate[part], reach)
+        target -= before[part]
         return np.clip(target, 0.0, max_units, out=target)
 
+    def excess(log_level: float) -> float:
+        for part in blocks(count):
+            filled[part] = fill(log_level, part)
+        return float(filled.sum()) - budget_units
+
     # Below the least slope at full exposure everything is full; above the largest c nothing is.
-    high = float(np.log(slopes[useful].max()))
-    with np.errstate(divide="ignore"):
-        low = max(float(np.log((utility.slope(rate, before + max_units) / worn).min())), -745.0)
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
-        if float(fill(middle).sum()) > budget_units:
-            low = middle
-        else:
-            high = middle
-    exposure[useful] = fill(high)
-    return exposure
+    least = min(
+        float((utility.slope(rate[part], before[part] + max_units) / worn[part]).min())
+        for part in blocks(count)
+    )
+    low = max(float(np.log(least)), -745.0) if least > 0.0 else -745.0
+    high = float(np.log(slopes.max()))
+    ends = count * max_units - budget_units, -budget_units
+    near: tuple[float, ...] = ()
+    if (stride := count // _SAMPLE) > 1:
+        some = slice(None, None, stride)
+        share = budget_units * slopes[some].shape[0] / count
+        guess = last_digit(lambda level: float(fill(level, some).sum()) - share, low, high, ends)
+        near = guess - _SAMPLING_ERROR, guess + _SAMPLING_ERROR
+    excess(last_digit(excess, low, high, ends, near))
+    return filled
 
 
 def greedy_integer(

@@ -137,26 +137,40 @@ def proximal_plan(
     in the optimum has its first gain among the capacity's largest, so only those are expanded.
     Equal gains: lower tie_rank, then lower l. Returns ids by falling first gain, and units.
     """
-    first = margin + curvature * (target - 0.5)
-    size = min(capacity_units, first.shape[0])
+    first = target - 0.5
+    first *= curvature
+    first += margin
+    likely = max(int(np.count_nonzero(first > 0.0)), forced_units)
+    size = min(capacity_units, likely, first.shape[0])
+    if size == 0:
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
     ids = largest(first, tie_rank, size)
     caps = (
         max_units[ids]
         if isinstance(max_units, np.ndarray)
         else np.full(size, max_units, dtype=np.int64)
     )
-    level = np.arange(int(caps.max()))
-    gain = first[ids][:, None] - curvature * level
-    gain[level >= caps[:, None]] = -math.inf
+    first = first[ids]
+    # (r + 1) * level others gain more than that unit of the prompt at rank r, if caps are alike
+    most = int(caps.max())
+    some = [size, *(min(size, capacity_units // level) for level in range(1, most))]
+    rows = some if int(caps.min()) == most else [size] * most
+    levels = [
+        np.where(caps[:row] > level, first[:row] - curvature * level, -math.inf)
+        for level, row in enumerate(rows)
+    ]
+    gain = np.concatenate(levels)
     total = max(
         min(capacity_units, int(np.count_nonzero(gain > 0.0))), min(forced_units, int(caps.sum()))
     )
     if total == 0:
         return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    cut = _kth_largest(gain.ravel(), total)
-    units = (gain > cut).sum(axis=1)
-    # more than one only where the curvature is below the gain's last digit
-    at_cut = (gain == cut).sum(axis=1)
+    cut = _kth_largest(gain, total)
+    units, at_cut = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    for row, each in zip(rows, levels):
+        units[:row] += each > cut
+        # more than one only where the curvature is below the gain's last digit
+        at_cut[:row] += each == cut
     tied = np.flatnonzero(at_cut)
     tied = tied[np.argsort(tie_rank[ids[tied]])]
     short, before = total - int(units.sum()), np.cumsum(at_cut[tied]) - at_cut[tied]

@@ -18,7 +18,7 @@ from cero_rl.scheduler.cells import Cells
 from cero_rl.scheduler.direction import FirstLooks
 from cero_rl.scheduler.options import CeroOptions
 from cero_rl.scheduler.plan import proximal_plan, ranked_plan
-from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.posterior import Floats, blocks
 from cero_rl.scheduler.progress import LearningProgress
 from cero_rl.scheduler.protocol import ExpectedTokens, Mask
 from cero_rl.scheduler.reserve import Reserve
@@ -227,14 +227,12 @@ class CeroPlans(BudgetedScheduler):
                 score = np.where(aside, -np.inf, score)
                 forced = min(forced, int(np.broadcast_to(caps, aside.shape)[~aside].sum()))
             if self.options.proximal:
-                target = self.utility.supporting_exposure(
-                    self.slope_max * self._slope * self._wear,
-                    self.utility_rate() * self._wear,
-                    self.exposure_cap,
-                )
+                target = np.empty(self.spec.num_prompts)
+                for part in blocks(target.shape[0]):
+                    target[part] = self._supported(part) / self._rounds_at_pace
                 plan = proximal_plan(
                     score - price,
-                    target / self._rounds_at_pace,
+                    target,
                     self.options.proximal,
                     self._tie_rank,
                     caps,
@@ -244,6 +242,14 @@ class CeroPlans(BudgetedScheduler):
             else:
                 plan = ranked_plan(score, price, self._tie_rank, caps, room, forced)
         return plan
+
+    def _supported(self, part: slice) -> Floats:
+        """f64[len(part)] the exposure (units) at which each prompt's slope supports its utility."""
+        theta = self.slope_max * self._slope[part]
+        c = (4.0 * self.slope_max) * self._value[part]
+        if isinstance(self._wear, np.ndarray):
+            theta, c = theta * self._wear[part], c * self._wear[part]
+        return self.utility.supporting_exposure(theta, c, float(self.exposure_cap))
 
     def _caps(self) -> int | Ids:
         """The most units of a prompt in this round: fewer for one that nothing is known of, if

@@ -53,16 +53,23 @@ def fit_to_evidence(
     (forgetting leaves fractions; "ml" also rounds successes); None if fewer than two prompts
     have any."""
     tries = np.rint(successes + failures)
-    if np.count_nonzero(tries) < 2:
+    seen = tries > 0.0
+    if np.count_nonzero(seen) < 2:
         return None
-    wins = np.minimum(np.rint(successes) if method == "ml" else successes, tries)
-    return fit_beta_prior(wins, tries, method)
+    wins, tries = successes[seen], tries[seen]
+    if method == "moments":
+        return _moments(np.minimum(wins, tries, out=wins), tries)
+    return fit_beta_prior(np.minimum(np.rint(wins), tries), tries, method)
 
 
 def _moments(wins: Floats, sizes: Floats) -> tuple[float, float]:
     total, prompts = sizes.sum(), sizes.shape[0]
     mean = float(np.clip(wins.sum() / total, 1e-6, 1.0 - 1e-6))
-    between = float((sizes * (wins / sizes - mean) ** 2).sum())
+    apart = wins / sizes
+    apart -= mean
+    apart *= apart
+    apart *= sizes
+    between = float(apart.sum())
     # E[between] = mean(1-mean) ((P-1) + rho (N - sum n^2/N - (P-1))), rho = 1/(a+b+1): the
     # intra-class correlation.
     spread = total - (sizes**2).sum() / total - (prompts - 1)

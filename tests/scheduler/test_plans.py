@@ -1,6 +1,7 @@
 """The round problems beyond the linear one, and that no plan depends on the order of the
 prompts."""
 
+import heapq
 import itertools
 
 import numpy as np
@@ -19,7 +20,7 @@ from cero_rl.scheduler import (
     water_filling,
 )
 from cero_rl.scheduler.plan import _kth_largest
-from cero_rl.scheduler.rules import resolve_plan, thompson_score
+from cero_rl.scheduler.rules import beta_draws, fair_units, resolve_plan, thompson_score
 
 
 @settings(max_examples=150, deadline=None)
@@ -58,6 +59,37 @@ def test_proximal_plan_is_the_integer_optimum(
         ]
     )
     assert float(objective(plan)) == pytest.approx(float(objective(every).max()), abs=1e-12)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    pool=st.integers(1, 60),
+    most=st.integers(1, 8),
+    share=st.floats(0.0, 1.0),
+    forced=st.booleans(),
+    steps=st.sampled_from([3, 10**9]),
+    seed=st.integers(0, 9999),
+)
+def test_proximal_plan_buys_the_largest_gains(
+    pool: int, most: int, share: float, forced: bool, steps: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    margin, tie_rank = rng.integers(-steps, steps + 1, pool) / steps, rng.permutation(pool)
+    target, capacity = np.full(pool, 1.5), max(1, int(share * pool * most))
+    ids, units = proximal_plan(
+        margin, target, 0.25, tie_rank, most, capacity, capacity if forced else 0
+    )
+    first = margin + 0.25 * (target - 0.5)
+    heap = [(-first[i], tie_rank[i], 0, i) for i in range(pool)]
+    heapq.heapify(heap)
+    wanted: dict[int, int] = {}
+    while heap and sum(wanted.values()) < capacity and (forced or heap[0][0] < 0.0):
+        _, rank, level, prompt = heapq.heappop(heap)
+        wanted[prompt] = level + 1
+        if level + 1 < most:
+            heapq.heappush(heap, (0.25 * (level + 1) - first[prompt], rank, level + 1, prompt))
+    assert dict(zip(ids.tolist(), units.tolist())) == wanted
+    np.testing.assert_array_equal(ids, ids[np.lexsort((tie_rank[ids], -first[ids]))])
 
 
 def test_proximal_plan_spreads_and_the_linear_one_does_not() -> None:
@@ -126,6 +158,44 @@ def test_resolve_serves_the_largest_deficits() -> None:
     deficit = water_filling(c, 4, 4, start=exposure)
     assert deficit.argmax() == 1
     assert deficit.sum() == pytest.approx(4.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pool=st.integers(1, 40),
+    most=st.integers(1, 8),
+    share=st.floats(0.0, 1.0),
+    rounds=st.integers(1, 9),
+    levels=st.sampled_from([4, 10**9]),
+    seed=st.integers(0, 9999),
+)
+def test_resolve_is_the_linear_plan_of_the_deficits(
+    pool: int, most: int, share: float, rounds: int, levels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    c, exposure = rng.integers(0, levels + 1, pool) / levels, rng.integers(0, 5, pool)
+    tie_rank, left = rng.permutation(pool), max(1, int(share * pool * most * rounds))
+    caps = rng.integers(1, most + 1, pool) if seed % 2 else most
+    room = int(rng.integers(1, pool * most + 1))
+    got = resolve_plan(c, exposure, EXPONENTIAL, tie_rank, caps, left, rounds, room)
+    deficit = water_filling(c, left, rounds * int(np.max(caps)), start=exposure)
+    wanted = np.minimum(np.maximum(np.ceil(deficit - 1e-9), 1.0), caps).astype(np.int64)
+    plan = ranked_plan(deficit, 0.0, tie_rank, wanted, fair_units(left, rounds, room))
+    for have, want in zip(got, plan):
+        np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (0.01, 0.01), (0.01, 3.0), (7.5, 2.25)])
+def test_beta_draws_follow_the_law(a: float, b: float) -> None:
+    from scipy import stats
+
+    count = 400_000
+    got = beta_draws(np.random.default_rng(5), np.full(count, a), np.full(count, b))
+    assert ((got >= 0.0) & (got <= 1.0)).all()
+    points = np.array([1e-200, 1e-20, 1e-3, 0.1, 0.5, 0.8, 0.99, 1.0 - 1e-9])
+    law = stats.beta(a, b).cdf(points)
+    share = (got[:, None] <= points).mean(axis=0)
+    assert (np.abs(share - law) <= 4.5 * np.sqrt(law * (1.0 - law) / count) + 1e-12).all()
 
 
 @pytest.mark.parametrize("family", list(UTILITIES))

@@ -9,7 +9,7 @@ from scheduler_sim import know_rates, play
 from scipy.optimize import minimize
 
 from cero_rl.scheduler import CeroScheduler, water_filling
-from cero_rl.scheduler.rules import thompson_score
+from cero_rl.scheduler.rules import beta_draws, thompson_score
 from cero_rl.scheduler.utility import UTILITIES
 
 C, WEAR = np.array([0.05, 0.3, 0.3, 1.2]), np.array([1.0, 1.0, 4.0, 0.25])
@@ -54,7 +54,7 @@ def test_water_filling_with_wear_is_the_optimum(family) -> None:
 def test_thompson_scores_are_slopes_of_the_worn_utility() -> None:
     family, counts = UTILITIES["exponential"], np.full(4, 3.0)
     exposure = np.array([0, 1, 2, 3])
-    draw = np.random.default_rng(0).beta(counts, counts)
+    draw = beta_draws(np.random.default_rng(0), counts, counts)
     got = thompson_score(counts, counts, exposure, 0.5, family, np.random.default_rng(0), WEAR)
     wanted = family.slope(0.5 * 4.0 * draw * (1.0 - draw), WEAR * exposure) / 0.5
     np.testing.assert_allclose(got, wanted, rtol=1e-12)
