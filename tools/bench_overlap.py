@@ -33,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from kill_sweep import free_port  # noqa: E402
 
+from cero_rl.job.parent import dies_with_me  # noqa: E402
+
 ROWS = ROOT / "docs/bench/overlap.jsonl"
 WARM_UP_STEPS = 3
 
@@ -94,7 +96,12 @@ def serving(options: argparse.Namespace, settings: list[str], out: Path) -> Iter
         line += ["--set", setting]
     with (out / "serve.log").open("w") as log:
         server = subprocess.Popen(
-            line, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT
+            line,
+            cwd=ROOT,
+            env=environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=dies_with_me(),
         )
     try:
         for _ in range(1200):
@@ -127,6 +134,7 @@ def seconds_of_steps(
                 cwd=ROOT,
                 env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)},
                 stdout=subprocess.DEVNULL if r else None,
+                preexec_fn=dies_with_me(),
             )
             for r in range(options.ranks)
         ]

@@ -2,7 +2,7 @@
 ways within this one run. Milliseconds are processor time of one thread.
 
     round    open_round, then observe and close_round (observe_ms) or update, at 1e4, 1e5 and 1e6
-             prompts, published defaults and options; bytes a prompt
+             prompts, published defaults, options and presets; bytes a prompt
     problem  the round's linear program: ranked_plan against scipy's HiGHS, both to the optimum
     loop     a whole round against straightforward Python, one prompt after the other
 
@@ -24,10 +24,21 @@ from typing import Any
 
 import numpy as np
 
+from cero_rl.config.presets import fill
 from cero_rl.scheduler import CeroScheduler, Evidence, ranked_plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = (10_000, 100_000, 1_000_000)
+ROUNDS = 200
+
+
+def cero_plus() -> dict[str, Any]:
+    """The options that `scheduler.preset: cero_plus` sets, for groups of 1 to 8."""
+    preset = fill({"scheduler": {"preset": "cero_plus", "rounds": ROUNDS}})["scheduler"]
+    options = {key: preset[key] for key in preset.keys() - {"preset", "name", "rounds"}}
+    return {**options, "max_units_per_prompt": 8}
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     "published": {},
     "forgetting 0.98": {"forgetting": 0.98},
@@ -40,6 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "plan resolve": {"plan": "resolve"},
     "plan thompson": {"plan": "thompson"},
+    "preset cero_plus": cero_plus(),
+    "preset cero_plus, 64 cells": {**cero_plus(), "cells": 64},
 }
 
 
@@ -61,14 +74,16 @@ def make(prompts: int, **options: Any) -> CeroScheduler:
     fewer than the pool if that is less."""
     unit, most = options.pop("rollouts_per_unit", 8), options.pop("max_units_per_prompt", 1)
     capacity = min(prompts // 8, 65_536) * 8
+    if "cells" in options:
+        options["cells"] = np.random.default_rng(0).integers(0, options["cells"], prompts)
     return CeroScheduler(
         prompts,
-        200,
+        ROUNDS,
         150 * capacity,
         unit,
         most,
         capacity,
-        step_size=5 / math.sqrt(200),
+        step_size=5 / math.sqrt(ROUNDS),
         price_init=0.3,
         spend_down=True,
         **options,
@@ -114,7 +129,7 @@ def bench_round() -> Iterator[dict[str, Any]]:
     for prompts in SIZES:
         rates = np.random.default_rng(0).random(prompts)
         for name, options in OPTIONS.items():
-            rounds = 30 if "plan" not in name else 6
+            rounds = 30 if "plan" not in name and "preset" not in name else 8
             plans, groups = played(make(prompts, **options), rounds, True, rates)
             _, dense = played(make(prompts, **options), rounds, False, rates)
             scheduler = make(prompts, **options)

@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from cero_rl import __version__  # noqa: E402
 from cero_rl.job import faults  # noqa: E402
+from cero_rl.job.parent import dies_with_me  # noqa: E402
 
 SETTINGS = [
     "scheduler.rounds=6",
@@ -118,6 +119,7 @@ def start_rank(line: list[str], environment: dict[str, str], log: Path) -> Any:
             env=environment,
             stdout=file,
             stderr=subprocess.STDOUT,
+            preexec_fn=dies_with_me(),
         )
 
 

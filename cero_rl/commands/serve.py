@@ -29,7 +29,7 @@ from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
 from cero_rl.config.rollout import is_loopback
 from cero_rl.errors import ConfigError, EngineError
-from cero_rl.job.parent import die_with_parent
+from cero_rl.job.parent import dies_with_me
 from cero_rl.job.stopping import Interrupt
 from cero_rl.models.directory import find_model
 from cero_rl.rollout.engines.choose import INSTALL_HINT
@@ -300,7 +300,7 @@ def _supervise(
     for number in range(restarts + 1):
         # a group of its own, which ends as one
         server = subprocess.Popen(
-            command, env=environment, start_new_session=True, preexec_fn=die_with_parent
+            command, env=environment, start_new_session=True, preexec_fn=dies_with_me()
         )
         try:
             ready = _wait_ready(server, place, interrupt, start_seconds)

@@ -20,7 +20,7 @@ from cero_rl.commands.simulate_pool import COLUMN, is_pool, read_pool
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
 from cero_rl.files.plain import refuse_link
-from cero_rl.job.parent import die_with_parent
+from cero_rl.job.parent import dies_with_me
 from cero_rl.scheduler.simulation import (
     Recorded,
     Suite,
@@ -164,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     try:
         with progress(sys.stderr) as told:
-            results = run_suite(suite, seeds, processes, told, die_with_parent)
+            results = run_suite(suite, seeds, processes, told, dies_with_me())
     except ValueError as error:
         raise ConfigError(str(error)) from None
     tables = [summarise(result) for result in results]

@@ -1,8 +1,9 @@
 """Nobody outlives whoever started it: a helper process ends with its parent, and a rank whose
 launcher is gone saves and ends.
 
-The kernel kills a helper (Linux's death signal). A rank looks itself, once a second, since its
-launcher may be two processes away: of `deepspeed`, a SIGTERM ends the outer one alone.
+The kernel kills a helper (Linux's death signal; elsewhere it looks itself, once a second). A rank
+looks itself in any case, since its launcher may be two processes away: of `deepspeed`, a SIGTERM
+ends the outer one alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 LAUNCHER = "CERO_LAUNCHER"  # process id of `cero-rl launch`, in its ranks' environment
@@ -21,11 +24,31 @@ _SECONDS = 1.0
 _LAUNCHERS = ("deepspeed.launcher.launch", "torch.distributed.run", "torchrun")
 
 
-def die_with_parent() -> None:
-    """SIGKILL for this process when the thread that started it ends. Linux only; elsewhere nothing
-    happens."""
+def die_with_parent(parent: int) -> None:
+    """This process, started by the process `parent`, is killed when that ends (in Linux: when the
+    thread that started it ends); at once where it has ended already."""
+    if not _kernel_kills():
+        threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_with_me() -> Callable[[], None]:
+    """die_with_parent for a process that this one starts: a `preexec_fn`, or an initializer."""
+    return partial(die_with_parent, os.getpid())
+
+
+def _kernel_kills() -> bool:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        return prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+    return False
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def parent_of(pid: int) -> int:

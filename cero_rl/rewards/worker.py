@@ -10,24 +10,21 @@ that exhausts its memory ends it.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from cero_rl.errors import RewardError
+from cero_rl.job.parent import die_with_parent
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.plugin import Scorer, close_loop, describe, load_plugin
 
 TEXT_ONLY = "text: "
-_PR_SET_PDEATHSIG = 1
 
 
 def _private_pipes() -> tuple[IO[str], IO[str]]:
@@ -38,14 +35,6 @@ def _private_pipes() -> tuple[IO[str], IO[str]]:
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     return os.fdopen(requests, encoding="utf-8"), os.fdopen(replies, "w", encoding="utf-8")
-
-
-def _die_with(parent: int) -> None:
-    # Linux only; elsewhere the end of stdin ends the worker
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def _limit_memory(limit_mb: int) -> None:
@@ -140,7 +129,7 @@ def main() -> int:
     start = json.loads(requests.readline() or "{}")
     if not start:
         return 0
-    _die_with(start["parent"])
+    die_with_parent(start["parent"])
     try:
         scorer = _load(start["function"])
         if start["gold"]:

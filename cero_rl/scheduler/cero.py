@@ -181,6 +181,7 @@ class Cero(CeroPlans):
             fresh = self.cells.fit(*evidence)
         else:
             fresh = fit_to_evidence(*evidence, method)
+        del evidence  # two numbers a prompt
         if fresh is None:
             return None
         self._set_prior(fresh)
@@ -190,7 +191,8 @@ class Cero(CeroPlans):
         return fresh
 
     def _set_prior(self, prior: tuple[float, float] | tuple[Floats, Floats]) -> None:
-        self._worth.before_prior(prior[0] - self.posterior.prior[0])
+        if self._worth.is_graded:
+            self._worth.before_prior(prior[0] - self.posterior.prior[0])
         self.posterior.set_prior(prior)
 
     # --- state

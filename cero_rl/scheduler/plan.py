@@ -155,11 +155,11 @@ def proximal_plan(
     most = int(caps.max())
     some = [size, *(min(size, capacity_units // level) for level in range(1, most))]
     rows = some if int(caps.min()) == most else [size] * most
-    levels = [
-        np.where(caps[:row] > level, first[:row] - curvature * level, -math.inf)
-        for level, row in enumerate(rows)
-    ]
-    gain = np.concatenate(levels)
+    gain = np.empty(sum(rows))
+    levels = np.split(gain, np.cumsum(rows)[:-1])
+    for level, (row, each) in enumerate(zip(rows, levels)):
+        np.subtract(first[:row], curvature * level, out=each)
+        each[caps[:row] <= level] = -math.inf
     total = max(
         min(capacity_units, int(np.count_nonzero(gain > 0.0))), min(forced_units, int(caps.sum()))
     )

@@ -245,8 +245,8 @@ class CeroPlans(BudgetedScheduler):
 
     def _supported(self, part: slice) -> Floats:
         """f64[len(part)] the exposure (units) at which each prompt's slope supports its utility."""
-        theta = self.slope_max * self._slope[part]
-        c = (4.0 * self.slope_max) * self._value[part]
+        largest = self.slope_max
+        theta, c = largest * self._slope[part], (4.0 * largest) * self._value[part]
         if isinstance(self._wear, np.ndarray):
             theta, c = theta * self._wear[part], c * self._wear[part]
         return self.utility.supporting_exposure(theta, c, float(self.exposure_cap))

@@ -135,9 +135,8 @@ def check_prior(prior: Prior, num_prompts: int) -> tuple[float | Floats, float |
         raise ValueError(f"prior has {len(pair)} parts, wanted (a0, b0)")
     if pair[0].ndim == 0 and pair[1].ndim == 0:
         return float(pair[0]), float(pair[1])
-    return np.broadcast_to(pair[0], num_prompts).copy(), np.broadcast_to(
-        pair[1], num_prompts
-    ).copy()
+    a, b = (each if each.ndim else np.full(num_prompts, each) for each in pair)
+    return a, b
 
 
 def expected_variance(a: Floats, b: Floats) -> Floats:
@@ -201,8 +200,8 @@ class BetaPosterior:
         """Exchange the prior under the evidence: a moves by the change of a0, b by that of b0.
         ValueError."""
         fresh = check_prior(prior, self.a.shape[0])
-        self.a += fresh[0] - self.prior[0]
-        self.b += fresh[1] - self.prior[1]
+        for counts, new, old in zip((self.a, self.b), fresh, self.prior):
+            counts += new - old
         self.prior = fresh
 
     def evidence(self) -> tuple[Floats, Floats]:

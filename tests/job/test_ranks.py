@@ -220,7 +220,8 @@ def test_a_signal_before_the_first_step_ends_with_the_documented_code(
 
 
 @pytest.mark.covers("simulation killed")
-def test_workers_of_a_simulation_end_with_it() -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_workers_of_a_simulation_end_with_it(begun: bool) -> None:
     words = ["simulate", "--suite", "rivals", "--seeds", "50", "--processes", "2"]
     process = subprocess.Popen(
         [sys.executable, "-m", "cero_rl", *words],
@@ -241,11 +242,54 @@ def test_workers_of_a_simulation_end_with_it() -> None:
 
     def ready() -> bool:  # numpy is loaded: the worker has begun
         maps = [Path(f"/proc/{pid}/maps") for pid in workers()]
-        return len(maps) == 2 and all("numpy" in m.read_text() for m in maps)
+        return len(maps) == 2 and all(not begun or "numpy" in m.read_text() for m in maps)
 
     wait_for(ready)
-    time.sleep(0.5)
+    time.sleep(0.5 * begun)
     held = workers()
     process.kill()
     process.wait()
     wait_for(lambda: all(gone(pid) for pid in held))
+
+
+CHILD = """
+import pathlib, sys, time
+from cero_rl.job import parent
+if sys.argv[3] == "watch":
+    parent._kernel_kills = lambda: False
+pathlib.Path(sys.argv[2]).write_text("started")
+time.sleep(float(sys.argv[4]))
+parent.die_with_parent(int(sys.argv[1]))
+pathlib.Path(sys.argv[2]).write_text("follows")
+while True:
+    sum(range(10000))
+"""
+
+
+@pytest.mark.parametrize("how", ["kernel", "watch"])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_process_ends_with_its_parent(tmp_path: Path, how: str, late: bool) -> None:
+    """`late`: the parent is gone before its child asks to follow it."""
+    said = tmp_path / "said"
+    code = f"""
+import os, subprocess, sys
+line = [sys.executable, "-c", {CHILD!r}, str(os.getpid()), {str(said)!r}, {how!r}, "{5 * late}"]
+print(subprocess.Popen(line).pid, flush=True)
+sys.stdin.read()
+"""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    wanted = "started" if late else "follows"
+    wait_for(lambda: said.exists() and said.read_text() == wanted)
+    assert not gone(child)
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: gone(child))
+    assert said.read_text() == wanted

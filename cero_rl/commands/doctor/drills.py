@@ -22,6 +22,7 @@ from typing import Any
 from cero_rl import redact
 from cero_rl.commands.doctor.finding import Finding
 from cero_rl.config.data import RewardConfig
+from cero_rl.job.parent import dies_with_me
 from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.pool import RewardPool
 
@@ -66,6 +67,7 @@ def _run_peers(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=dies_with_me(),
         )
         for rank in range(world_size)
     ]
