@@ -20,7 +20,7 @@ from cero_rl.scheduler.utility import EXPONENTIAL, Utility
 
 Floats = npt.NDArray[np.float64]
 _SAMPLE = 16384  # prompts, in which a large pool's water level is looked for first
-_SAMPLING_ERROR = 0.02  # of the level's logarithm: about four deviations
+_SAMPLING_ERROR = 0.008  # of the level's logarithm: one or two deviations
 
 
 def _checked(c: npt.ArrayLike, budget_units: float, max_units: float) -> Floats:
@@ -76,16 +76,18 @@ def _filled(
     """z f64[n] of prompts with slopes > 0 that can hold more than the budget."""
     count = slopes.shape[0]
     rate, reach = slopes * worn, float(before.max()) + max_units
-    filled = np.empty(count)
+    filled, filled_at = np.empty(count), np.nan
 
-    def fill(log_level: float, part: slice) -> Floats:
+    def fill(log_level: float, part: slice, out: Floats | None = None) -> Floats:
         target = utility.supporting_exposure(np.exp(log_level) * worn[part], rate[part], reach)
         target -= before[part]
-        return np.clip(target, 0.0, max_units, out=target)
+        return np.clip(target, 0.0, max_units, out=target if out is None else out)
 
     def excess(log_level: float) -> float:
+        nonlocal filled_at
         for part in blocks(count):
-            filled[part] = fill(log_level, part)
+            fill(log_level, part, filled[part])
+        filled_at = log_level
         return float(filled.sum()) - budget_units
 
     # Below the least slope at full exposure everything is full; above the largest c nothing is.
@@ -102,7 +104,9 @@ def _filled(
         share = budget_units * slopes[some].shape[0] / count
         guess = last_digit(lambda level: float(fill(level, some).sum()) - share, low, high, ends)
         near = guess - _SAMPLING_ERROR, guess + _SAMPLING_ERROR
-    excess(last_digit(excess, low, high, ends, near))
+    level = last_digit(excess, low, high, ends, near)
+    if level != filled_at:
+        excess(level)
     return filled
 
 
