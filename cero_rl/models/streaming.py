@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -44,14 +44,15 @@ def each_weight(handle: Handle, *, tied_rows: int | None) -> Iterator[None]:
         told.add(id(parameter))
         handle(parameter)
 
-    before, safe_open = os.environ.get(_READ_AHEAD), modeling_utils.safe_open
+    before, library = os.environ.get(_READ_AHEAD), cast("Any", modeling_utils)
+    safe_open = library.safe_open
     hook = register_module_parameter_registration_hook(given)
     os.environ[_READ_AHEAD] = "1"
-    setattr(modeling_utils, "safe_open", partial(_reads, safe_open))  # noqa: B010
+    library.safe_open = partial(_reads, safe_open)
     try:
         yield
     finally:
-        setattr(modeling_utils, "safe_open", safe_open)  # noqa: B010
+        library.safe_open = safe_open
         hook.remove()
         os.environ.pop(_READ_AHEAD)
         if before is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from cero_rl.config import Config
-from cero_rl.errors import ConfigError, first_line
+from cero_rl.errors import ConfigError
 
 # elements of the norms and biases of a large model, which would each cost a collective
 _PERSISTENT_ON_GPU = 100_000
@@ -54,7 +54,7 @@ def refuse_unfit_zero(config: Config, world_size: int) -> None:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"zero.deepspeed: {key}: got {first['input']!r}; {first_line(first['msg'])}; "
+            f"zero.deepspeed: {key}: got {first['input']!r}; {first['msg']}; "
             "DeepSpeed's section zero_optimization lists what it takes"
         ) from None
 
