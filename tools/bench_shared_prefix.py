@@ -2,16 +2,19 @@
 with its own copy: CPU seconds of this process, and bytes kept for the backward pass.
 
     python tools/bench_shared_prefix.py [--repeats 5] [--ratios 1:4 16:1] [--groups 8 16]
+        [--model 1M --ratios 2:3 --rollouts 256] [--float64]
 
-A random Qwen3 of about 12 million parameters; groups through the learner's own plan, forward and
-loss. The two ways alternate in one process, and a row holds the ratio of each pair: median, least
-and largest. The bound is the ratio of the tokens that go through the layers. Rows are appended to
-docs/bench/shared_prefix.jsonl.
+A random Qwen3 of 10 million parameters, or 1 million; groups go through the learner's own plan,
+forward and loss. The two ways alternate in one process, and a row holds the ratio of each pair:
+median, least and largest. The bound is the ratio of the tokens that go through the layers.
+`--float64`: the relative error of either gradient against the model's own code, one sequence at a
+time in float64. Rows are appended to docs/bench/shared_prefix.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from typing import Any
@@ -30,37 +33,57 @@ from cero_rl.models.logprob import PolicyModule, forward_micro, head_chunk_token
 from cero_rl.types import Completion, RolloutGroup, StepPlan
 
 OUT = ROOT / "docs/bench/shared_prefix.jsonl"
-LENGTHS = {"1:4": (48, 192), "1:1": (96, 96), "4:1": (192, 48), "16:1": (512, 32)}
-ROLLOUTS = 16
+LENGTHS = {
+    "1:4": (48, 192),
+    "1:1": (96, 96),
+    "4:1": (192, 48),
+    "16:1": (512, 32),
+    "2:3": (8, 12),
+}
 VOCABULARY = 2048
-MODEL = {
+COMMON = {
     "vocab_size": VOCABULARY,
-    "hidden_size": 384,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
     "num_key_value_heads": 2,
-    "head_dim": 64,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
+MODELS = {
+    "10M": COMMON
+    | {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "head_dim": 64,
+    },
+    "1M": COMMON
+    | {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+    },
+}
 
 
-def make_policy(dtype: torch.dtype) -> PolicyModule:
+def make_policy(size: str, dtype: torch.dtype) -> PolicyModule:
     import transformers
 
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
-        transformers.Qwen3Config(**MODEL), attn_implementation=choose_attention("sdpa"), dtype=dtype
+        transformers.Qwen3Config(**MODELS[size]),
+        attn_implementation=choose_attention("sdpa"),
+        dtype=dtype,
     )
     return PolicyModule(model)
 
 
-def make_groups(prompt: int, response: int, size: int) -> list[RolloutGroup]:
+def make_groups(prompt: int, response: int, size: int, rollouts: int) -> list[RolloutGroup]:
     """Responses have from half to one and a half times `response` tokens, as many in the mean."""
     rng = np.random.default_rng(0)
     groups = []
-    for index in range(ROLLOUTS // size):
+    for index in range(rollouts // size):
         lengths = np.linspace(response // 2, response + response // 2, size).round().astype(int)
         completions = [
             Completion(rng.integers(0, VOCABULARY, n), np.full(n, -7.0, np.float32), "", "stop", 0)
@@ -122,9 +145,29 @@ def gradients(policy: PolicyModule) -> Tensor:
     return torch.cat([p.grad.flatten().float() for p in policy.parameters() if p.grad is not None])
 
 
+def relative_gap(got: Tensor, wanted: Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def float64_gradients(policy: PolicyModule, groups: list[RolloutGroup]) -> Tensor:
+    """Of the same loss, by transformers' plainest attention."""
+    model = copy.deepcopy(policy.causal_lm).double()
+    model.set_attn_implementation("eager")
+    model.zero_grad()
+    rollouts = [(g, c) for g in groups for c in g.completions]
+    advantages = torch.linspace(-1, 1, len(rollouts)).double()
+    for (group, completion), advantage in zip(rollouts, advantages):
+        prompt = len(group.prompt_tokens)
+        tokens = torch.from_numpy(np.concatenate([group.prompt_tokens, completion.token_ids]))
+        every = torch.log_softmax(model(tokens[None]).logits[0, prompt - 1 : -1], -1)
+        logp = every.gather(-1, tokens[prompt:, None]).mean()
+        (-logp * advantage / len(rollouts)).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
 def row(ratio: str, size: int, policy: PolicyModule, args: argparse.Namespace) -> dict[str, Any]:
     prompt, response = LENGTHS[ratio]
-    groups = make_groups(prompt, response, size)
+    groups = make_groups(prompt, response, size, args.rollouts)
     config = LearnerConfig(shared_prefix=True, max_micro_batch_tokens=args.max_tokens)
     plans = {"copied": make_plan(groups, config, 0), "shared": make_plan(groups, config, 2**31)}
     seconds: dict[str, list[float]] = {name: [] for name in plans}
@@ -138,12 +181,17 @@ def row(ratio: str, size: int, policy: PolicyModule, args: argparse.Namespace) -
     tokens = {n: sum(len(m.tokens) for m in plan.micro_batches) for n, plan in plans.items()}
     gains = np.array(seconds["copied"]) / np.array(seconds["shared"])
     bound = tokens["copied"] / tokens["shared"]
+    more = {}
+    if args.float64:
+        exact = float64_gradients(policy, groups)
+        more["float64_gap"] = {n: relative_gap(g, exact) for n, g in found.items()}
     return {
+        "model": args.model,
         "prompt:response": ratio,
         "prompt_tokens": prompt,
         "response_tokens": response,
         "group": size,
-        "rollouts": ROLLOUTS,
+        "rollouts": args.rollouts,
         "max_micro_batch_tokens": args.max_tokens,
         "dtype": args.dtype,
         "parameters": sum(p.numel() for p in policy.parameters()),
@@ -156,7 +204,8 @@ def row(ratio: str, size: int, policy: PolicyModule, args: argparse.Namespace) -
         "bound": round(bound, 3),
         "of_bound": round(float(np.median(gains)) / bound, 3),
         "kept_mb": {n: round(kept_bytes(policy, p) / 1e6, 1) for n, p in plans.items()},
-        "gradient_gap": float((found["copied"] - found["shared"]).norm() / found["copied"].norm()),
+        "gradient_gap": relative_gap(found["shared"], found["copied"]),
+        **more,
     }
 
 
@@ -164,14 +213,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--ratios", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
+    parser.add_argument("--ratios", nargs="+", choices=list(LENGTHS), default=list(LENGTHS)[:4])
     parser.add_argument("--groups", nargs="+", type=int, default=[8, 16])
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--model", choices=list(MODELS), default="10M")
+    parser.add_argument("--float64", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=4096)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     args = parser.parse_args()
-    policy = make_policy(getattr(torch, args.dtype))
+    policy = make_policy(args.model, getattr(torch, args.dtype))
     where = machine()
     for ratio in args.ratios:
         for size in args.groups:
@@ -181,7 +233,7 @@ def main() -> None:
                 f"({found['gain_least']:.2f} to {found['gain_largest']:.2f}), bound "
                 f"{found['bound']:.2f}, {found['of_bound']:.2f} of it; CPU seconds "
                 f"{found['cpu_seconds']}, MB kept {found['kept_mb']}, gap "
-                f"{found['gradient_gap']:.1e}",
+                f"{found['gradient_gap']:.1e} {found.get('float64_gap', '')}",
                 flush=True,
             )
             if not args.dry:

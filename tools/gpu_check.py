@@ -137,6 +137,10 @@ def checks() -> Iterator[Check]:
         yield Check("tests", command, 120, {"CERO_REQUIRE_GPU": "1"})
     else:  # the same checks without a test runner
         yield Check("tests", [python, cases], 120)
+    shared = "tests/models/test_shared_attention.py"
+    command = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", shared]
+    missing = lacking("pytest", "hypothesis", "transformers")
+    yield Check("shared prefix", command, 120, {}, missing)
     sanitizer = find_sanitizer()
     for tool in ("memcheck", "racecheck"):
         command = [

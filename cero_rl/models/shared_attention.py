@@ -282,5 +282,6 @@ def _flex(
         enable_gqa=query.shape[1] != key.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    out, total = out[0].transpose(0, 1), more.lse[0].transpose(0, 1)
+    sums: Any = more.lse
+    out, total = out[0].transpose(0, 1), sums[0].transpose(0, 1)
     return (out if sinks is None else _with_sinks(out, total, sinks))[None]

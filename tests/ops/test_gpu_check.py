@@ -128,6 +128,7 @@ def test_the_checks_are_the_promised_ones_and_could_start():
     assert names == [
         "build",
         "tests",
+        "shared prefix",
         "memcheck",
         "racecheck",
         "benchmark",
