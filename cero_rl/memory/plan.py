@@ -25,7 +25,6 @@ from cero_rl.memory.states import (
     Machine,
     States,
     learner_states,
-    whole_weights,
 )
 from cero_rl.memory.workspace import MicroShape, Workspace
 from cero_rl.models.shapes import Shape
@@ -97,15 +96,13 @@ def make_plan(
     samples = (*fixed, *states.always, *(() if leave else states.offloaded), *copy)
     tokens = f"{micro.tokens} tokens in sequences of {micro.longest}"
     activations = Item("activations", space.backward, f"{tokens}, run on shapes")
-    passes = states.passes  # a bucket that is never full is sent when the activations are gone
-    if shape.trained <= REDUCE_BUCKET:
-        passes = max((activations,), passes, key=_size)
-    else:
-        passes = (*passes, activations)
+    passes = (*states.reduced, activations)
+    if shape.trained <= REDUCE_BUCKET:  # never full: it is sent when the activations are gone
+        passes = max((activations,), states.reduced, key=_size)
     by_name = {
-        "build": _build(config, shape, machine, states, sampler, fixed),
+        "build": _build(config, machine, states, sampler, fixed),
         "rollout": (*samples, *sampler.working),
-        "learner": (*learns, *gathered, *passes),
+        "learner": (*learns, *states.learning, *gathered, *passes),
         "optimizer": (*learns, *states.step),
         "sync": (*samples, *_sync(config, shape, states, sampler, engine)),
         "evaluate": (*samples, *sampler.working),
@@ -124,24 +121,20 @@ def _fixed(machine: Machine, engine: str) -> tuple[Item, ...]:
 
 def _build(
     config: Config,
-    shape: Shape,
     machine: Machine,
     states: States,
     sampler: Sampler,
     fixed: tuple[Item, ...],
 ) -> tuple[Item, ...]:
     """Adam's moments, and on a CPU what is reserved and not yet written, come with the first step.
-    The sampler is built last, by transformers with the pages of the file that it reads."""
-    late = (
-        ("Adam's moments",) if machine.gpu else ("Adam's moments", "gradient sums", "reduce bucket")
-    )
+    Stage 3 puts the shards it cut into one place, and so holds them twice for a moment."""
+    late = {"Adam's moments", *(() if machine.gpu else ("gradient sums", "reduce bucket"))}
     early = tuple(i for i in (*states.always, *states.offloaded) if i.name not in late)
     copy = () if sampler.weights is None else (sampler.weights,)
     built = (*fixed, *early, *copy, *(sampler.working if machine.gpu else ()))
-    if machine.gpu:
+    if machine.gpu or config.zero.stage < 3:
         return built
-    pages = whole_weights(config, shape) // 2
-    return (*built, Item("the weights' file", pages, "half its pages at a time, as measured"))
+    return (*built, Item("shards again", early[0].bytes, "while they are put in order"))
 
 
 def _sync(

@@ -6,6 +6,7 @@ Sizes in bytes. T parameters are trained, P are there in all, on N ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cero_rl.config import Config
@@ -36,19 +37,16 @@ class Item:
 
 @dataclass(frozen=True)
 class States:
-    """`always` is there between steps, `offloaded` of it leaves while the sampler works where
-    zero.offload_states_in_rollout says so; `passes` and `step` come on top in forward and
-    backward, and in the optimizer's step."""
+    """`always` and `offloaded` are there between steps; the latter leave while the sampler works
+    where zero.offload_states_in_rollout says so. On top come `learning` in forward and backward,
+    `reduced` where gradients are summed over ranks, `step` in the optimizer's step."""
 
     always: tuple[Item, ...]
     offloaded: tuple[Item, ...]
-    passes: tuple[Item, ...]
+    learning: tuple[Item, ...]
+    reduced: tuple[Item, ...]
     step: tuple[Item, ...]
     gathered: Item | None
-
-
-def whole_weights(config: Config, shape: Shape) -> int:
-    return WIDTH[config.model.dtype] * (shape.parameters + shape.adapters)
 
 
 def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
@@ -58,8 +56,9 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
     own = -(-trained // ranks)  # trained parameters of a rank
     cut = ranks if zero.stage == 3 else 1
     stepped = own if zero.stage else trained
-    on_host = zero.offload_optimizer == "cpu"
-    shards = 0 if zero.offload_parameters == "cpu" else -(-width * every // cut)
+    on_host = machine.gpu and zero.offload_optimizer == "cpu"
+    shards_leave = machine.gpu and zero.offload_parameters == "cpu"
+    shards = 0 if shards_leave else -(-width * every // cut)
     always = [Item("weights", shards, f"{width} B of every parameter{_over(cut)}")]
     if config.learner.kl_coefficient > 0 and not config.lora.rank:
         always.append(Item("reference", shards, "the start model, as the weights"))
@@ -73,56 +72,61 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
     over = _over(ranks if zero.stage else 1)
     gradient = WIDTH[config.gradient_dtype]
     kept = own if zero.stage >= 2 else trained
-    sums = 0 if on_host else gradient * kept
+    apart = _over(ranks if zero.stage >= 2 else 1)
+    sums = Item(
+        "gradient sums",
+        0 if on_host else gradient * kept,
+        f"{gradient} B a trained parameter{apart}",
+    )
     sent = max(gradient, width)
     filled = min(REDUCE_BUCKET, trained)
-    bucket = sent * (REDUCE_BUCKET if machine.gpu else filled)
+    bucket = Item(
+        "reduce bucket",
+        sent * (REDUCE_BUCKET if machine.gpu else filled),
+        f"{sent} B of {REDUCE_BUCKET:.0e} elements",
+    )
     states = [
         Item("float32 masters", masters, f"4 B a trained parameter{over}"),
         Item("Adam's moments", moments, f"8 B a trained parameter{over}, from step 1"),
-        Item(
-            "gradient sums",
-            sums,
-            f"{gradient} B a trained parameter{_over(ranks if zero.stage >= 2 else 1)}",
-        ),
     ]
-    passes: list[Item] = []
-    if zero.stage == 3:
-        states.append(Item("reduce bucket", bucket, f"{sent} B of {REDUCE_BUCKET:.0e} elements"))
-        passes.append(Item("reduce-scatter", sent * filled, "a copy of the bucket, by ranks"))
+    if zero.stage == 3:  # which keeps both from the start; the others make them anew
+        states += [sums, bucket]
+        reduced = [Item("reduce-scatter", sent * filled, "a copy of the bucket, by ranks")]
     elif zero.stage:
-        passes.append(Item("reduce bucket", bucket, f"{sent} B of {REDUCE_BUCKET:.0e} elements"))
-    elif ranks > 1:
-        passes.append(Item("all-reduce", width * filled, "gradients flattened for it"))
-
+        reduced = [bucket]
+    else:
+        reduced = [Item("all-reduce", width * filled, "gradients, flattened")] if ranks > 1 else []
     gathered = None
     if zero.stage == 3:
         live = width * min(every, MAX_LIVE + shape.largest)
         gathered = Item("gathered parameters", live, f"of at most {MAX_LIVE:.0e} and one more")
-    leaves = tuple(item for item in states if item.bytes)
     return States(
-        tuple(item for item in always if item.bytes),
-        leaves,
-        tuple(passes),
-        _step(config, shape, machine, stepped),
+        _there(always),
+        _there(states),
+        _there([] if zero.stage == 3 else [sums]),
+        _there(reduced),
+        () if on_host else _step(config, shape, machine, stepped, sums),
         gathered,
     )
 
 
-def _step(config: Config, shape: Shape, machine: Machine, stepped: int) -> tuple[Item, ...]:
-    """What the optimizer's step makes and frees again."""
-    if config.zero.offload_optimizer == "cpu":
-        return ()
+def _there(items: Sequence[Item]) -> tuple[Item, ...]:
+    return tuple(item for item in items if item.bytes)
+
+
+def _step(
+    config: Config, shape: Shape, machine: Machine, stepped: int, sums: Item
+) -> tuple[Item, ...]:
+    """What is there in the optimizer's step alone."""
     at_once = min(stepped, SUB_GROUP) if config.zero.stage == 3 else stepped
     plain = _plain(config)
-    gradient = 0 if plain else 4 * at_once
+    if plain:
+        gradient = sums
+    else:
+        gradient = Item("float32 gradient", 4 * at_once, "of what is stepped at once")
     # torch's loop over parameters makes two temporaries of one; fused, on a GPU, it makes none
     temporary = 0 if machine.gpu else 8 * (shape.largest if plain else at_once)
-    items = (
-        Item("float32 gradient", gradient, "of what is stepped at once"),
-        Item("AdamW's temporaries", temporary, "of what is stepped at once"),
-    )
-    return tuple(item for item in items if item.bytes)
+    return _there([gradient, Item("AdamW's temporaries", temporary, "of what is stepped at once")])
 
 
 def _plain(config: Config) -> bool:

@@ -117,7 +117,8 @@ def test_states_by_stage(settings: tuple[str, ...], bytes_each: dict[str, float]
     config = recipe("qwen3_8b", *settings)
     shape = shape_of(find_config(config.model.path)[0], config)
     states = learner_states(config, shape, Machine(8, H100, gpu=True))
-    sizes = {item.name: item.bytes for item in (*states.always, *states.offloaded)}
+    held = (*states.always, *states.offloaded, *states.learning)
+    sizes = {item.name: item.bytes for item in held}
     for name, each in bytes_each.items():
         assert sizes[name] == pytest.approx(each * shape.parameters, rel=1e-6), name
     if "zero.offload_optimizer=cpu" in settings:
