@@ -19,6 +19,7 @@ from cero_rl.memory.samplers import (
     sampler_of,
 )
 from cero_rl.memory.states import (
+    PREFETCHED,
     REDUCE_BUCKET,
     WIDTH,
     Item,
@@ -33,7 +34,8 @@ from cero_rl.zero.gather import BUCKET_BYTES
 PHASES = ("build", "rollout", "learner", "optimizer", "sync", "evaluate")
 _CONTEXT = GIB  # CUDA context and NCCL's buffers: an assumption, not measured
 _GRAPHS = 2 * GIB  # vLLM's graphs and workspaces, which a sleep does not give back: the same
-_LIBRARIES = 60 * 2**20  # a process on a CPU: code that comes with models and DeepSpeed's engine
+_LIBRARIES = 54 * 2**20  # a process on a CPU: code that comes with models and DeepSpeed's engine
+_PEFT = 36 * 2**20  # and with LoRA
 
 Workspaces = Callable[[Config, MicroShape], Workspace]
 
@@ -86,7 +88,7 @@ def make_plan(
     sampler = sampler_of(config, shape, machine, engine)
     micro = micro_shape(config, shape, machine.ranks)
     space = workspaces(config, micro)
-    fixed = _fixed(machine, engine)
+    fixed = _fixed(config, machine, engine)
     gathered = () if states.gathered is None else (states.gathered,)
     copy = () if sampler.weights is None else (sampler.weights,)
     stays = copy if engine == "transformers" else ()  # and what sleeps on a GPU leaves
@@ -100,7 +102,7 @@ def make_plan(
     if shape.trained <= REDUCE_BUCKET:  # never full: it is sent when the activations are gone
         passes = max((activations,), states.reduced, key=_size)
     by_name = {
-        "build": _build(config, machine, states, sampler, fixed),
+        "build": _build(config, shape, machine, states, sampler, fixed),
         "rollout": (*samples, *sampler.working),
         "learner": (*learns, *states.learning, *gathered, *passes),
         "optimizer": (*learns, *states.step),
@@ -111,9 +113,10 @@ def make_plan(
     return Plan(machine, phases, sampler.note, sampler.problem)
 
 
-def _fixed(machine: Machine, engine: str) -> tuple[Item, ...]:
+def _fixed(config: Config, machine: Machine, engine: str) -> tuple[Item, ...]:
     if not machine.gpu:
-        return (Item("libraries", _LIBRARIES, "measured, docs/bench/plan.jsonl"),)
+        code = _LIBRARIES + (_PEFT if config.lora.rank else 0)
+        return (Item("libraries", code, "measured, docs/bench/plan.jsonl"),)
     context = Item("CUDA context, NCCL", _CONTEXT, "assumed, not measured")
     graphs = Item("vllm's graphs", _GRAPHS, "assumed, not measured; a sleep keeps them")
     return (context, graphs) if engine == "vllm" else (context,)
@@ -121,6 +124,7 @@ def _fixed(machine: Machine, engine: str) -> tuple[Item, ...]:
 
 def _build(
     config: Config,
+    shape: Shape,
     machine: Machine,
     states: States,
     sampler: Sampler,
@@ -134,7 +138,8 @@ def _build(
     built = (*fixed, *early, *copy, *(sampler.working if machine.gpu else ()))
     if machine.gpu or config.zero.stage < 3:
         return built
-    return (*built, Item("shards again", early[0].bytes, "while they are put in order"))
+    again = WIDTH[config.model.dtype] * shape.trained // machine.ranks
+    return (*built, Item("trained shards again", again, "while they are put in order"))
 
 
 def _sync(
@@ -147,7 +152,10 @@ def _sync(
     twice = 2 * bucket if config.zero.stage == 3 else 0  # as it comes in, and by parameter
     over = Item("gathered for the sampler", twice, "a bucket of parameters, twice")
     handing = (over,)
-    probe = () if states.gathered is None else (states.gathered,)
+    probe: tuple[Item, ...] = ()
+    if states.gathered is not None:
+        fetched = width * min(shape.parameters, PREFETCHED)
+        probe = (states.gathered, Item("a fetch of them", fetched, "as it comes in"))
     if engine == "vllm":  # awake for the probe
         probe = (*probe, *sampler.working)
     return max(handing, probe, key=_size)

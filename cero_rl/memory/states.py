@@ -17,6 +17,7 @@ WIDTH = {"float32": 4, "bfloat16": 2}
 REDUCE_BUCKET = 500_000_000
 SUB_GROUP = 1_000_000_000  # stepped at once, stage 3
 MAX_LIVE = 1_000_000_000  # gathered at once, stage 3
+PREFETCHED = 50_000_000  # in one message, the same
 
 
 @dataclass(frozen=True)
