@@ -19,9 +19,8 @@ from cero_rl.memory.samplers import (
     sampler_of,
 )
 from cero_rl.memory.states import (
-    PREFETCHED,
-    REDUCE_BUCKET,
     WIDTH,
+    Elements,
     Item,
     Machine,
     States,
@@ -99,7 +98,9 @@ def make_plan(
     tokens = f"{micro.tokens} tokens in sequences of {micro.longest}"
     activations = Item("activations", space.backward, f"{tokens}, run on shapes")
     passes = (*states.reduced, activations)
-    if shape.trained <= REDUCE_BUCKET:  # never full: it is sent when the activations are gone
+    if (
+        shape.trained <= Elements.of(config).reduced
+    ):  # never full: it is sent when the activations are gone
         passes = max((activations,), states.reduced, key=_size)
     by_name = {
         "build": _build(config, shape, machine, states, sampler, fixed),
@@ -154,7 +155,7 @@ def _sync(
     handing = (over,)
     probe: tuple[Item, ...] = ()
     if states.gathered is not None:
-        fetched = width * min(shape.parameters, PREFETCHED)
+        fetched = width * min(shape.parameters, Elements.of(config).fetched)
         probe = (states.gathered, Item("a fetch of them", fetched, "as it comes in"))
     if engine == "vllm":  # awake for the probe
         probe = (*probe, *sampler.working)

@@ -13,11 +13,29 @@ from cero_rl.config import Config
 from cero_rl.models.shapes import Shape
 
 WIDTH = {"float32": 4, "bfloat16": 2}
-# DeepSpeed's defaults, in elements
-REDUCE_BUCKET = 500_000_000
-SUB_GROUP = 1_000_000_000  # stepped at once, stage 3
-MAX_LIVE = 1_000_000_000  # gathered at once, stage 3
-PREFETCHED = 50_000_000  # in one message, the same
+
+
+@dataclass(frozen=True)
+class Elements:
+    """How many DeepSpeed handles at once: its defaults, or what zero.deepspeed hands on."""
+
+    reduced: int  # gradients of one message
+    stepped: int  # of a sub-group, stage 3
+    live: int  # parameters gathered, stage 3
+    fetched: int  # parameters of one message, stage 3
+
+    @classmethod
+    def of(cls, config: Config) -> Elements:
+        def given(key: str, default: int) -> int:
+            value = config.zero.deepspeed.get(key, default)
+            return int(value) if isinstance(value, (int, float)) else default
+
+        return cls(
+            given("reduce_bucket_size", 500_000_000),
+            given("sub_group_size", 1_000_000_000),
+            given("stage3_max_live_parameters", 1_000_000_000),
+            given("stage3_prefetch_bucket_size", 50_000_000),
+        )
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class States:
 
 
 def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
-    zero, width = config.zero, WIDTH[config.model.dtype]
+    zero, width, elements = config.zero, WIDTH[config.model.dtype], Elements.of(config)
     ranks, trained = machine.ranks, shape.trained
     every = shape.parameters + shape.adapters
     own = -(-trained // ranks)  # trained parameters of a rank
@@ -80,11 +98,13 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
         f"{gradient} B a trained parameter{apart}",
     )
     sent = max(gradient, width)
-    filled = min(REDUCE_BUCKET, trained)
+    filled = min(elements.reduced, trained)
+    overlaps = machine.gpu if zero.overlap_comm is None else zero.overlap_comm
+    buckets = 2 if overlaps and zero.stage in (1, 2) else 1
     bucket = Item(
-        "reduce bucket",
-        sent * (REDUCE_BUCKET if machine.gpu else filled),
-        f"{sent} B of {REDUCE_BUCKET:.0e} elements",
+        "reduce bucket" if buckets == 1 else "two reduce buckets",
+        buckets * sent * (elements.reduced if machine.gpu else filled),
+        f"{sent} B of {elements.reduced:.0e} elements",
     )
     states = [
         Item("float32 masters", masters, f"4 B a trained parameter{over}"),
@@ -99,8 +119,8 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
         reduced = [Item("all-reduce", width * filled, "gradients, flattened")] if ranks > 1 else []
     gathered = None
     if zero.stage == 3:
-        live = width * min(every, MAX_LIVE + shape.largest)
-        gathered = Item("gathered parameters", live, f"of at most {MAX_LIVE:.0e} and one more")
+        live = width * min(every, elements.live + shape.largest)
+        gathered = Item("gathered parameters", live, f"of at most {elements.live:.0e} and one more")
     return States(
         _there(always),
         _there(states),
@@ -119,7 +139,7 @@ def _step(
     config: Config, shape: Shape, machine: Machine, stepped: int, sums: Item
 ) -> tuple[Item, ...]:
     """What is there in the optimizer's step alone."""
-    at_once = min(stepped, SUB_GROUP) if config.zero.stage == 3 else stepped
+    at_once = min(stepped, Elements.of(config).stepped) if config.zero.stage == 3 else stepped
     plain = _plain(config)
     if plain:
         gradient = sums

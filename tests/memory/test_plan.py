@@ -125,6 +125,14 @@ def test_states_by_stage(settings: tuple[str, ...], bytes_each: dict[str, float]
         assert not {"float32 masters", "Adam's moments", "gradient sums"} & sizes.keys()
 
 
+def test_what_is_handed_on_to_deepspeed_is_planned() -> None:
+    sizes = "zero.deepspeed={reduce_bucket_size: 1e8, stage3_max_live_parameters: 2e8}"
+    plain, small = planned(recipe("qwen3_8b"), 8), planned(recipe("qwen3_8b", sizes), 8)
+    before, after = ({p.name: p.bytes for p in plan.phases} for plan in (plain, small))
+    assert before["rollout"] - after["rollout"] == 4 * 4e8
+    assert before["learner"] - after["learner"] == 2 * 4 * 4e8 + 2 * 8e8
+
+
 def test_states_that_leave_make_room_for_the_sampler_alone() -> None:
     config = recipe("qwen3_8b")
     leaves = recipe("qwen3_8b", "zero.offload_states_in_rollout=true")
