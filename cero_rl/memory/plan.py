@@ -103,7 +103,7 @@ def make_plan(
     ):  # never full: it is sent when the activations are gone
         passes = max((activations,), states.reduced, key=_size)
     by_name = {
-        "build": _build(config, shape, machine, states, sampler, fixed),
+        "build": _build(machine, states, sampler, fixed),
         "rollout": (*samples, *sampler.working),
         "learner": (*learns, *states.learning, *gathered, *passes),
         "optimizer": (*learns, *states.step),
@@ -124,23 +124,14 @@ def _fixed(config: Config, machine: Machine, engine: str) -> tuple[Item, ...]:
 
 
 def _build(
-    config: Config,
-    shape: Shape,
-    machine: Machine,
-    states: States,
-    sampler: Sampler,
-    fixed: tuple[Item, ...],
+    machine: Machine, states: States, sampler: Sampler, fixed: tuple[Item, ...]
 ) -> tuple[Item, ...]:
-    """Adam's moments, and on a CPU what is reserved and not yet written, come with the first step.
-    Stage 3 puts the shards it cut into one place, and so holds them twice for a moment."""
-    late = {"Adam's moments", *(() if machine.gpu else ("gradient sums", "reduce bucket"))}
+    """Adam's moments come with the first step, and on a CPU the bucket's pages, which are reserved
+    and not written before."""
+    late = {"Adam's moments", *(() if machine.gpu else ("reduce bucket",))}
     early = tuple(i for i in (*states.always, *states.offloaded) if i.name not in late)
     copy = () if sampler.weights is None else (sampler.weights,)
-    built = (*fixed, *early, *copy, *(sampler.working if machine.gpu else ()))
-    if machine.gpu or config.zero.stage < 3:
-        return built
-    again = WIDTH[config.model.dtype] * shape.trained // machine.ranks
-    return (*built, Item("trained shards again", again, "while they are put in order"))
+    return (*fixed, *early, *copy, *(sampler.working if machine.gpu else ()))
 
 
 def _sync(
