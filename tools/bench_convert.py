@@ -6,9 +6,10 @@
 A Qwen3-shaped model with random weights (untied, vocabulary 32,768) and a ZeRO-3 checkpoint of 2
 ranks with the layout that DeepSpeed writes. Every conversion runs in a process of its own,
 alternating with a copy (read, write, fsync; 8 MB pieces) of its input; megabytes count what the
-conversion wrote. Memory is the peak resident set over that of the same process after its
-imports, as a share of the largest file written. One JSON row a conversion is appended to
-docs/bench/convert.jsonl and printed.
+conversion wrote. On a machine that is shared, compare processor time (cpu_ratio), with --work on a
+file system in memory: there it holds all that a conversion costs. Memory is the peak resident set
+over that of the same process after its imports, as a share of the largest file written. One JSON
+row a conversion is appended to docs/bench/convert.jsonl and printed.
 """
 
 from __future__ import annotations
@@ -138,9 +139,9 @@ def sizes(directory: Path) -> list[int]:
     return [p.stat().st_size for p in directory.rglob("*") if p.is_file()]
 
 
-def copy_seconds(source: Path, target: Path) -> tuple[float, int]:
-    """Seconds and bytes of a plain durable copy of a directory."""
-    started, total = time.perf_counter(), 0
+def copy_seconds(source: Path, target: Path) -> tuple[float, float, int]:
+    """Seconds, processor seconds and bytes of a plain durable copy of a directory."""
+    started, busy, total = time.perf_counter(), time.process_time(), 0
     for path in [p for p in source.rglob("*") if p.is_file()]:
         (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -150,7 +151,7 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, int]:
             while block := read.read(8 * 2**20):
                 total += written.write(block)
             os.fsync(written.fileno())
-    return time.perf_counter() - started, total
+    return time.perf_counter() - started, time.process_time() - busy, total
 
 
 def memory(field: str) -> int:
@@ -181,12 +182,16 @@ def child(arguments: list[str]) -> None:
         no_loss_scaling()
     # the peak so far, of the imports or of the parent, is forgotten
     Path("/proc/self/clear_refs").write_text("5")
-    before, started = memory("VmRSS"), time.perf_counter()
+    before, started, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
     code = convert.main(arguments)
     assert code == 0, arguments
     print(
         json.dumps(
-            {"seconds": time.perf_counter() - started, "extra_bytes": memory("VmHWM") - before}
+            {
+                "seconds": time.perf_counter() - started,
+                "cpu_seconds": time.process_time() - busy,
+                "extra_bytes": memory("VmHWM") - before,
+            }
         )
     )
 
@@ -195,6 +200,7 @@ def measure(
     name: str, arguments: list[str], source: Path, work: Path, repeats: int
 ) -> dict[str, Any]:
     rates, copies, memory, largest, written = [], [], [], 0, 0
+    busy, copies_busy = [], []  # MB a second of processor time
     for _ in range(repeats):
         out, copied = work / "out", work / "copy"
         line = [sys.executable, __file__, "--child", *arguments, "--out", str(out)]
@@ -207,10 +213,12 @@ def measure(
         found = json.loads(done.stdout.splitlines()[-1])
         written, largest = sum(sizes(out)), max(sizes(out))
         shutil.rmtree(out)
-        seconds, total = copy_seconds(source, copied)
+        seconds, cpu_seconds, total = copy_seconds(source, copied)
         shutil.rmtree(copied)
         rates.append(written / found["seconds"] / 1e6)
         copies.append(total / seconds / 1e6)
+        busy.append(written / found["cpu_seconds"] / 1e6)
+        copies_busy.append(total / cpu_seconds / 1e6)
         memory.append(found["extra_bytes"])
     rate, copy = statistics.median(rates), statistics.median(copies)
     return {
@@ -222,6 +230,9 @@ def measure(
         "highest": round(max(rates), 1),
         "copy_mb_per_second": round(copy, 1),
         "ratio_to_copy": round(rate / copy, 3),
+        "cpu_mb_per_second": round(statistics.median(busy), 1),
+        "copy_cpu_mb_per_second": round(statistics.median(copies_busy), 1),
+        "cpu_ratio": round(statistics.median(busy) / statistics.median(copies_busy), 3),
         "peak_extra_mb": round(max(memory) / 1e6, 1),
         "largest_file_mb": round(largest / 1e6, 1),
         "peak_over_largest_file": round(max(memory) / largest, 3),

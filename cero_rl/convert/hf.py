@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def save_settings(model: Path, dtype: torch.dtype, target: Path) -> None:
     try:
         generation = exportable_generation_config(read_generation_config(str(model)), str(model))[0]
         causal_lm = layout_of(model).model
-        config = causal_lm.config
+        config = deepcopy(causal_lm.config)
         config.dtype = str(dtype).removeprefix("torch.")
         config.architectures = [type(causal_lm).__name__]
         config.save_pretrained(target)

@@ -65,9 +65,18 @@ def _stored(model: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def layout_of(directory: Path) -> Layout:
     """From the architecture in config.json itself. Raises CheckpointError."""
+    refuse_links_out(directory)
+    try:
+        config = (directory / "config.json").read_bytes()
+    except OSError:  # said below, by who needs it
+        config = b""
+    return _layout(directory, config)
+
+
+@lru_cache(maxsize=2)  # a conversion asks several times, of its source and of a base
+def _layout(directory: Path, _config: bytes) -> Layout:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    refuse_links_out(directory)
     try:
         config = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
@@ -87,7 +96,14 @@ def layout_of(directory: Path) -> Layout:
     own = {n: t for n, t in everything.items() if n in parameters}
     own |= {n: t for n, t in everything.items() if n not in parameters}
     stored = _stored(model, dict(own))
-    parts = {name: tuple(_stored(model, {name: tensor})) for name, tensor in own.items()}
+    # What is only renamed is the same tensor still; to ask for the parts of each takes long.
+    renamed = {id(tensor): name for name, tensor in stored.items()}
+    parts = {
+        name: (renamed[id(tensor)],)
+        if id(tensor) in renamed
+        else tuple(_stored(model, {name: tensor}))
+        for name, tensor in own.items()
+    }
     if sorted(part for each in parts.values() for part in each) != sorted(stored):
         raise CheckpointError(
             f"{directory}: a {config.model_type} is stored in tensors that are made of several of "

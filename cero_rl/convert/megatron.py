@@ -78,12 +78,13 @@ def _build(weights: Weights, entry: Entry, shape: Shape, multiple: int) -> Tenso
     rows = sum(spec.shape[0] for spec in specs)
     if entry.vocabulary:
         rows = padded(rows, multiple)
-    tensor = torch.zeros([rows, *specs[0].shape[1:]], dtype=specs[0].dtype)
+    tensor = torch.empty([rows, *specs[0].shape[1:]], dtype=specs[0].dtype)
     flat, at = tensor.view(-1), 0
     for name in entry.names:
         for piece in weights.pieces(name):
             flat[at : at + len(piece)] = piece
             at += len(piece)
+    flat[at:] = 0  # rows that pad the vocabulary
     return tensor
 
 

@@ -89,8 +89,10 @@ def write_universal(zero: ZeroCheckpoint, out: Path, report: Report) -> None:
         if folder.parent != root or name in ("", ".", ".."):
             raise CheckpointError(f"{zero.directory}: {name!r} is no name for a parameter")
         folder.mkdir()
+        param = None
         for kind, weights in states.items():
-            torch.save({"param": weights.read(name)}, folder / f"{kind}.pt")
+            param = weights.read(name, into=param)
+            torch.save({"param": param}, folder / f"{kind}.pt")
         torch.save(step, folder / "step.pt")
         if number % 50 == 0 or number == len(zero.shapes):
             report(f"  {number}/{len(zero.shapes)} parameters")
@@ -114,31 +116,40 @@ def _sub_groups(
     return [*groups, current] if current else groups
 
 
-def _flat(zero: ZeroCheckpoint, kind: str, names: list[str], world_size: int, rank: int) -> Tensor:
-    """A rank's partitions of some parameters one after the other, padding 0."""
-    parts = [(name, *partition(math.prod(zero.shapes[name]), world_size, rank)) for name in names]
-    flat = torch.zeros(sum(size for _, size, _, _ in parts))
-    at = 0
-    for name, size, first, real in parts:
-        end = at
-        for piece in zero.elements(kind, name, first, real):
-            flat[end : end + len(piece)] = piece
-            end += len(piece)
-        at += size
-    return flat
+class _Flat:
+    """Partitions of some parameters one after the other, for one rank after the other: all have the
+    same size, and the memory is used again."""
+
+    def __init__(self, zero: ZeroCheckpoint, kind: str, names: list[str], world_size: int) -> None:
+        self._zero, self._kind, self._names, self._world_size = zero, kind, names, world_size
+        sizes = (partition(math.prod(zero.shapes[name]), world_size, 0)[0] for name in names)
+        self._flat = torch.empty(sum(sizes))
+
+    def of(self, rank: int) -> Tensor:
+        """Those of a rank, padding 0; until the next rank is asked for."""
+        at = 0
+        for name in self._names:
+            size, first, real = partition(
+                math.prod(self._zero.shapes[name]), self._world_size, rank
+            )
+            end = at
+            for piece in self._zero.elements(self._kind, name, first, real):
+                self._flat[end : end + len(piece)] = piece
+                end += len(piece)
+            at += size
+            self._flat[end:at] = 0.0
+        return self._flat
 
 
 def _optimizer_of(
-    zero: ZeroCheckpoint,
-    groups: list[list[str]],
+    step: float | None,
+    flat: list[dict[str, Tensor]],
     ranks: int,
-    rank: int,
     group: Mapping[str, Any],
     scaler: Any,
 ) -> dict[str, Any]:
-    flat = [{kind: _flat(zero, kind, names, ranks, rank) for kind in STATES} for names in groups]
     moments = {
-        i: {"step": torch.tensor(zero.step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]}
+        i: {"step": torch.tensor(step), "exp_avg": f["exp_avg"], "exp_avg_sq": f["exp_avg_sq"]}
         for i, f in enumerate(flat)
     }
     return {
@@ -170,6 +181,7 @@ def write_resharded(
     module = {name: torch.empty(0, dtype=zero.model_dtype) for name in [*zero.shapes, *zero.shared]}
     for name, (spec, part) in zero.buffers.items():
         module[name] = torch.cat(list(part.pieces())).reshape(spec.shape)
+    states = [{kind: _Flat(zero, kind, names, ranks) for kind in STATES} for names in groups]
     prefix = "bf16_" if zero.model_dtype == torch.bfloat16 else ""
     for rank in range(ranks):
         shared = dict(zero.shared) if rank == 0 else {}
@@ -182,15 +194,13 @@ def write_resharded(
         }
         torch.save(own, out / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
         path = out / f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
+        flat = [{kind: each.of(rank) for kind, each in state.items()} for state in states]
         state = {
-            "optimizer_state_dict": _optimizer_of(
-                zero, groups, ranks, rank, group, no_loss_scaling()
-            )
+            "optimizer_state_dict": _optimizer_of(zero.step, flat, ranks, group, no_loss_scaling())
         }
         torch.save(
             {**state, "ds_config": header["ds_config"], "ds_version": header["ds_version"]}, path
         )
-        del state  # or two ranks would be in memory
         report(f"  rank {rank} of {ranks}: {path.stat().st_size / 1e6:,.1f} MB")
 
 

@@ -46,10 +46,17 @@ class Weights:
     specs: Mapping[str, Spec]
     pieces: Callable[[str], Iterator[Tensor]]
 
-    def read(self, name: str) -> Tensor:
-        """The whole tensor, filled piece by piece: joining a list of pieces would hold it twice."""
-        spec = self.specs[name]
-        flat, at = torch.empty(spec.numel, dtype=spec.dtype), 0
+    def read(self, name: str, into: Tensor | None = None) -> Tensor:
+        """The whole tensor, filled piece by piece: joining a list of pieces would hold it twice.
+
+        `into`: a tensor that is no longer needed. Where it has the same size its memory is used:
+        fresh memory costs as much as writing it to a file.
+        """
+        spec, at = self.specs[name], 0
+        if into is not None and (into.dtype, into.numel()) == (spec.dtype, spec.numel):
+            flat = into.view(-1)
+        else:
+            flat = torch.empty(spec.numel, dtype=spec.dtype)
         for piece in self.pieces(name):
             flat[at : at + len(piece)] = piece
             at += len(piece)
