@@ -38,7 +38,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study map clean trl-example test-verl \
+.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
   bench-convert bench-loading test-architectures check-plan
 
@@ -90,6 +90,10 @@ docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the config
 study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
 	$(PY) tools/study.py run $(STUDY) $(ARGS)
 	$(PY) tools/study.py report $(STUDY)
+
+pools: $(VENV)/.stamp-dev ## make the pools of docs/studies/pools.yaml that do not ship, in build/testbeds (10 minutes of a core)
+	$(PY) tools/testbeds.py --task frontier --start recipes/assets/frontier --out build/testbeds --dead 30 50 70 85 --prompts 4000
+	$(PY) tools/testbeds.py --task frontier --start recipes/assets/frontier --out build/testbeds --dead 50 --prompts 16000
 
 map: $(DEV) ## where CERO+ pays, in simulation: docs/bench/map.jsonl, docs/map.png (two minutes); ARGS=calibrate compares with the study
 	@$(PY) tools/make_map.py $(ARGS)

@@ -41,7 +41,7 @@ QUIET = {
     "logging.tensorboard": False,
     "logging.sample_dumps": False,
 }
-POINTS = 5  # evaluations along a run, the last of them final
+POINTS = 5  # evaluations along a run, the last of them final, where `points` says nothing else
 
 Settings = Mapping[str, Any]
 
@@ -52,9 +52,11 @@ class StudyError(ValueError):
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. Settings are dotted keys of the configuration, and three of its own:
+    """What a study file says. Settings are dotted keys of the configuration, and six of its own:
     `round`, rollouts of a round, by which a budget becomes a number of rounds; `warmup`, the share
-    of these that the learning rate rises over; `capacity`, the most rollouts of one, in rounds."""
+    of these that the learning rate rises over; `capacity`, the most rollouts of one, in rounds;
+    `points`, evaluations along a run; `recipe`, in the place of the study's; `sha256`, the digest
+    of the file `data.source`."""
 
     name: str
     recipe: str
@@ -117,6 +119,24 @@ def refuse_unknown(study: Study, chosen: argparse.Namespace) -> None:
                 raise StudyError(f"--{name} {one}: the study has {', '.join(known)}")
 
 
+def refuse_other_data(jobs: list[Job]) -> None:
+    """Raises StudyError for a pool whose file is missing, or is not the one that the study names:
+    its rows would stand beside those of other prompts."""
+    for pool, job in {job.pool: job for job in jobs}.items():
+        source = job.settings["data.source"]
+        if not (ROOT / source).is_file():
+            raise StudyError(
+                f"pool {pool}: {source} is missing; the study's file says what makes it"
+            )
+        found = hashlib.sha256((ROOT / source).read_bytes()).hexdigest()
+        wanted = job.settings.get("sha256", found)
+        if found != wanted:
+            raise StudyError(
+                f"pool {pool}: the SHA-256 of {source} is {found}, wanted {wanted}; another CPU "
+                "may sample another pool: name its digest in a study of your own"
+            )
+
+
 def jobs_of(study: Study, chosen: argparse.Namespace) -> Iterator[Job]:
     """Seed after seed, so that a study that is cut short has whole pairs."""
     for seed in chosen.seeds or study.seeds:
@@ -130,6 +150,8 @@ def jobs_of(study: Study, chosen: argparse.Namespace) -> Iterator[Job]:
 def settings_of(job: Job) -> dict[str, Any]:
     """Configuration keys of one run: rounds, warm-up and evaluations follow from the budget."""
     settings = {**QUIET, **job.settings}
+    for key in ("recipe", "sha256"):
+        settings.pop(key, None)
     per_round = settings.pop("round")
     rounds = job.budget // per_round
     if shares := settings.pop("capacity", None):
@@ -137,13 +159,15 @@ def settings_of(job: Job) -> dict[str, Any]:
     if share := settings.pop("warmup", None):
         settings["optimizer.warmup_steps"] = round(share * rounds)
     settings |= {"budget.total_rollouts": job.budget, "scheduler.rounds": rounds}
-    settings.setdefault("evaluation.every_steps", max(1, job.budget // per_round // POINTS))
+    points = settings.pop("points", POINTS)
+    settings.setdefault("evaluation.every_steps", max(1, rounds // points))
     return {**settings, "seed": job.seed, "name": job.name}
 
 
 def run_job(job: Job, study: Study, *, port: int, work_dir: Path) -> dict[str, Any]:
     """One training run; returns its row. Raises StudyError with the end of its log if it fails."""
-    command = [sys.executable, "recipes/train_cero.py", "--config", study.recipe, "--overwrite"]
+    recipe = job.settings.get("recipe", study.recipe)
+    command = [sys.executable, "recipes/train_cero.py", "--config", recipe, "--overwrite"]
     for key, value in {**settings_of(job), "output_dir": str(work_dir)}.items():
         text = value if isinstance(value, str) else json.dumps(value)
         command += ["--set", f"{key}={text}"]
@@ -225,6 +249,7 @@ def run(study: Study, arguments: argparse.Namespace) -> int:
     }
     jobs = list(jobs_of(study, arguments))
     todo = [job for job in jobs if job.key not in done]
+    refuse_other_data(todo)
     print(f"{len(jobs)} runs, {len(jobs) - len(todo)} of them in {study.results.name}", flush=True)
     started, finished, failed, stopped = time.monotonic(), 0, 0, False
     arguments.work_dir.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,9 @@ writes into OUT/frontier_1m
     heldout_balanced.jsonl  800 prompts, all families and lengths alike
     samples_*.jsonl       right answers by prompt: a run that was stopped goes on from there
     testbed.json          what was made, the start model's accuracies, shares by kind
+
+`--start recipes/assets/frontier` takes the start model that ships there and makes other pools of it
+(`make pools`): another CPU would train another one.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from collections import Counter, defaultdict
@@ -65,6 +69,25 @@ WARMUP = {
     ("chain", "4m"): Warmup(200, 64, 1e-3),
 }
 MEASURE_SAMPLES = 8  # a held-out prompt, drawn anew: the 16 that chose it flatter its kind
+
+
+def take_start(start: Path, recipe: Mapping[str, Any], directory: Path) -> None:
+    """Copy the start model of another testbed's directory. Raises SystemExit when it was made by
+    another recipe."""
+    made_by = json.loads((start / "testbed.json").read_text())["made_by"]
+    if odd := [key for key, value in recipe.items() if made_by.get(key) != value]:
+        raise SystemExit(
+            f"error: --start {start}: its {odd[0]} is {made_by.get(odd[0])}, "
+            f"wanted {recipe[odd[0]]}; name a testbed of the same task, size and seed"
+        )
+    weights = Path("model") / "model.safetensors"
+    there = directory / weights
+    if there.is_file() and there.read_bytes() == (start / weights).read_bytes():
+        return
+    for samples in directory.glob("samples_*.jsonl"):  # of another model
+        samples.unlink()
+    shutil.copytree(start / "model", directory / "model", dirs_exist_ok=True)
+    (directory / "start.json").write_text(json.dumps(recipe) + "\n")
 
 
 def start_model(task: Task, recipe: Mapping[str, Any], directory: Path) -> Qwen3ForCausalLM:
@@ -167,6 +190,8 @@ def make(arguments: argparse.Namespace) -> None:
         "batch": warmup.batch,
         "learning_rate": warmup.learning_rate,
     }
+    if arguments.start is not None:
+        take_start(arguments.start, recipe, directory)
     model = start_model(task, recipe, directory)
     sampler = Sampler(model, Vocabulary(task.tokens), task.max_response_tokens, seed)
     held = {
@@ -208,6 +233,7 @@ def main() -> int:
     parser.add_argument("--task", choices=list(TASKS), required=True)
     parser.add_argument("--size", choices=list(SIZES), default="1m")
     parser.add_argument("--out", type=Path, required=True, help="its TASK_SIZE/ is written")
+    parser.add_argument("--start", type=Path, help="a testbed whose start model is taken")
     parser.add_argument("--dead", type=int, nargs="+", default=[30, 50, 70, 85], help="percent")
     parser.add_argument("--prompts", type=int, nargs="+", default=[4000, 16000])
     parser.add_argument("--heldout", type=int, default=800, help="prompts of each held-out set")

@@ -3,6 +3,7 @@ whose truth is known."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -59,7 +60,35 @@ def test_a_seed_is_finished_before_the_next(file: Path):
     assert settings["budget.total_rollouts"] == 128
     assert settings["learner.baseline"] == "posterior"
     assert settings["optimizer.warmup_steps"] == 2
+    assert settings["evaluation.every_steps"] == 1
     assert not {"round", "warmup"} & settings.keys()
+    two = study.Job("digits", "uniform", 0, 1024, {**jobs[3].settings, "points": 2})
+    assert study.settings_of(two)["evaluation.every_steps"] == 16
+    assert "points" not in study.settings_of(two)
+
+
+def test_a_pool_may_bring_its_recipe_and_names_its_file(file: Path, monkeypatch, capsys):
+    own = "data.source: recipes/assets/easy_sums.jsonl, recipe: recipes/none.yaml, sha256: {}"
+    data = (ROOT / "recipes/assets/easy_sums.jsonl").read_bytes()
+    right, wrong = hashlib.sha256(data).hexdigest(), "f" * 64
+    pool = "pools: {digits: {data.source: recipes/assets/digits_unfiltered.jsonl}"
+    file.write_text(file.read_text().replace(pool, f"{pool}, sums: {{{own.format(right)}}}"))
+    given = ["study.py", "run", str(file), "--seeds", "0", "--budgets", "64", "--jobs", "1"]
+    given += ["--arms", "uniform", "--pools", "sums", "--work-dir", str(file.parent / "work")]
+    monkeypatch.setattr(sys, "argv", given)
+    assert study.main() == 1, "the recipe is the pool's: there is none of that name"
+    assert "recipes/none.yaml" in capsys.readouterr().err
+    (job,) = study.jobs_of(
+        study.read_study(file),
+        study.argparse.Namespace(seeds=[0], budgets=[64], pools=["sums"], arms=["uniform"]),
+    )
+    assert not {"recipe", "sha256"} & study.settings_of(job).keys()
+    file.write_text(file.read_text().replace(right, wrong))
+    assert study.main() == 2
+    assert f"is {right}, wanted {wrong}" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("easy_sums.jsonl", "none.jsonl"))
+    assert study.main() == 2
+    assert "pool sums: recipes/assets/none.jsonl is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from digits import LOTTERY, Item, is_heldout  # noqa: E402
 from testbed_tasks import TASKS, solve_frontier, write_chain, wrong_key  # noqa: E402
 
 ASSETS = ROOT / "recipes" / "assets"
-SHIPPED = ["frontier"]
+SHIPPED = ["frontier", "chain"]
 MIXES = [30, 50, 70, 85]
 
 
@@ -248,14 +248,15 @@ def test_shipped_sets_hold_what_they_say(task):
         assert all(is_heldout(p) == name.startswith("heldout") for p in prompts)
         heldout |= {p for p in prompts if name.startswith("heldout")}
         kinds = [row["kind"] for row in entries]
-        counts = {kind: kinds.count(kind) for kind in pools.KINDS if kind in kinds}
-        shares = {kind: round(count / len(kinds), 4) for kind, count in counts.items()}
+        counts = {kind: kinds.count(kind) for kind in pools.KINDS}
+        shares = {kind: round(count / len(kinds), 4) for kind, count in counts.items() if count}
         assert shares == report["sets"][name]["kinds"]
         kind, _, dead = name.partition("_")
         if kind == "train":
             assert counts == pools.pool_counts(task, int(dead) / 100, len(entries))
         elif dead.isdigit():
-            assert counts == pools.heldout_counts(task, int(dead) / 100, len(entries))
+            wanted = pools.heldout_counts(task, int(dead) / 100, len(entries))
+            assert counts == {**dict.fromkeys(pools.KINDS, 0), **wanted}
     assert len(heldout) >= 800
 
 
