@@ -184,6 +184,24 @@ def test_candidates_do_not_depend_on_chunks_or_on_what_else_is_wanted(monkeypatc
         candidates(200, {"solved": 399})
 
 
+def test_a_start_model_that_ships_is_taken(tmp_path):
+    """With what was sampled from it; what another model left is not."""
+    made_by = json.loads((ASSETS / "frontier" / "testbed.json").read_text())["made_by"]
+    recipe = {key: value for key, value in made_by.items() if key != "parameters"}
+    weights, samples = tmp_path / "model" / "model.safetensors", tmp_path / "samples_train.jsonl"
+    for left, kept in ((None, False), (None, True), (b"another", False)):
+        samples.write_text("{}")
+        if left is not None:
+            weights.write_bytes(left)
+        testbeds.take_start(ASSETS / "frontier", recipe, tmp_path)
+        shipped = ASSETS / "frontier" / "model" / "model.safetensors"
+        assert weights.read_bytes() == shipped.read_bytes()
+        assert json.loads((tmp_path / "start.json").read_text()) == recipe
+        assert samples.exists() == kept
+    with pytest.raises(SystemExit, match="its seed is 0, wanted 1; name a testbed of the same"):
+        testbeds.take_start(ASSETS / "frontier", {**recipe, "seed": 1}, tmp_path)
+
+
 def test_chosen_sets_are_nested_and_shuffled():
     item = [Item(f"R{i}=", "1", "R", 2) for i in range(90)]
     kinds = {
