@@ -5,8 +5,8 @@
 Four families over 2 to 5 common words: repeat them, say them in reverse, say the first, say the
 last. A prompt is a chat of an instruction, one solved example and the question, 33 to 40 tokens of
 SmolLM2's; the response is the answer and nothing else, 2 to 10 tokens with the end. SmolLM2-135M
-repeats two words about once in two samples and never turns four round: difficulty follows family
-and length, which are columns.
+repeats two words in about one sample of three and hardly ever reverses four: difficulty follows
+family and length, which are columns.
 
 What is made is a function of the seed, the same on every machine. No question is in both files.
 """
