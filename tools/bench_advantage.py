@@ -1,4 +1,4 @@
-"""The ragged group advantage against every peer of bench_peers.py: a table, rows in docs/bench/.
+"""Ragged group advantage against every peer of advantage_peers.py: a table, rows in docs/bench/.
 
     make bench-advantage                       CPU, one thread
     python tools/bench_advantage.py --device cuda
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_peers import Case, Outputs, cero, disagreement, peers, worst_on_equal_rewards
+from advantage_peers import Case, Outputs, cero, disagreement, peers, worst_on_equal_rewards
 from bench_timing import ROOT, copy_bandwidth, count_launches, count_syncs, machine, timer
 from rich.console import Console
 from rich.table import Table

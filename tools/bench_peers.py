@@ -1,204 +1,351 @@
-"""The ways others compute group advantages, one function each, with the same inputs and outputs as
-our operator: for the benchmark.
+"""cero_rl against TRL on the same work: CPU and wall seconds a step, tokens/s by phase, peak memory
+(`make bench-peers`). docs/peers.md says what is equal and what cannot be.
 
-Norm: (r - mean) / (std + 1e-6) with ddof 1, what most trainers do; a group of one gets 0. `spread`
-to packed tokens is the same for all peers, written as eager code would, with the output size given
-so that it need not wait for the GPU.
+    python tools/bench_peers.py [--shapes 1m 14m 135m] [--alternations 5] [--threads 1]
+
+First every contender of a shape (peer_shapes.py) takes a warm-up step and a few more alone: the
+sweep. Then the fastest setting of each trainer runs against the other in turns: one works while the
+other waits between two steps. What was measured at this commit is kept in the working directory and
+not measured again, so an interrupted call goes on. A row a shape is appended to --rows when it is
+complete.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from bench_timing import commit, machine
+from peer_meter import OWN_END, PIPES
+from peer_shapes import ROOT, SHAPES, Contender, Shape, prepare
 
-from cero_rl.ops import group_advantage, group_advantage_tokens
-
-EPS = 1e-6
-THRESHOLD = 0.5
+ROWS = ROOT / "docs/bench/peers.jsonl"
+WORK = ROOT / "build/peers"
+TRAINERS = ("cero_rl", "trl")
+PACKAGES = ("trl", "transformers", "deepspeed", "accelerate")
+Numbers = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Case:
-    """R rollouts in G groups; cu_seqlens and the rest are None where only the groups are wanted."""
+class Made:
+    """A shape's files, and how they are used."""
 
-    sizes: str  # how groups are sized, for the table
-    rewards: Tensor  # f32[R]
-    group_offsets: Tensor  # i64[G+1]
-    cu_seqlens: Tensor | None = None  # i32[R+1]
-    seq_rollout: Tensor | None = None  # i32[R]
-    loss_mask: Tensor | None = None  # bool[T]
-
-    @property
-    def tokens(self) -> int:
-        return 0 if self.loss_mask is None else self.loss_mask.numel()
+    shape: Shape
+    model: Path
+    data: Path
+    threads: int
+    work: Path
 
 
-class Outputs(NamedTuple):
-    adv: Tensor  # f32[R]
-    mean: Tensor  # f32[G]
-    std: Tensor  # f32[G]
-    wins: Tensor  # i32[G]
-    live: Tensor  # bool[G]
-    token_adv: Tensor | None  # f32[T]
-
-
-def spread(adv: Tensor, case: Case) -> Tensor | None:
-    if case.cu_seqlens is None or case.seq_rollout is None or case.loss_mask is None:
-        return None
-    lengths = (case.cu_seqlens[1:] - case.cu_seqlens[:-1]).long()
-    return (
-        torch.repeat_interleave(adv[case.seq_rollout.long()], lengths, output_size=case.tokens)
-        * case.loss_mask
-    )
-
-
-def _owner(case: Case, sizes: Tensor) -> Tensor:
-    return torch.repeat_interleave(
-        torch.arange(sizes.numel(), device=sizes.device), sizes, output_size=case.rewards.numel()
-    )
-
-
-def cero(case: Case) -> Outputs:
-    if case.cu_seqlens is None or case.loss_mask is None:
-        return Outputs(
-            *group_advantage(
-                case.rewards, case.group_offsets, norm="std", eps=EPS, success_threshold=THRESHOLD
-            ),
-            None,
-        )
-    out = group_advantage_tokens(
-        case.rewards,
-        case.group_offsets,
-        case.cu_seqlens,
-        case.loss_mask,
-        seq_rollout=case.seq_rollout,
-        norm="std",
-        eps=EPS,
-        success_threshold=THRESHOLD,
-    )
-    return Outputs(out.adv, out.mean, out.std, out.wins, out.live, out.token_adv)
-
-
-def index_add(case: Case) -> Outputs:
-    sizes = case.group_offsets[1:] - case.group_offsets[:-1]
-    owner, zeros = _owner(case, sizes), torch.zeros(sizes.numel(), device=sizes.device)
-    count = sizes.float()
-    mean = zeros.index_add(0, owner, case.rewards) / count.clamp(min=1)
-    centered = case.rewards - mean[owner]
-    std = (zeros.index_add(0, owner, centered**2) / (count - 1).clamp(min=1)).sqrt()
-    wins = zeros.index_add(0, owner, (case.rewards > THRESHOLD).float()).int()
-    adv = centered / (std + EPS)[owner]
-    return Outputs(adv, mean, std, wins, std > EPS, spread(adv, case))
-
-
-compiled_index_add = torch.compile(index_add, dynamic=True)
-
-
-def segment_reduce(case: Case) -> Outputs:
-    def reduce(values: Tensor, how: str) -> Tensor:
-        return torch.segment_reduce(
-            values, how, offsets=case.group_offsets, axis=0, initial=0 if how == "sum" else None
-        )
-
-    sizes = case.group_offsets[1:] - case.group_offsets[:-1]
-    owner = _owner(case, sizes)
-    mean = reduce(case.rewards, "sum") / sizes.clamp(min=1)
-    centered = case.rewards - mean[owner]
-    std = (reduce(centered**2, "sum") / (sizes - 1).clamp(min=1)).sqrt()
-    wins = reduce((case.rewards > THRESHOLD).float(), "sum").int()
-    adv = centered / (std + EPS)[owner]
-    return Outputs(adv, mean, std, wins, std > EPS, spread(adv, case))
-
-
-def segment_csr(case: Case) -> Outputs:
-    import torch_scatter  # pyright: ignore[reportMissingImports]
-
-    def total(values: Tensor) -> Tensor:
-        return torch_scatter.segment_csr(values, case.group_offsets, reduce="sum")
-
-    sizes = case.group_offsets[1:] - case.group_offsets[:-1]
-    mean = total(case.rewards) / sizes.clamp(min=1)
-    centered = case.rewards - torch_scatter.gather_csr(mean, case.group_offsets)
-    std = (total(centered**2) / (sizes - 1).clamp(min=1)).sqrt()
-    wins = total((case.rewards > THRESHOLD).float()).int()
-    adv = centered / torch_scatter.gather_csr(std + EPS, case.group_offsets)
-    return Outputs(adv, mean, std, wins, std > EPS, spread(adv, case))
-
-
-def padded(case: Case) -> Outputs:
-    """A rectangle [G, largest group]: a view where all groups have one size, a gather where not."""
-    sizes = case.group_offsets[1:] - case.group_offsets[:-1]
-    largest = int(sizes.max())
-    if largest * sizes.numel() == case.rewards.numel():
-        valid, table = None, case.rewards.view(-1, largest)
-    else:
-        column = torch.arange(largest, device=sizes.device)
-        valid = column < sizes[:, None]
-        place = (case.group_offsets[:-1, None] + column).clamp(max=case.rewards.numel() - 1)
-        table = torch.where(valid, case.rewards[place], 0.0)
-    mean = table.sum(1) / sizes
-    centered = table - mean[:, None]
-    if valid is not None:
-        centered = torch.where(valid, centered, 0.0)
-    std = (centered.square().sum(1) / (sizes - 1).clamp(min=1)).sqrt()
-    wins = (table > THRESHOLD).sum(1).int()
-    scaled = centered / (std + EPS)[:, None]
-    adv = scaled.reshape(-1) if valid is None else scaled[valid]
-    return Outputs(adv, mean, std, wins, std > EPS, spread(adv, case))
-
-
-def python_loop(case: Case) -> Outputs:
-    adv, rows = torch.zeros_like(case.rewards), []
-    for first, last in pairwise(case.group_offsets.tolist()):
-        group = case.rewards[first:last]
-        mean = group.mean()
-        std = group.std() if last - first > 1 else torch.zeros_like(mean)
-        adv[first:last] = (group - mean) / (std + EPS)
-        rows.append((mean, std, (group > THRESHOLD).sum()))
-    mean, std, wins = (torch.stack(column) for column in zip(*rows))
-    return Outputs(adv, mean, std, wins.int(), std > EPS, spread(adv, case))
-
-
-def peers() -> dict[str, Callable[[Case], Outputs]]:
-    """All that can run here, by the name in the table."""
-    found: dict[str, Callable[[Case], Outputs]] = {
-        "index_add": index_add,
-        "segment_reduce": segment_reduce,
-        "compiled index_add": compiled_index_add,
-        "padded": padded,
-        "python loop": python_loop,
+def command(made: Made, contender: Contender) -> list[str]:
+    """What starts the contender; it ends when it is told to."""
+    shape, folder = made.shape, made.work / "runs"
+    if contender.trainer == "trl":
+        spec = {
+            "model": str(made.model),
+            "data": str(made.data),
+            "rollouts": shape.rollouts,
+            "response_tokens": shape.response_tokens,
+            "dtype": shape.dtype,
+            "learning_rate": shape.learning_rate,
+            "reward": shape.reward,
+            "threads": made.threads,
+            "settings": contender.settings,
+        }
+        path = folder / f"trl_{shape.name}.json"
+        path.write_text(json.dumps(spec))
+        return [sys.executable, str(ROOT / "tools/peer_trl.py"), str(path)]
+    steps = 1000  # more than will be asked for
+    rollouts = shape.prompts * shape.rollouts
+    settings = {
+        "name": f"cero_{shape.name}",
+        "output_dir": folder,
+        "model.path": made.model,
+        "model.dtype": shape.dtype,
+        "data.source": made.data,
+        "data.heldout_fraction": 0,
+        "data.chat_template": "never",
+        "data.max_prompt_tokens": shape.prompt_tokens,
+        "reward.function": f"{ROOT / 'tools/peer_reward.py'}:{shape.reward}",
+        "rollout.engine": "transformers",
+        "rollout.max_response_tokens": shape.response_tokens,
+        "scheduler.name": "uniform",
+        "scheduler.rounds": steps,
+        "scheduler.rollouts_per_unit": shape.rollouts,
+        "budget.total_rollouts": steps * rollouts,
+        "learner.algorithm": "grpo",
+        "learner.importance_sampling": "none",
+        "optimizer.learning_rate": shape.learning_rate,
+        "evaluation.every_steps": 0,
+        "checkpoint.every_steps": 0,
+        "checkpoint.export": "false",
+        "logging.tensorboard": "false",
+        "logging.sample_dumps": "false",
+        **contender.settings,
     }
-    if importlib.util.find_spec("torch_scatter") is not None:
-        found["segment_csr"] = segment_csr
-    return found
+    file = folder / "empty.yaml"
+    file.write_text("{}\n")
+    line = [sys.executable, str(ROOT / "tools/peer_cero.py"), "--overwrite", "--config", str(file)]
+    for key, value in settings.items():
+        line += ["--set", f"{key}={value}"]
+    return line
 
 
-def disagreement(got: Outputs, wanted: Outputs) -> str:
-    """Empty where all outputs agree up to float32 rounding, else the name of the first that does
-    not."""
-    for name, a, b in zip(Outputs._fields, got, wanted):
-        if (a is None) != (b is None):
-            return name
-        if (
-            a is not None
-            and b is not None
-            and not torch.allclose(a.float(), b.float(), rtol=1e-4, atol=1e-5)
-        ):
-            return name
-    return ""
+def start(made: Made, contender: Contender) -> Running:
+    """The contender, in a process of its own."""
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(made.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
+    }
+    if made.shape.as_it_is:
+        environment[OWN_END] = "1"
+    log = made.work / "runs" / f"{contender.trainer}_{made.shape.name}.log"
+    label = f"{contender.trainer} {contender.label}"
+    return Running(label, command(made, contender), log, environment)
 
 
-def worst_on_equal_rewards(peer: Callable[[Case], Outputs], device: str) -> float:
-    """Largest |adv| over 441 groups whose rewards are all equal, sizes 2..64: the only right answer
-    is 0."""
-    values = (0.1, 0.2, 0.3, 0.7, 0.9, 1 / 3, 1.1)
-    sizes = torch.arange(2, 65).repeat_interleave(len(values))
-    rewards = torch.tensor(values).repeat(63).repeat_interleave(sizes)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
-    return float(peer(Case("equal", rewards.to(device), offsets.to(device))).adv.abs().max())
+class Running:
+    """A contender that was started and waits for its turn."""
+
+    def __init__(self, label: str, line: Sequence[str], log: Path, environment: Numbers) -> None:
+        self.label, self.log = label, log
+        their_read, own_write = os.pipe()
+        own_read, their_write = os.pipe()
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                line,
+                cwd=ROOT,
+                env={**environment, PIPES: f"{their_write},{their_read}"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(their_write, their_read),
+            )
+        os.close(their_read)
+        os.close(their_write)
+        self._write, self._read = os.fdopen(own_write, "w"), os.fdopen(own_read)
+        self.start_up_cpu_seconds = self._line()["cpu_seconds"]
+
+    def _line(self) -> Numbers:
+        text = self._read.readline()
+        if not text:
+            self.process.wait()
+            tail = self.log.read_text(errors="replace")[-3000:]
+            raise SystemExit(
+                f"{self.label}: ended with {self.process.returncode}; {self.log}\n{tail}"
+            )
+        return json.loads(text)
+
+    def steps(self, count: int) -> list[Numbers]:
+        taken = []
+        for _ in range(count):
+            self._write.write("go\n")
+            self._write.flush()
+            taken.append(self._line())
+        return taken
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write.close()  # whoever waits for its turn ends
+        self._read.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _median(steps: Sequence[Numbers], name: str) -> float:
+    return statistics.median(step.get(name, 0.0) for step in steps)
+
+
+def summary(steps: Sequence[Numbers]) -> Numbers:
+    """Medians over steps; tokens a CPU second by phase; memory at its largest."""
+    phases = {}
+    for phase, tokens in (("generation", "generated_tokens"), ("training", "trained_tokens")):
+        cpu = statistics.median(step["phases"][phase][0] for step in steps)
+        phases[f"{phase}_cpu_seconds"] = round(cpu, 4)
+        phases[f"{phase}_tokens_per_cpu_second"] = round(_median(steps, tokens) / cpu, 1)
+    cpu = _median(steps, "cpu_seconds")
+    counted = phases["generation_cpu_seconds"] + phases["training_cpu_seconds"]
+    names = ("generated_tokens", "trained_tokens", "forwarded_tokens", "padded_tokens")
+    return {
+        "cpu_seconds": round(cpu, 4),
+        "wall_seconds": round(_median(steps, "wall_seconds"), 4),
+        **phases,
+        "other_cpu_seconds": round(cpu - counted, 4),
+        "peak_mb": round(max(step["peak_mb"] for step in steps)),
+        "main_peak_mb": round(max(step["main_peak_mb"] for step in steps)),
+        **{name: round(_median(steps, name)) for name in names if name in steps[0]},
+        "reward": round(_median(steps, "reward"), 3),
+        "grad_norm": round(_median(steps, "grad_norm"), 4),
+    }
+
+
+class Kept:
+    """What was measured at this commit, line by line in the working directory."""
+
+    def __init__(self, made: Made) -> None:
+        self._path = made.work / f"{made.shape.name}_{commit()}_{made.threads}.jsonl"
+        self.lines: list[Numbers] = []
+        if self._path.exists():
+            self.lines = [json.loads(line) for line in self._path.read_text().splitlines()]
+
+    def add(self, line: Numbers) -> None:
+        self.lines.append(line)
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def of(self, kind: str) -> list[Numbers]:
+        return [line for line in self.lines if line["kind"] == kind]
+
+
+def sweep(made: Made, kept: Kept, steps: int) -> None:
+    """Every contender alone; one that does not run is kept with its last words."""
+    done = {(line["trainer"], line["label"]) for line in kept.of("sweep")}
+    for contender in made.shape.contenders:
+        if (contender.trainer, contender.label) in done:
+            continue
+        line: Numbers = {"kind": "sweep", "trainer": contender.trainer, "label": contender.label}
+        try:
+            with start(made, contender) as running:
+                running.steps(1)
+                line |= summary(running.steps(steps))
+                line["start_up_cpu_seconds"] = round(running.start_up_cpu_seconds, 2)
+        except SystemExit as failed:
+            line["failed"] = str(failed).strip().splitlines()[-1]
+        kept.add(line)
+        say(made, f"{contender.trainer:<8} {contender.label:<32} {told(line)}")
+
+
+def told(line: Numbers) -> str:
+    if "failed" in line:
+        return f"failed: {line['failed']}"
+    parts = ", ".join(f"{p} {line[f'{p}_cpu_seconds']:.3f}" for p in ("generation", "training"))
+    return f"{line['cpu_seconds']:9.3f} CPU s a step ({parts}), {line['peak_mb']} MB"
+
+
+def say(made: Made, text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {made.shape.name:<10} {text}", flush=True)
+
+
+def best(made: Made, kept: Kept, trainer: str) -> Contender:
+    """The contender with the fewest CPU seconds a step in the sweep."""
+    ran = [s for s in kept.of("sweep") if s["trainer"] == trainer and "failed" not in s]
+    if not ran:
+        raise SystemExit(f"{trainer} did not run at {made.shape.name}; see {made.work / 'runs'}")
+    label = min(ran, key=lambda line: line["cpu_seconds"])["label"]
+    return next(c for c in made.shape.contenders if (c.trainer, c.label) == (trainer, label))
+
+
+def alternate(made: Made, kept: Kept, alternations: int) -> None:
+    """The best setting of each trainer, in turns, step by step."""
+    missing = alternations - len(kept.of("alternation"))
+    if missing <= 0:
+        return
+    with ExitStack() as stack:
+        running = {}
+        for trainer in TRAINERS:
+            running[trainer] = stack.enter_context(start(made, best(made, kept, trainer)))
+            running[trainer].steps(1)
+        for index in range(missing):
+            order = TRAINERS if index % 2 == 0 else TRAINERS[::-1]
+            line = {t: summary(running[t].steps(made.shape.steps)) for t in order}
+            kept.add({"kind": "alternation", **line})
+            ratio = line["trl"]["cpu_seconds"] / line["cero_rl"]["cpu_seconds"]
+            say(made, f"trl / cero_rl: {ratio:.2f} in CPU seconds")
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Minimum, median, maximum."""
+    return [round(value, 3) for value in (min(values), statistics.median(values), max(values))]
+
+
+def row_of(made: Made, kept: Kept) -> Numbers:
+    """What goes to docs/bench/."""
+    shape, turns = made.shape, kept.of("alternation")
+    ratios = {
+        f"trl_over_cero_{name}": spread([t["trl"][name] / t["cero_rl"][name] for t in turns])
+        for name in (
+            "cpu_seconds",
+            "wall_seconds",
+            "generation_cpu_seconds",
+            "training_cpu_seconds",
+            "peak_mb",
+        )
+    }
+    sides = {}
+    for trainer in TRAINERS:
+        chosen = best(made, kept, trainer)
+        taken = [turn[trainer] for turn in turns]
+        medians = {k: round(statistics.median(t[k] for t in taken), 4) for k in taken[0]}
+        sides[trainer] = {"label": chosen.label, "settings": chosen.settings, **medians}
+    fixed = {
+        "prompts": shape.prompts,
+        "rollouts": shape.rollouts,
+        "response_tokens": shape.response_tokens,
+        "dtype": shape.dtype,
+        "learning_rate": shape.learning_rate,
+        "alternations": len(turns),
+        "steps": shape.steps,
+    }
+    versions = {package: version(package) for package in PACKAGES}
+    sweeps = [{k: v for k, v in line.items() if k != "kind"} for line in kept.of("sweep")]
+    where = {**machine(), "threads": made.threads}
+    return {
+        "shape": shape.name,
+        **fixed,
+        **ratios,
+        **sides,
+        "sweep": sweeps,
+        "versions": versions,
+        **where,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="cero_rl against TRL on the same work.")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("--alternations", type=int, default=5)
+    parser.add_argument("--sweep-steps", type=int, default=1, help="after one of warm-up (1)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--work", type=Path, default=WORK, help="models, logs, what was measured")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    work = options.work.resolve()
+    (work / "runs").mkdir(parents=True, exist_ok=True)
+    for name in options.shapes:
+        shape = SHAPES[name]
+        made = Made(shape, *prepare(shape, work), options.threads, work)
+        kept = Kept(made)
+        sweep(made, kept, options.sweep_steps)
+        alternate(made, kept, options.alternations)
+        row = row_of(made, kept)
+        with options.rows.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        say(made, f"trl / cero_rl {row['trl_over_cero_cpu_seconds']} (minimum, median, maximum)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

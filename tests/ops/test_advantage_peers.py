@@ -8,24 +8,24 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+import advantage_peers
 import bench_advantage
-import bench_peers
 
 
 @pytest.mark.parametrize("kind", bench_advantage.KINDS)
 @pytest.mark.parametrize("tokens", [0, 5000])
 def test_peers_agree_with_the_operator(kind, tokens):
     case = bench_advantage.make_case(kind, 512, tokens, "cpu")
-    wanted = bench_peers.cero(case)
-    for name, peer in bench_peers.peers().items():
-        assert bench_peers.disagreement(peer(case), wanted) == "", name
+    wanted = advantage_peers.cero(case)
+    for name, peer in advantage_peers.peers().items():
+        assert advantage_peers.disagreement(peer(case), wanted) == "", name
 
 
 def test_a_wrong_peer_is_named():
     case = bench_advantage.make_case("constant 8", 64, 100, "cpu")
-    wanted = bench_peers.cero(case)
-    assert bench_peers.disagreement(wanted._replace(std=wanted.std + 0.1), wanted) == "std"
-    assert bench_peers.disagreement(wanted._replace(token_adv=None), wanted) == "token_adv"
+    wanted = advantage_peers.cero(case)
+    assert advantage_peers.disagreement(wanted._replace(std=wanted.std + 0.1), wanted) == "std"
+    assert advantage_peers.disagreement(wanted._replace(token_adv=None), wanted) == "token_adv"
 
 
 @pytest.mark.parametrize("kind", bench_advantage.KINDS)
@@ -38,13 +38,13 @@ def test_sizes_sum_to_the_rollouts(kind, rollouts):
 
 
 def test_only_the_operator_is_exact_on_equal_rewards():
-    assert bench_peers.worst_on_equal_rewards(bench_peers.cero, "cpu") == 0.0
-    assert bench_peers.worst_on_equal_rewards(bench_peers.index_add, "cpu") > 1e-3
+    assert advantage_peers.worst_on_equal_rewards(advantage_peers.cero, "cpu") == 0.0
+    assert advantage_peers.worst_on_equal_rewards(advantage_peers.index_add, "cpu") > 1e-3
 
 
 def test_a_share_of_the_bandwidth_counts_each_byte_once():
     case = bench_advantage.make_case("constant 8", 64, 1000, "cpu")
-    outputs = bench_peers.cero(case)
+    outputs = advantage_peers.cero(case)
     inputs = (case.rewards, case.group_offsets, case.cu_seqlens, case.seq_rollout, case.loss_mask)
     moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs) if x is not None)
     assert bench_advantage.minimum_bytes(case) == moved
