@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,7 @@ class Running:
         os.close(their_read)
         os.close(their_write)
         self._write, self._read = os.fdopen(own_write, "w"), os.fdopen(own_read)
-        self.start_up_cpu_seconds = self._line()["cpu_seconds"]
+        self.start_up = self._line()
 
     def _line(self) -> Numbers:
         text = self._read.readline()
@@ -205,7 +205,9 @@ class Kept:
     """What was measured at this commit, line by line in the working directory."""
 
     def __init__(self, made: Made) -> None:
-        self._path = made.work / f"{made.shape.name}_{commit()}_{made.threads}.jsonl"
+        self._path = (
+            made.work / f"{made.shape.name}_{commit()}_{made.threads}_{made.shape.steps}.jsonl"
+        )
         self.lines: list[Numbers] = []
         if self._path.exists():
             self.lines = [json.loads(line) for line in self._path.read_text().splitlines()]
@@ -230,7 +232,8 @@ def sweep(made: Made, kept: Kept, steps: int) -> None:
             with start(made, contender) as running:
                 running.steps(1)
                 line |= summary(running.steps(steps))
-                line["start_up_cpu_seconds"] = round(running.start_up_cpu_seconds, 2)
+                line["start_up_cpu_seconds"] = round(running.start_up["cpu_seconds"], 2)
+                line["start_up_peak_mb"] = round(running.start_up["peak_mb"])
         except SystemExit as failed:
             line["failed"] = str(failed).strip().splitlines()[-1]
         kept.add(line)
@@ -326,6 +329,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="cero_rl against TRL on the same work.")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--alternations", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of an alternation; None: as the shape says")
     parser.add_argument("--sweep-steps", type=int, default=1, help="after one of warm-up (1)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=ROWS)
@@ -336,6 +340,7 @@ def main() -> int:
     (work / "runs").mkdir(parents=True, exist_ok=True)
     for name in options.shapes:
         shape = SHAPES[name]
+        shape = replace(shape, steps=options.steps or shape.steps)
         made = Made(shape, *prepare(shape, work), options.threads, work)
         kept = Kept(made)
         sweep(made, kept, options.sweep_steps)

@@ -53,6 +53,13 @@ def _peak_mb_of(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
+def _peaks() -> dict[str, float]:
+    """Of the main process, and the sum over the tree."""
+    own = _peak_mb_of(os.getpid())
+    others = sum(_peak_mb_of(pid) for pid in _children(os.getpid()))
+    return {"main_peak_mb": own, "peak_mb": own + others}
+
+
 def tree_cpu_seconds() -> float:
     """Of this process and all it started."""
     ended = os.times()
@@ -99,7 +106,7 @@ class Meter:
 
     def ready(self) -> None:
         """Start-up is over; returns when the first step may begin."""
-        self._tell({"cpu_seconds": tree_cpu_seconds()})
+        self._tell({"cpu_seconds": tree_cpu_seconds(), **_peaks()})
 
     def step_done(self) -> None:
         """Tell what the step took; returns when the next may begin. Ends the process where the
@@ -107,14 +114,12 @@ class Meter:
         cpu, wall = tree_cpu_seconds() - self._cpu, time.perf_counter() - self._wall
         self._steps += 1
         self._watch_operators()
-        own, others = _peak_mb_of(os.getpid()), _children(os.getpid())
         self._tell(
             {
                 "cpu_seconds": cpu,
                 "wall_seconds": wall,
                 "phases": self._phases,
-                "peak_mb": own + sum(_peak_mb_of(pid) for pid in others),
-                "main_peak_mb": own,
+                **_peaks(),
                 **self._numbers,
             }
         )
