@@ -329,6 +329,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="cero_rl against TRL on the same work.")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     parser.add_argument("--alternations", type=int, default=5)
+    parser.add_argument("--contenders", nargs="+", metavar="LABEL", help="of the sweep; None: all")
     parser.add_argument("--steps", type=int, help="of an alternation; None: as the shape says")
     parser.add_argument("--sweep-steps", type=int, default=1, help="after one of warm-up (1)")
     parser.add_argument("--threads", type=int, default=1)
@@ -340,7 +341,9 @@ def main() -> int:
     (work / "runs").mkdir(parents=True, exist_ok=True)
     for name in options.shapes:
         shape = SHAPES[name]
-        shape = replace(shape, steps=options.steps or shape.steps)
+        wanted = options.contenders or [c.label for c in shape.contenders]
+        contenders = tuple(c for c in shape.contenders if c.label in wanted)
+        shape = replace(shape, steps=options.steps or shape.steps, contenders=contenders)
         made = Made(shape, *prepare(shape, work), options.threads, work)
         kept = Kept(made)
         sweep(made, kept, options.sweep_steps)

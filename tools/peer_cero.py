@@ -6,6 +6,7 @@ python tools/peer_cero.py --config FILE --set KEY=VALUE ...
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ def main() -> int:
             meter.step_done()
 
     if OWN_END not in os.environ:
-        build._eos_token_ids = lambda generation, tokenizer: [NEVER]
+        ends = [] if "rollout.engine=vllm" in sys.argv else [NEVER]  # vLLM refuses unknown ids
+        build._eos_token_ids = lambda generation, tokenizer: ends
     loop.Trainer = Metered  # what the command builds
     return train_main()
 
