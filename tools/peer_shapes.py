@@ -73,6 +73,12 @@ SMALL = (
     cero("ZeRO-3", zero__stage=3, learner__max_micro_batch_tokens=16384),
     cero("ZeRO off", zero__stage=0, learner__max_micro_batch_tokens=16384),
     cero("ZeRO off, micro-batch 4096", zero__stage=0, learner__max_micro_batch_tokens=4096),
+    cero(
+        "ZeRO off, prefix shared",
+        zero__stage=0,
+        learner__max_micro_batch_tokens=16384,
+        learner__shared_prefix="true",
+    ),
     trl(64, 1024),
     trl(256, 1024),
     trl(1024, 1024),
