@@ -192,5 +192,8 @@ def sampler_attention(model_config: Any) -> str:
 
     capped = getattr(model_config, "attn_logit_softcapping", None) is not None
     mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
-    has_sdpa = mapping[type(model_config)]._supports_sdpa
-    return register() if has_sdpa and not capped else "eager"
+    kind = mapping[type(model_config)]
+    if capped or not kind._supports_sdpa:
+        return "eager"
+    # some models look their own sdpa up and take no other
+    return register() if kind._supports_attention_backend else "sdpa"
