@@ -41,13 +41,13 @@ LENGTHS = {
     "2:3": (8, 12),
 }
 VOCABULARY = 2048
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
     "tie_word_embeddings": True,
 }
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "10M": COMMON
     | {
         "hidden_size": 384,
