@@ -38,7 +38,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
+.PHONY: help quickstart train test check gpu-check bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
   bench-convert bench-peers bench-loading test-architectures check-plan
 
@@ -74,6 +74,9 @@ bench: $(DEV) ## timings of the scheduler, the start-up and a training step
 
 check-plan: $(DEV) ## cero-rl plan against the memory of real runs on CPUs; rows in docs/bench/
 	@$(PY) tools/check_plan.py $(ARGS)
+
+profile: $(DEV) ## CPU seconds of a step by part and their limits; ARGS="--against DIR" compares; appends to docs/bench/
+	@$(PY) tools/profile_step.py $(ARGS)
 
 bench-advantage: $(DEV) ## the advantage op against every other way; ARGS="--device cuda" on a GPU
 	@$(PY) tools/bench_advantage.py $(ARGS)
