@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = 2  # steps that are not counted
@@ -78,7 +78,7 @@ class Parts:
     """CPU seconds of each part, and tokens that went through it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.tokens: Counter[str] = Counter()
         self.inside: list[str] = []
 
@@ -189,7 +189,7 @@ def child(shape: str, folder: Path) -> None:
         trainer.save = saved
         return plain_run(trainer)
 
-    Trainer.run = run
+    Trainer.run = cast(Any, run)
     rounds = WARM + given["steps"]
     settings = [*COMMON, *given["settings"], f"scheduler.rounds={rounds}", "name=profile"]
     settings += [f"budget.total_rollouts={rounds * given['rollouts']}", f"output_dir={folder}"]
