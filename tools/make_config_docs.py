@@ -7,6 +7,7 @@ exits 1 when the page is old.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def type_text(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(type_text(option) for option in schema["anyOf"])
     if "enum" in schema:
-        return "one of " + ", ".join(f"`{value}`" for value in schema["enum"])
+        words = (value if isinstance(value, str) else json.dumps(value) for value in schema["enum"])
+        return "one of " + ", ".join(f"`{word}`" for word in words)
     if schema.get("type") == "array":
         items = schema.get("prefixItems")
         return (

@@ -56,6 +56,17 @@ def memory_lines(config: Config, where: str) -> list[str]:
     return [f"{one_line(config)} (cero-rl plan tells it by phase)"]
 
 
+def _check_handed_on(config: Config) -> None:
+    """Does DeepSpeed know the keys of zero.deepspeed? Where it is installed; raises ConfigError."""
+    if not config.zero.deepspeed or importlib.util.find_spec("deepspeed") is None:
+        return
+    from cero_rl.zero import launch
+    from cero_rl.zero.deepspeed_config import refuse_unfit_zero
+
+    launch.prepare_environment()
+    refuse_unfit_zero(config, None)
+
+
 def report_validation(config: Config, *, look_up: bool = False) -> int:
     """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
     from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
@@ -64,6 +75,7 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     from cero_rl.rewards.trial import try_reward
 
     check_reward(config.reward)
+    _check_handed_on(config)
     where = find_model(config.model.path)
     rewards: list[str] = []
     data = [] if (split := read_local(config.data, config.seed)) is None else left_out_lines(split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -35,6 +36,14 @@ class Section(BaseModel):
             if bool not in kinds and {int, float} & {*of_words, *kinds}:
                 raise ValueError(f"got {str(value).lower()}; wanted a number")
         return value
+
+
+def refuse_own_keys(given: Mapping[str, Any], own: Mapping[str, str]) -> None:
+    """For keys that another library is given as they are: raises ValueError for one that this
+    project sets itself. own: each of these, with what to do instead."""
+    for key in given:
+        if key in own:
+            raise ValueError(f"{key} is not handed on; {own[key]}")
 
 
 def kinds_of(annotation: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from cero_rl.config.base import (
     PositiveFloat,
     PositiveInt,
     Section,
+    refuse_own_keys,
 )
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -140,7 +141,7 @@ class LearnerConfig(Section):
     max_micro_batch_tokens: PositiveInt = Field(
         default=16384, description="packed tokens of one forward and backward pass on a rank"
     )
-    shared_prefix: bool | Literal["auto"] = Field(
+    shared_prefix: Literal[True, False, "auto"] = Field(
         default="auto",
         description="process the prompt of a group once, in forward and backward, not with every "
         "response; auto: on a CPU, groups whose prompt has 32 tokens or more and that save a tenth "
@@ -281,9 +282,7 @@ class ZeroConfig(Section):
     @field_validator("deepspeed")
     @classmethod
     def _no_key_of_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for key in given:
-            if key in _OWN_ZERO_KEYS:
-                raise ValueError(f"{key} is not handed on; {_OWN_ZERO_KEYS[key]}")
+        refuse_own_keys(given, _OWN_ZERO_KEYS)
         return given
 
     @model_validator(mode="after")

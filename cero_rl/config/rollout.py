@@ -17,6 +17,7 @@ from cero_rl.config.base import (
     Seconds,
     Section,
     Temperature,
+    refuse_own_keys,
 )
 from cero_rl.config.paths import PathText
 
@@ -216,9 +217,7 @@ class RolloutConfig(Section):
     @field_validator("vllm")
     @classmethod
     def _no_argument_of_ours(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for name in given:
-            if name in _OWN_VLLM_ARGUMENTS:
-                raise ValueError(f"{name} is not handed on; {_OWN_VLLM_ARGUMENTS[name]}")
+        refuse_own_keys(given, _OWN_VLLM_ARGUMENTS)
         return given
 
     @model_validator(mode="after")

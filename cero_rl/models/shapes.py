@@ -56,10 +56,10 @@ def find_config(path: str, shape_file: Path | None = None) -> tuple[Any, str]:
         return _of_dict(known, path), "published architecture, kept in this package"
     try:
         return load_model_config(path), f"config.json of {path}"
-    except EngineError as error:
+    except EngineError as error:  # which begins with the same words
+        reason = first_line(error).removeprefix("model.path: ")
         raise ConfigError(
-            f"model.path: no config.json of {path!r} is within reach ({first_line(error)}); give "
-            "its file with --shape FILE, or a directory that holds it"
+            f"model.path: {reason}; give its file with --shape FILE, or a directory that holds it"
         ) from None
 
 

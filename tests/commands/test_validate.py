@@ -166,6 +166,7 @@ def test_a_few_bad_answers_in_a_large_set_are_told(
         ("model.path=/no/such/dir", 2, "model.path: '/no/such/dir' does not exist"),
         ("model.path=recipes/no_such", 2, "or a Hugging Face id such as owner/name"),
         ("model.path=~/no_such_model", 2, "/no_such_model' does not exist"),
+        ("zero.deepspeed={reduce_bucket: 5}", 2, "zero.deepspeed: reduce_bucket: got 5; "),
     ],
 )
 def test_what_is_not_there_is_told_before_anything(

@@ -232,3 +232,15 @@ def save_model(row: Row, folder: Path) -> Path:
     """A whole start model."""
     random_model(row.make_config(), "eager").save_pretrained(save_config(row, folder))
     return folder
+
+
+def assert_same_gradients(model: Any, reference: Any) -> None:
+    """Of a float32 model and of the same model in float64."""
+    of_reference = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        there = of_reference[name].grad
+        if there is None:  # a head or an expert that nothing went through
+            continue
+        scale = float(there.abs().max()) + 1e-3
+        gap = float((parameter.grad.double() - there).abs().max())
+        assert gap < 1e-4 * scale + 1e-5, (name, gap, scale)
