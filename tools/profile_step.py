@@ -58,12 +58,13 @@ def make_15m(folder: Path) -> list[str]:
 
     torch.manual_seed(0)
     start = str(ROOT / "recipes/assets/tiny_digits")
-    config = AutoConfig.from_pretrained(start)
+    config = AutoConfig.from_pretrained(start, trust_remote_code=False)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = 384, 1152, 8
     config.num_attention_heads, config.num_key_value_heads, config.head_dim = 6, 3, 64
     config.max_position_embeddings, config.layer_types = 512, ["full_attention"] * 8
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(start).save_pretrained(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(start, trust_remote_code=False)
+    tokenizer.save_pretrained(folder / "model")
     rows = [{"prompt": f"{i:04d}" * 32, "answer": str(i % 10)} for i in range(64)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = str(folder / "data.jsonl")
