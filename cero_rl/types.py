@@ -86,23 +86,49 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class Episode:
+    """What an environment made of a completion of several turns."""
+
+    reward: float | None  # None: the environment has no reward of its own; nan: missing
+    turns: int  # answers that were sampled
+    last_reply: str  # text of the last of them
+    stop: str  # why it ended: a stop condition's name, max_turns, max_tokens, or done
+    failure: str = ""  # why the reward is missing, in words
+    timed_out: bool = False  # the failure was the end of its time
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One sampled response: tokens, the behaviour policy's log-probabilities of exactly those
-    tokens, and why it ended."""
+    tokens, and why it ended. With an environment it is a whole episode: what was sampled and what
+    the environment answered, in turn."""
 
     # [n], the end-of-sequence token included when finish_reason is "stop"
     token_ids: npt.NDArray[np.int64]
-    # [n], nats, at temperature 1 of the sampling distribution
+    # [n], nats, at temperature 1 of the sampling distribution; 0 where not sampled
     logp_behavior: npt.NDArray[np.float32]
     text: str  # decoded, special tokens removed
     finish_reason: FinishReason
     policy_version: int  # optimizer steps the sampling weights had seen
+    sampled: npt.NDArray[np.bool_] | None = None  # [n] which tokens were; None: all
+    episode: Episode | None = None
 
     def __post_init__(self) -> None:
         _check(
             self.token_ids.shape == self.logp_behavior.shape,
             f"Completion: {self.token_ids.shape} tokens but {self.logp_behavior.shape} log-probs",
         )
+        _check(
+            self.sampled is None or self.sampled.shape == self.token_ids.shape,
+            f"Completion: {self.token_ids.shape} tokens but another mask of what was sampled",
+        )
+
+    @property
+    def trains(self) -> npt.NDArray[np.bool_]:
+        """bool[n] tokens that the policy sampled: they alone are in the loss."""
+        if self.sampled is None:
+            return np.ones(self.token_ids.shape, dtype=np.bool_)
+        return self.sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +148,9 @@ class RolloutBatch:
 
     tokens: Tensor  # i64[T] prompt then response, sequence after sequence
     cu_seqlens: Tensor  # i32[R+1]
-    loss_mask: Tensor  # bool[T] True on response tokens
-    logp_behavior: Tensor  # f32[T] 0 on prompt tokens
+    prompt_lengths: Tensor  # i32[R]
+    loss_mask: Tensor  # bool[T] True on sampled tokens
+    logp_behavior: Tensor  # f32[T] 0 on the others
     rewards: Tensor  # f32[R]
     group_offsets: Tensor  # i32[G+1] rollouts of group j are group_offsets[j]:group_offsets[j+1]
     prompt_ids: Tensor  # i64[G]
@@ -141,6 +168,10 @@ class RolloutBatch:
         _check(
             self.cu_seqlens.shape == (rollouts + 1,),
             f"RolloutBatch: cu_seqlens wants [{rollouts + 1}]",
+        )
+        _check(
+            self.prompt_lengths.shape == (rollouts,),
+            f"RolloutBatch: prompt_lengths wants [{rollouts}]",
         )
         _check(
             self.group_offsets.shape == (groups + 1,),

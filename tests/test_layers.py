@@ -52,8 +52,8 @@ FILES_OF = {
     "models": "__init__ attention content decoding directory generation hub_names load logprob "
     "lora shapes shared_attention streaming weights",
     "ops": "__init__ _load advantage reference",
-    "rewards": "__init__ answers base mathematics missing plugin pool scoring trial verifiers "
-    "wording worker",
+    "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
+    "verifiers wording worker",
     "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
     "transformers unfit_for_vllm vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker "

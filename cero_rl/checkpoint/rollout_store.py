@@ -3,13 +3,15 @@ with the very same tokens."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
 
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.types import Completion, RolloutGroup
+from cero_rl.types import Completion, Episode, RolloutGroup
 
 _PREFIX = "ahead."
 _REASONS = ("stop", "length")
@@ -38,6 +40,12 @@ def pack_groups(groups: Sequence[RolloutGroup]) -> dict[str, npt.NDArray[np.gene
         "reasons": np.array([_REASONS.index(c.finish_reason) for c in completions], dtype=np.int64),
         "versions": np.array([c.policy_version for c in completions], dtype=np.int64),
     }
+    if any(c.episode is not None for c in completions):
+        episodes = json.dumps([c.episode and asdict(c.episode) for c in completions]).encode()
+        packed["sampled"] = np.concatenate(
+            [none.astype(np.bool_), *(c.trains for c in completions)]
+        )
+        packed["episodes"] = np.frombuffer(episodes, dtype=np.uint8)
     return {_PREFIX + name: value for name, value in packed.items()}
 
 
@@ -56,6 +64,10 @@ def unpack_groups(
     if at["prompt_ids"].tolist() != [r.prompt_id for r in requests]:
         return None
     texts = at["texts"].tobytes()
+    episodes: list[Episode | None] = [None] * len(at["reasons"])
+    if "episodes" in at:
+        told = json.loads(at["episodes"].tobytes())
+        episodes = [None if values is None else Episode(**values) for values in told]
     completions = []
     for i, (reason, version) in enumerate(zip(at["reasons"].tolist(), at["versions"].tolist())):
         first, last = at["token_edges"][i : i + 2].tolist()
@@ -71,6 +83,8 @@ def unpack_groups(
                 texts[start:end].decode(),
                 "stop" if reason == 0 else "length",
                 version,
+                at["sampled"][first:last].astype(np.bool_) if "sampled" in at else None,
+                episodes[i],
             )
         )
     edges = at["group_edges"].tolist()

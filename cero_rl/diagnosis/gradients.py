@@ -124,6 +124,7 @@ def group_of(batch: TrainingBatch, j: int) -> tuple[RolloutBatch, Tensor, Tensor
     alone = RolloutBatch(
         tokens=packed.tokens[start:end],
         cu_seqlens=packed.cu_seqlens[first : last + 1] - start,
+        prompt_lengths=packed.prompt_lengths[first:last],
         loss_mask=packed.loss_mask[start:end],
         logp_behavior=packed.logp_behavior[start:end],
         rewards=packed.rewards[first:last],

@@ -34,7 +34,7 @@ def pack_rollouts(
     predicts its first token).
     """
     tokens, masks, logps, values = [], [], [], []
-    lengths, offsets = [0], [0]
+    lengths, offsets, prompts = [0], [0], []
     for group, group_rewards in zip(groups, rewards, strict=True):
         if len(group.completions) != len(group_rewards):
             raise ValueError(
@@ -51,11 +51,12 @@ def pack_rollouts(
                 continue
             prompt, response = group.prompt_tokens, completion.token_ids
             tokens.append(np.concatenate([prompt, response]))
-            masks.append(np.repeat([False, True], [len(prompt), len(response)]))
+            masks.append(np.concatenate([np.zeros(len(prompt), np.bool_), completion.trains]))
             logps.append(
                 np.concatenate([np.zeros(len(prompt), np.float32), completion.logp_behavior])
             )
             lengths.append(len(prompt) + len(response))
+            prompts.append(len(prompt))
             values.append(reward)
         offsets.append(len(values))
 
@@ -67,6 +68,7 @@ def pack_rollouts(
     return RolloutBatch(
         tokens=joined(tokens, np.int64),
         cu_seqlens=torch.from_numpy(np.cumsum(lengths).astype(np.int32)),
+        prompt_lengths=torch.tensor(prompts, dtype=torch.int32),
         loss_mask=joined(masks, np.bool_),
         logp_behavior=joined(logps, np.float32),
         rewards=torch.tensor(values, dtype=torch.float32),
@@ -76,13 +78,14 @@ def pack_rollouts(
 
 
 def _weights(
-    response: _Ints,
+    trained: _Ints,
     group_of: _Ints,
     counted: npt.NDArray[np.bool_],
     aggregation: str,
     constant: int,
 ) -> tuple[np.ndarray, float]:
-    """(weight of each response token by rollout f64[R], this rank's share of the denominator).
+    """(weight of each token that trains by rollout f64[R], this rank's share of the denominator).
+    trained i64[R]: how many of a rollout's tokens do, those that were sampled.
 
     The loss is the mean over: token_mean, all tokens; seq_mean, all rollouts, of the mean over
     their tokens; group_mean, prompts, of the mean over their rollouts of the mean over their tokens
@@ -93,18 +96,18 @@ def _weights(
         group_of, weights=counted, minlength=int(group_of.max(initial=-1)) + 1
     )
     if aggregation == "token_mean":
-        return np.ones(len(response)), float(response[counted].sum())
+        return np.ones(len(trained)), float(trained[counted].sum())
     if aggregation == "seq_mean":
-        return 1.0 / np.maximum(response, 1), float(counted.sum())
+        return 1.0 / np.maximum(trained, 1), float(counted.sum())
     if aggregation == "group_mean":
-        by_rollout = 1.0 / np.maximum(response, 1)
+        by_rollout = 1.0 / np.maximum(trained, 1)
         weight = by_rollout / np.maximum(rollouts_of_group[group_of], 1)
         return weight, float((rollouts_of_group > 0).sum())
     if aggregation == "constant":
-        return np.ones(len(response)), float(counted.sum()) * constant
+        return np.ones(len(trained)), float(counted.sum()) * constant
     if aggregation == "prompt_mean":
         per_group = np.bincount(
-            group_of, weights=response, minlength=int(group_of.max(initial=-1)) + 1
+            group_of, weights=trained, minlength=int(group_of.max(initial=-1)) + 1
         )
         return 1.0 / np.maximum(per_group[group_of], 1), float((rollouts_of_group > 0).sum())
     raise ValueError(
@@ -202,7 +205,7 @@ def build_step_plan(
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     lengths = np.diff(batch.cu_seqlens.numpy()).astype(np.int64)
-    response = (
+    trained = (
         np.add.reduceat(
             np.append(batch.loss_mask.numpy(), False).astype(np.int64),
             batch.cu_seqlens[:-1].numpy(),
@@ -213,10 +216,11 @@ def build_step_plan(
     alive = signal.cpu().numpy()
     keep = config.zero_variance == "keep"
     counted = np.ones_like(alive) if keep else alive
-    forwarded = np.flatnonzero((counted if config.kl_coefficient > 0 else alive) & (response > 0))
-    weight, share = _weights(response, group_of, counted, config.aggregation, max_response_tokens)
+    forwarded = np.flatnonzero((counted if config.kl_coefficient > 0 else alive) & (trained > 0))
+    weight, share = _weights(trained, group_of, counted, config.aggregation, max_response_tokens)
 
-    prompt = lengths - response
+    prompt = batch.prompt_lengths.numpy().astype(np.int64)
+    response = lengths - prompt
     parts = parts_of(
         forwarded,
         group_of,

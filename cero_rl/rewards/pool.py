@@ -13,20 +13,13 @@ workers die with the thread that started them.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import json
 import math
-import os
 import selectors
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -37,12 +30,11 @@ from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import GoldProblem, RewardCounts, RewardItem, RewardResult
 from cero_rl.rewards.plugin import split_path
+from cero_rl.rewards.process import BOOT_SECONDS, WorkerProcess
 from cero_rl.rewards.worker import TEXT_ONLY
 
 _BUILT_IN = ("exact", "math", "reasoning_gym")
-_BOOT_SECONDS = 120.0  # imports of the verifier or the plug-in
 _CHUNK_ITEMS = 8
-_REPLY_LIMIT_BYTES = 1 << 20
 _TOLERANCE = 1e-6  # rounding above 1 or below 0 that is clipped rather than refused
 
 
@@ -58,97 +50,6 @@ def _refuse_unknown(function: str) -> None:
         )
         raise RewardError(f"reward.function: unknown reward {function!r}; {hint}")
     split_path(function)
-
-
-class _Worker:
-    """One process with its pipes. `batch` is what it works on; `deadline` is when it is killed
-    (monotonic seconds)."""
-
-    def __init__(self, config: RewardConfig, gold: bool) -> None:
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "cero_rl.rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            # its own group: Ctrl-C does not reach it, and a kill takes its children along
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self.stdin, False)
-        os.set_blocking(self.stdout, False)
-        self.outgoing = b""
-        self.incoming = b""
-        self.ready = False
-        self.batched = False
-        self.batch: list[int] = []
-        self.deadline = time.monotonic() + _BOOT_SECONDS
-        self.queue(
-            {
-                "function": config.function,
-                "gold": gold,
-                "memory_limit_mb": config.memory_limit_mb,
-                "parent": os.getpid(),
-            }
-        )
-        self.flush()  # it loads while nobody waits for it
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and not self.batch
-
-    def queue(self, message: dict[str, Any]) -> None:
-        self.outgoing += json.dumps(message, default=_jsonable).encode("ascii") + b"\n"
-
-    def flush(self) -> None:
-        """Write what the pipe takes. A broken pipe is left to the read side, which sees the end
-        of file."""
-        try:
-            self.outgoing = self.outgoing[os.write(self.stdin, self.outgoing) :]
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self.outgoing = b""
-
-    def receive(self) -> dict[str, Any] | bool | None:
-        """A whole reply; True when there is none yet; None when the worker is gone or talks
-        nonsense."""
-        try:
-            data = os.read(self.stdout, 65536)
-        except BlockingIOError:
-            return True
-        self.incoming += data
-        line, newline, rest = self.incoming.partition(b"\n")
-        if newline:
-            self.incoming = rest
-            try:
-                reply = json.loads(line)
-            except ValueError:
-                return None
-            return reply if isinstance(reply, dict) else None
-        return None if not data or len(self.incoming) > _REPLY_LIMIT_BYTES else True
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        # a process in uninterruptible I/O must not hold us up
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=5)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, (set, frozenset, tuple)):
-        return list(value)
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
 
 
 @dataclass(slots=True)
@@ -191,15 +92,24 @@ class RewardPool:
         _refuse_unknown(config.function)
         self._config = config
         self._gold = gold
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
 
     def __enter__(self) -> RewardPool:
         if self._config.function != "exact":
-            self._workers = [_Worker(self._config, self._gold) for _ in range(self._config.workers)]
+            self._workers = [self._start() for _ in range(self._config.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _start(self) -> WorkerProcess:
+        config = self._config
+        start = {
+            "function": config.function,
+            "gold": self._gold,
+            "memory_limit_mb": config.memory_limit_mb,
+        }
+        return WorkerProcess("cero_rl.rewards.worker", start)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -272,7 +182,7 @@ class RewardPool:
         for worker in self._workers:
             # nobody looked at it while the first rollouts were generated, which may have taken long
             if not worker.ready:
-                worker.deadline = time.monotonic() + _BOOT_SECONDS
+                worker.deadline = time.monotonic() + BOOT_SECONDS
         fresh, singles = deque(range(len(items))), deque[int]()
         while (not any(w.ready for w in self._workers)) if until_ready else tally.done < len(items):
             for slot, worker in enumerate(self._workers):
@@ -363,7 +273,7 @@ class RewardPool:
         if not worker.ready:
             self._fatal(
                 f"reward.function: {self._config.function} did not load within "
-                f"{_BOOT_SECONDS:.0f} s; make its imports faster"
+                f"{BOOT_SECONDS:.0f} s; make its imports faster"
             )
         if len(worker.batch) > 1:
             singles.extend(worker.batch)
@@ -374,7 +284,7 @@ class RewardPool:
 
     def _restart(self, slot: int) -> None:
         self._workers[slot].kill()
-        self._workers[slot] = _Worker(self._config, self._gold)
+        self._workers[slot] = self._start()
 
     def _fatal(self, message: str) -> NoReturn:
         self.close()

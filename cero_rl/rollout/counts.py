@@ -26,7 +26,9 @@ class GroupCounts:
     trials: Ids  # completions with a reward
     successes: Ids  # sum of rewards, fixed point
     squares: Ids  # sum of their squares, fixed point; never more than `successes`
-    response_tokens: Ids
+    response_tokens: Ids  # behind the prompt, those of an environment included
+    environment_tokens: Ids  # of them, what an environment answered
+    turns: Ids  # answers of the policy; one a completion without an environment
     truncated: Ids  # completions cut at the length limit
     live: Ids  # 1 where the rewards of the group so far differ
 
@@ -51,6 +53,10 @@ class GroupCounts:
         self.successes[group] = np.rint(graded * FIXED_POINT).sum()
         self.squares[group] = np.floor(graded**2 * FIXED_POINT).sum()
         self.response_tokens[group] = sum(len(c.token_ids) for c in wave.completions)
+        self.environment_tokens[group] = sum(
+            int((~c.sampled).sum()) for c in wave.completions if c.sampled is not None
+        )
+        self.turns[group] = sum(c.episode.turns if c.episode else 1 for c in wave.completions)
         self.truncated[group] = sum(c.finish_reason == "length" for c in wave.completions)
         self.live[group] = bool(all_known.size) and all_known.min() != all_known.max()
 
@@ -94,6 +100,8 @@ def _arrays(counts: GroupCounts) -> tuple[Ids, ...]:
         counts.successes,
         counts.squares,
         counts.response_tokens,
+        counts.environment_tokens,
+        counts.turns,
         counts.truncated,
         counts.live,
     )

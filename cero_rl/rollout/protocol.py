@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from cero_rl.data.prompts import Prompt
 from cero_rl.types import RolloutGroup
 
 # an engine must have room for one sequence of both, if the model has: the parity probe of every
@@ -29,6 +30,12 @@ class RolloutRequest:
     # identifies the prompt in the random stream: stable over runs, ranks and prompt order
     stream_key: int
     first_draw: int = 0
+    max_tokens: int | None = None  # of a response, below the limit of the call
+    task: Prompt | None = None  # what an environment is told; None: a plain completion
+
+    def limit(self, of_call: int) -> int:
+        """The most tokens that a response of this request may have."""
+        return of_call if self.max_tokens is None else min(self.max_tokens, of_call)
 
 
 class RolloutEngine(Protocol):

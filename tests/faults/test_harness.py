@@ -4,6 +4,7 @@ rollouts kept for later."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from cero_rl.job import faults
 from cero_rl.job.watchdog import Watchdog, explained
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.rollout.protocol import RolloutRequest
-from cero_rl.types import Completion, RolloutGroup
+from cero_rl.types import Completion, Episode, RolloutGroup
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -163,6 +164,12 @@ def test_rollouts_kept_for_later_come_back_whole():
                 7,
             )
             assert a.logp_behavior.tobytes() == b.logp_behavior.tobytes()
+    mask = np.array([True, False, True])
+    told = Episode(float("nan"), 2, "b", "done", "it broke", True)
+    done = replace(groups[0].completions[0], sampled=mask, episode=told)
+    (one, *_) = unpack_groups(pack_groups([RolloutGroup(4, prompts[0], (done,))]), requests[:1])  # pyright: ignore
+    assert one.completions[0].trains.tolist() == mask.tolist()
+    assert repr(one.completions[0].episode) == repr(told)
     assert unpack_groups(pack_groups(groups), requests[:2]) is None
     assert unpack_groups({}, requests) is None
     assert unpack_groups(pack_groups([]), []) == []

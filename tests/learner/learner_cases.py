@@ -20,12 +20,23 @@ AGGREGATIONS = ("token_mean", "seq_mean", "group_mean", "prompt_mean", "constant
 
 
 def make_group(
-    rng: np.random.Generator, prompt_id: int, prompt_tokens: int, response_tokens: Sequence[int]
+    rng: np.random.Generator,
+    prompt_id: int,
+    prompt_tokens: int,
+    response_tokens: Sequence[int],
+    *,
+    turns: bool = False,
 ) -> RolloutGroup:
-    completions = tuple(
-        Completion(rng.integers(0, VOCABULARY, n), -rng.random(n).astype(np.float32), "", "stop", 0)
-        for n in response_tokens
-    )
+    """`turns`: a token in three is an environment's, which nobody sampled."""
+
+    def completion(n: int) -> Completion:
+        tokens, logp = rng.integers(0, VOCABULARY, n), -rng.random(n).astype(np.float32)
+        if not turns:
+            return Completion(tokens, logp, "", "stop", 0)
+        mask = rng.random(n) > 1 / 3
+        return Completion(tokens, np.where(mask, logp, np.float32(0)), "", "stop", 0, sampled=mask)
+
+    completions = tuple(completion(n) for n in response_tokens)
     return RolloutGroup(prompt_id, rng.integers(0, VOCABULARY, prompt_tokens), completions)
 
 

@@ -21,8 +21,9 @@ from learner_cases import (
 )
 
 from cero_rl.config.learner import LearnerConfig
-from cero_rl.learner.packing import pack_rollouts, split_by_tokens
-from cero_rl.types import RolloutBatch
+from cero_rl.distributed.group import Group
+from cero_rl.learner.packing import build_step_plan, pack_rollouts, split_by_tokens
+from cero_rl.types import Completion, RolloutBatch, RolloutGroup
 
 REWARDS = st.sampled_from([0.0, 1.0, float("nan")])
 ROLLOUTS = st.lists(st.tuples(st.integers(0, MAX_RESPONSE_TOKENS), REWARDS), min_size=1, max_size=5)
@@ -217,6 +218,57 @@ def test_zero_variance_option_decides_who_is_in_the_denominator() -> None:
             assert plan.denominator == wanted
             # the dead group needs no forward pass
             assert sum(len(m.seq_rollout) for m in plan.micro_batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "weights", "denominator"),
+    [
+        ("token_mean", [1, 1, 1, 1, 1], 5),
+        ("seq_mean", [1 / 3] * 3 + [1 / 2] * 2, 2),
+        ("group_mean", [1 / 6] * 3 + [1 / 4] * 2, 1),
+        ("prompt_mean", [1 / 5] * 5, 1),
+        ("constant", [1] * 5, 2 * MAX_RESPONSE_TOKENS),
+    ],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_only_sampled_tokens_train_and_are_counted(
+    aggregation: str, weights: list[float], denominator: float, shared: bool
+) -> None:
+    """Two episodes of two turns behind the prompt 7 8: what the environment said between the turns
+    is forwarded, and neither trains nor weighs."""
+
+    def episode(tokens: list[int], mask: list[int]) -> Completion:
+        sampled = np.array(mask, dtype=bool)
+        logp = np.where(sampled, -0.5, 0.0).astype(np.float32)
+        return Completion(np.array(tokens), logp, "", "stop", 0, sampled=sampled)
+
+    two = (episode([1, 2, 9, 9, 3], [1, 1, 0, 0, 1]), episode([4, 9, 5], [1, 0, 1]))
+    group = RolloutGroup(0, np.array([7, 8]), two)
+    batch = pack_rollouts([group], [np.array([1.0, 0.0], dtype=np.float32)])
+    assert batch.loss_mask.int().tolist() == [0, 0, 1, 1, 0, 0, 1, 0, 0, 1, 0, 1]
+    assert batch.prompt_lengths.tolist() == [2, 2]
+    adv, signal = advantages(batch)
+    plan = build_step_plan(
+        batch,
+        adv,
+        signal,
+        config=LearnerConfig(aggregation=aggregation, shared_prefix=shared),
+        max_response_tokens=MAX_RESPONSE_TOKENS,
+        head_chunk_tokens=1000,
+        group=Group.alone("cpu"),
+        longest_shared=1000 if shared else 0,
+    )
+    (micro,) = plan.micro_batches
+    assert len(micro.tokens) == (10 if shared else 12)  # the prompt once, or twice
+    assert plan.denominator == denominator
+    trained = {
+        int(micro.tokens[t]): (float(micro.seq_weight[t]), float(micro.token_adv[t]))
+        for t in micro.loss_mask.nonzero().squeeze(1).tolist()
+    }
+    assert [trained[t][0] for t in (1, 2, 3, 4, 5)] == pytest.approx(weights)
+    assert [trained[t][1] for t in (1, 2, 3, 4, 5)] == [0.5, 0.5, 0.5, -0.5, -0.5]
+    assert not micro.seq_weight[~micro.loss_mask].any()
+    assert not micro.token_adv[~micro.loss_mask].any()
 
 
 def test_a_prompt_weighs_alike_in_the_group_mean_whatever_its_group() -> None:

@@ -24,9 +24,12 @@ ANY_LENGTH = 2**31
 SHAPES = [(5, [3, 7, 1, 8]), (9, [2, 2]), (1, [5, 6, 3]), (12, [8]), (6, [4, 4, 4])]
 
 
-def batch_of(shapes: list[tuple[int, list[int]]] = SHAPES) -> RolloutBatch:
+def batch_of(shapes: list[tuple[int, list[int]]] = SHAPES, *, turns: bool = False) -> RolloutBatch:
     rng = np.random.default_rng(0)
-    groups = [make_group(rng, i, prompt, lengths) for i, (prompt, lengths) in enumerate(shapes)]
+    groups = [
+        make_group(rng, i, prompt, lengths, turns=turns)
+        for i, (prompt, lengths) in enumerate(shapes)
+    ]
     rewards = [rng.random(len(g.completions)).astype(np.float32) for g in groups]
     return pack_rollouts(groups, rewards)
 
@@ -175,11 +178,13 @@ def passes(model: Any, plan: StepPlan, config: LearnerConfig, fixed: Any) -> tup
     return loss, sums, counts, [p.grad.clone() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("budget, chunk", [(1000, 1000), (30, 1000), (30, 3)])
+@pytest.mark.parametrize(
+    "budget, chunk, turns", [(1000, 1000, False), (30, 1000, False), (30, 3, False), (30, 3, True)]
+)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3"])
 def test_loss_metrics_and_gradient_are_those_of_copied_prompts(
-    name: str, checkpointing: bool, budget: int, chunk: int
+    name: str, checkpointing: bool, budget: int, chunk: int, turns: bool
 ) -> None:
     """With old and reference log-probs by the same forward, sequence-level importance weights, a
     KL term, and rollouts that are left out."""
@@ -189,7 +194,7 @@ def test_loss_metrics_and_gradient_are_those_of_copied_prompts(
             parameter.add_(torch.randn_like(parameter) * 0.02)
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    batch = batch_of()
+    batch = batch_of(turns=turns)
     signal = torch.ones(batch.num_rollouts, dtype=torch.bool)
     signal[torch.tensor([1, 4, 5, 10])] = False  # one of a group, a whole group, one of another
     settings = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -104,3 +106,13 @@ def test_a_completion_depends_on_its_seed_and_not_on_its_neighbours() -> None:
             assert one.token_ids.tolist() == other.token_ids.tolist()
             assert (one.text, one.finish_reason) == (other.text, other.finish_reason)
             np.testing.assert_allclose(one.logp_behavior, other.logp_behavior, atol=2e-6)
+    limits = (4, None, 1, 7)
+    short = engine.generate(
+        [replace(r, max_tokens=n) for r, n in zip(requests, limits)], stream=0, temperature=1.0
+    )
+    for limit, cut, group in zip(limits, short, together):
+        for one, other in zip(cut.completions, group.completions):
+            assert one.token_ids.tolist() == other.token_ids[:limit].tolist()
+            np.testing.assert_allclose(one.logp_behavior, other.logp_behavior[:limit], atol=2e-6)
+            whole = other.finish_reason == "stop" and len(other.token_ids) <= (limit or 12)
+            assert one.finish_reason == ("stop" if whole else "length")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 from hypothesis import given
@@ -11,6 +11,7 @@ from step_cases import made_group
 
 from cero_rl.distributed.group import Group
 from cero_rl.rollout.counts import FIXED_POINT, GroupCounts
+from cero_rl.types import Completion, Episode, RolloutGroup
 
 nan = float("nan")
 
@@ -41,9 +42,28 @@ def test_a_group_is_counted_and_a_missing_reward_is_no_trial():
         "successes": [0, FIXED_POINT + FIXED_POINT * 3 // 4, 0],
         "squares": [0, FIXED_POINT + FIXED_POINT * 9 // 16, 0],
         "response_tokens": [0, 11, 0],
+        "environment_tokens": [0, 0, 0],
+        "turns": [0, 4, 0],
         "truncated": [0, 2, 0],
         "live": [0, 1, 0],
     }
+
+
+def test_turns_and_what_the_environment_said_are_counted():
+    mask = np.array([True, True, False, False, True])
+    done = Episode(reward=1.0, turns=2, last_reply="", stop="done")
+    long = Completion(
+        np.arange(5), np.zeros(5, np.float32), "", "stop", 0, sampled=mask, episode=done
+    )
+    broken = Completion(
+        np.arange(0), np.zeros(0, np.float32), "", "stop", 0, episode=replace(done, turns=0)
+    )
+    counts = GroupCounts.zeros(1)
+    rewards = rewards_of(1, nan)
+    counts.count(0, RolloutGroup(0, np.arange(3), (long, broken)), rewards, rewards)
+    told = as_lists(counts)
+    assert (told["generated"], told["trials"], told["turns"]) == ([2], [1], [2])
+    assert (told["response_tokens"], told["environment_tokens"]) == ([5], [2])
 
 
 def test_a_group_without_any_reward_is_generated_and_no_more():
@@ -105,6 +125,8 @@ def test_a_second_wave_is_added_and_its_word_on_life_stands():
         "successes": [2 * FIXED_POINT, FIXED_POINT, FIXED_POINT],
         "squares": [2 * FIXED_POINT, FIXED_POINT, FIXED_POINT],
         "response_tokens": [7, 7, 4],
+        "environment_tokens": [0, 0, 0],
+        "turns": [3, 3, 2],
         "truncated": [0, 0, 0],
         "live": [1, 1, 1],
     }

@@ -291,7 +291,7 @@ class ServerEngine:
                     "model": ADAPTER if self._expected.lora else MODEL_NAME,
                     "prompt": request.prompt_tokens.tolist(),
                     "n": count,
-                    "max_tokens": limit,
+                    "max_tokens": request.limit(limit),
                     "seed": draw_seed(
                         self._seed, stream, request.stream_key, request.first_draw + first
                     ),

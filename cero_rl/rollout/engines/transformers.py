@@ -83,12 +83,15 @@ class TransformersEngine:
         temperature: float,
         max_tokens: int | None = None,
     ) -> list[RolloutGroup]:
-        limit = min(max_tokens or self._max_response, self._max_response)
+        most = min(max_tokens or self._max_response, self._max_response)
         completions: list[list[Completion | None]] = [
             [None] * request.rollouts for request in requests
         ]
         for batch in self._batches(requests):
-            self._generate_batch(requests, batch, stream, temperature, limit, completions)
+            limits = [
+                requests[i].limit(most) for i, first, last in batch for _ in range(first, last)
+            ]
+            self._generate_batch(requests, batch, stream, temperature, limits, completions)
         return [
             RolloutGroup(
                 request.prompt_id, request.prompt_tokens, tuple(c for c in done if c is not None)
@@ -143,10 +146,10 @@ class TransformersEngine:
         spans: Sequence[tuple[int, int, int]],
         stream: int,
         temperature: float,
-        limit: int,
+        limits: Sequence[int],
         completions: list[list[Completion | None]],
     ) -> None:
-        device = self._model.device
+        device, limit = self._model.device, max(limits)
         cache, mask, logits = self._prefill([requests[i].prompt_tokens for i, _, _ in spans])
         repeats = torch.tensor([last - first for _, first, last in spans], device=device)
         row_group = torch.repeat_interleave(torch.arange(len(spans), device=device), repeats)
@@ -165,6 +168,7 @@ class TransformersEngine:
         logps = torch.zeros((len(owner), limit), device=device)
         lengths = torch.zeros(len(owner), dtype=torch.int64, device=device)
         stopped = torch.zeros(len(owner), dtype=torch.bool, device=device)
+        row_limits = torch.tensor(limits, device=device)
         # which rollout each live row of the batch is
         rows = torch.arange(len(owner), device=device)
 
@@ -175,6 +179,7 @@ class TransformersEngine:
             lengths[rows] += 1
             ended = torch.isin(token, self._eos)
             stopped[rows[ended]] = True
+            ended = ended | (row_limits[rows] == position + 1)
             if bool(ended.all()) or position + 1 == limit:
                 break
             if bool(ended.any()):

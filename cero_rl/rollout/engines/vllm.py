@@ -210,7 +210,7 @@ class VllmEngine:
                 n=request.rollouts,
                 temperature=temperature,
                 seed=draw_seed(self._settings.seed, stream, request.stream_key, request.first_draw),
-                max_tokens=limit,
+                max_tokens=request.limit(limit),
                 stop_token_ids=self._eos,
                 # the end tokens are those above and no others, as in the transformers engine
                 ignore_eos=True,
@@ -258,6 +258,7 @@ class VllmEngine:
         size = self._settings.tensor_parallel
         if size == 1:
             return list(requests), range(len(requests))
+        assert all(r.max_tokens is None for r in requests)  # environments have engines of one rank
         own = [
             [r.prompt_id, r.prompt_tokens.tolist(), r.rollouts, str(r.stream_key), r.first_draw]
             for r in requests
