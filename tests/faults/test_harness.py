@@ -167,7 +167,9 @@ def test_rollouts_kept_for_later_come_back_whole():
     mask = np.array([True, False, True])
     told = Episode(float("nan"), 2, "b", "done", "it broke", True)
     done = replace(groups[0].completions[0], sampled=mask, episode=told)
-    (one, *_) = unpack_groups(pack_groups([RolloutGroup(4, prompts[0], (done,))]), requests[:1])  # pyright: ignore
+    again = unpack_groups(pack_groups([RolloutGroup(4, prompts[0], (done,))]), requests[:1])
+    assert again is not None
+    (one,) = again
     assert one.completions[0].trains.tolist() == mask.tolist()
     assert repr(one.completions[0].episode) == repr(told)
     assert unpack_groups(pack_groups(groups), requests[:2]) is None
