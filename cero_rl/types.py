@@ -9,7 +9,8 @@ without importing it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -93,6 +94,7 @@ class Episode:
     turns: int  # answers that were sampled
     last_reply: str  # text of the last of them
     stop: str  # why it ended: a stop condition's name, max_turns, max_tokens, or done
+    metrics: Mapping[str, float] = field(default_factory=dict)  # the environment's own
     failure: str = ""  # why the reward is missing, in words
     timed_out: bool = False  # the failure was the end of its time
 

@@ -44,6 +44,8 @@ FAULTS = (
     "reward floods stdout",
     "async reward keeps a client between calls",
     "long response and a plug-in",
+    "environment fails in an episode",
+    "episode cut in its middle",
     "wall of digits or numbers as an answer",
     "all rewards equal",
     "duals non-finite",
@@ -98,6 +100,7 @@ FAULTS = (
 )
 
 BAD_INPUT = (
+    "environment that cannot be loaded",
     "a step to stop at that is none",
     "reward that returns something else than numbers",
     "null beside answers",

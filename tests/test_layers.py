@@ -18,7 +18,7 @@ FLOORS = [
     {"__init__", "errors", "types", "redact"},
     {"config", "job", "ops", "scheduler", "distributed"},
     {"files", "data"},
-    {"models", "rewards"},
+    {"models", "rewards", "environments"},
     {"rollout"},
     {"zero"},
     {"learner", "checkpoint", "memory"},
@@ -43,6 +43,7 @@ FILES_OF = {
     "data": "__init__ encode files load messages pool prompts rows sources",
     "diagnosis": "__init__ critic diagnose gradients labels looks records sketch statistics",
     "distributed": "__init__ group rendezvous",
+    "environments": "__init__ host marks pool tools worker",
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
     "watchdog",
@@ -54,7 +55,8 @@ FILES_OF = {
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
     "verifiers wording worker",
-    "rollout": "__init__ collector counts deal lengths protocol random_stream shared_engine",
+    "rollout": "__init__ collector counts deal episodes lengths protocol "
+    "random_stream shared_engine turns",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
     "transformers unfit_for_vllm vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker "
     "weight_files",
@@ -98,6 +100,7 @@ WITHOUT_TORCH = [
     "files/plain.py",
     "train/scheduler.py",
     "rewards/*",
+    "environments/*",
     "models/directory.py",
     "metrics/console.py",
     "commands/launch.py",

@@ -328,7 +328,11 @@ def main() -> int:
         "ends with."
     )
     parser.add_argument(
-        "--points", nargs="+", default=list(faults.POINTS), metavar="POINT", help="default: all"
+        "--points",
+        nargs="+",
+        default=[point for point in faults.POINTS if not point.startswith("episode.")],
+        metavar="POINT",
+        help="default: all that a run without an environment reaches",
     )
     parser.add_argument(
         "--set",

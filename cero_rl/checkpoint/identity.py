@@ -78,6 +78,7 @@ NAMES_CONTENT = {  # key -> the content it names
     "data.heldout_answer_column": "heldout",
     "model.path": "model",
     "reward.function": "reward",
+    "rollout.environment": "environment",
 }
 _WHAT = {
     "data": "data.source: the prompts or answers in it",
@@ -85,6 +86,7 @@ _WHAT = {
     "prompt_tokens": "model.path: its tokenizer or chat template",
     "model": "model.path: the weights in it",
     "reward": "reward.function: the file's content",
+    "environment": "rollout.environment: the file's content",
 }
 _OF_DATA = {"data", "heldout", "prompt_tokens"}
 
@@ -141,8 +143,11 @@ def identity_of(config: Config, data: Data, group: Group) -> Identity:
     def read_files() -> None:
         files[0] = {
             "model": weights_digest(config.model.path),
-            "reward": reward_digest(config.reward.function),
+            "reward": plugin_digest("reward.function", config.reward.function),
         }
+        if (environment := config.rollout.environment) is not None:
+            digest = plugin_digest("rollout.environment", environment)
+            files[0]["environment"] = digest
 
     group.on_main(read_files, (EngineError, RewardError))
     tokens = hashlib.sha256()
@@ -157,16 +162,15 @@ def identity_of(config: Config, data: Data, group: Group) -> Identity:
     return Identity(settings_of(config), content)
 
 
-def reward_digest(function: str) -> str | None:
-    """sha256 of a plug-in's file and the function's name; None for the rewards that come with this
-    program."""
-    path, separator, name = function.rpartition(":")
+def plugin_digest(key: str, named: str) -> str | None:
+    """sha256 of a plug-in's file and the name in it; None for what comes with this program."""
+    path, separator, name = named.rpartition(":")
     if not separator or not path.endswith(".py"):
         return None
     try:
         return f"{sha256(Path(path))}:{name}"
     except OSError as error:
-        raise RewardError(f"reward.function: {error}; give a file that can be read") from None
+        raise RewardError(f"{key}: {error}; give a file that can be read") from None
 
 
 def changes_since(

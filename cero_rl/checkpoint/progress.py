@@ -55,7 +55,9 @@ class Progress:
     def fresh(cls, config: Config, num_prompts: int, cells: Ids | None = None) -> Progress:
         """Of a run that begins. cells i64[P]: prompts that predict each other's rewards."""
         lengths = LengthTracker(
-            num_prompts, first_guess_tokens=config.rollout.max_response_tokens / 2
+            num_prompts,
+            first_guess_tokens=config.rollout.max_response_tokens / 2,
+            turn_cost_tokens=config.rollout.turn_cost_tokens,
         )
         learner, critic, signal, coverage = config.learner, None, None, None
         if learner.baseline == "posterior":

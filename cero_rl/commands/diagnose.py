@@ -123,6 +123,7 @@ def _diagnose(
         this_machine,
     )
     from cero_rl.diagnosis.gradients import Estimator
+    from cero_rl.environments.pool import tools_of_environment
     from cero_rl.models.load import load_tokenizer
     from cero_rl.train.scheduler import cells_of, scheduler_for_pool
 
@@ -133,7 +134,8 @@ def _diagnose(
 
     group = this_machine()
     tokenizer = load_tokenizer(path)
-    data = load_data(config, tokenizer)
+    tools = tools_of_environment(config.rollout, config.reward)
+    data = load_data(config, tokenizer, tools)
     pool = data.train
     keep = scheduler_for_pool(config, pool.prompts, lengths=pool.lengths, warm=False).keep
     samples = arguments.samples or group_rollouts(config)

@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     refuse_unfit()
     from cero_rl.data.pool import load_data
+    from cero_rl.environments.pool import tools_of_environment
     from cero_rl.job.watchdog import Watchdog
     from cero_rl.models.directory import find_model
     from cero_rl.models.load import load_tokenizer
@@ -48,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         tokenizer = load_tokenizer(path)
         check_model(config, path, tokenizer)
-        data = load_data(config, tokenizer)
+        tools = tools_of_environment(config.rollout, config.reward)
+        data = load_data(config, tokenizer, tools)
         if group.is_main:
             print("\n".join(data.report), file=sys.stderr)
         heldout = data.heldout

@@ -120,6 +120,7 @@ def _train(arguments: argparse.Namespace) -> int:
     launch.prepare_environment()  # before the first import of deepspeed, which looks at it
     from cero_rl.checkpoint.identity import identity_of
     from cero_rl.data.pool import Data, load_data
+    from cero_rl.environments.pool import tools_of_environment
     from cero_rl.job.watchdog import Limit, Watchdog, explained
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rollout.engines.choose import choose_engine
@@ -141,7 +142,8 @@ def _train(arguments: argparse.Namespace) -> int:
         find_model(config.model.path)
         tokenizer = load_tokenizer(config.model.path)
         check_model(config, config.model.path, tokenizer)
-        data = load_data(config, tokenizer)
+        tools = tools_of_environment(config.rollout, config.reward)
+        data = load_data(config, tokenizer, tools)
         check_pool(config, len(data.train))
         return tokenizer, data
 

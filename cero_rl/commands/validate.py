@@ -70,6 +70,7 @@ def _check_handed_on(config: Config) -> None:
 def report_validation(config: Config, *, look_up: bool = False) -> int:
     """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
     from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
+    from cero_rl.environments.pool import tools_of_environment
     from cero_rl.models.directory import find_model
     from cero_rl.rewards.pool import check_reward
     from cero_rl.rewards.trial import try_reward
@@ -79,7 +80,10 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     where = find_model(config.model.path)
     rewards: list[str] = []
     data = [] if (split := read_local(config.data, config.seed)) is None else left_out_lines(split)
-    if split is not None:
+    tools = tools_of_environment(config.rollout, config.reward)
+    if config.rollout.environment is not None:
+        rewards.append(f"{config.rollout.environment} loads, with {len(tools)} tool(s)")
+    elif split is not None:
         rewards += try_reward(config.reward, split.train, "data.source")
         rewards += try_reward(config.reward, split.heldout, "held-out prompts")
     else:
@@ -97,7 +101,7 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
 
             tokenizer, model = try_model(config)
             if split is not None:
-                loaded = load_data(config, tokenizer)
+                loaded = load_data(config, tokenizer, tools)
                 data, kept = list(loaded.report), loaded.train.prompts
                 num_prompts = len(kept)
     if num_prompts is not None:

@@ -187,6 +187,27 @@ class RolloutConfig(Section):
         "they come from weights one step old, which learner.importance_sampling corrects. "
         "Gains where sampler and learner have hardware of their own",
     )
+    environment: PathText | None = Field(
+        default=None,
+        description="tasks of several turns, with tools: path/to/file.py:Class, see "
+        "docs/environments.md",
+    )
+    environment_args: dict[str, Any] = Field(
+        default={}, description="further arguments of that class, by name"
+    )
+    max_turns: PositiveInt = Field(
+        default=8, description="answers of the model in an episode; then it is scored as it stands"
+    )
+    max_turn_tokens: PositiveInt | None = Field(
+        default=None,
+        description="of one answer in an episode; None: what max_response_tokens leaves, which "
+        "counts the environment's words too",
+    )
+    turn_cost_tokens: NonNegativeInt = Field(
+        default=0,
+        description="what a turn costs beside its tokens, in tokens; enters the expected cost of a "
+        "rollout",
+    )
     parity_bound: PositiveFloat | None = Field(
         default=None,
         description="largest |log-prob difference| of sampler and learner after a sync; None: 1e-4 "
@@ -231,6 +252,12 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} needs engine: vllm, got engine: "
                 f"{self.engine}; set rollout.engine: vllm or rollout.tensor_parallel: 1"
+            )
+        if self.environment is not None and self.tensor_parallel > 1 and self.mode == "in_process":
+            raise ValueError(
+                f"environment with tensor_parallel={self.tensor_parallel}: ranks that share an "
+                "engine would have to end their episodes in the same turn; set rollout.mode: "
+                "server, or tensor_parallel: 1"
             )
         if self.overlap and self.engine == "vllm" and self.mode == "in_process":
             raise ValueError(OVERLAP_IN_THE_RANK)

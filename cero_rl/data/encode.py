@@ -33,7 +33,8 @@ class EncodedPrompts(NamedTuple):
     first_overlong: str = ""  # the first of them, in words
 
 
-def _uses_template(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> bool:
+def uses_template(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> bool:
+    """Does the chat template write this prompt? Raises DataError for one that it wrote already."""
     if data.chat_template != "auto":
         return data.chat_template == "always"
     if prompt.text is None:
@@ -92,6 +93,22 @@ def _plain_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: DataCon
     return ids
 
 
+def template_options(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> dict[str, Any]:
+    """What the chat template is given besides messages and tools. Raises DataError for a word that
+    it does not know."""
+    options: dict[str, Any] = (
+        {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
+    )
+    for name, value in data.chat_template_kwargs.items():
+        if name not in str(tokenizer.chat_template):
+            raise DataError(
+                f"data.chat_template_kwargs: the tokenizer's chat template knows no {name!r}; take "
+                "it out, or use a tokenizer whose template does"
+            )
+        options[name] = value
+    return options
+
+
 def _template_ids(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> list[int]:
@@ -105,16 +122,7 @@ def _template_ids(
             f"the tokenizer has no chat template, but {why}; use an instruction-tuned model's "
             "tokenizer, or set data.chat_template: never to join the messages as plain text"
         )
-    options: dict[str, Any] = (
-        {} if data.enable_thinking is None else {"enable_thinking": data.enable_thinking}
-    )
-    for name, value in data.chat_template_kwargs.items():
-        if name not in str(tokenizer.chat_template):
-            raise DataError(
-                f"data.chat_template_kwargs: the tokenizer's chat template knows no {name!r}; take "
-                "it out, or use a tokenizer whose template does"
-            )
-        options[name] = value
+    options = template_options(tokenizer, data)
     messages = chat_messages(prompt, data)
     goes_on = messages[-1]["role"] == "assistant"
     if goes_on and "tool_calls" in messages[-1]:
@@ -167,7 +175,7 @@ def encode_prompts(
     longest = templated = overlong = 0
     first_overlong = ""
     for index, prompt in enumerate(prompts):
-        wrap = _uses_template(prompt, tokenizer, data)
+        wrap = uses_template(prompt, tokenizer, data)
         ids = (_template_ids if wrap else _plain_ids)(prompt, tokenizer, data)
         if not ids:
             raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cero_rl.config import Config
 from cero_rl.data.encode import EncodedPrompts, encode_prompts
 from cero_rl.data.load import LeftOut, left_out_lines, load_prompts
-from cero_rl.data.prompts import Prompt, fingerprint
+from cero_rl.data.prompts import Prompt, fingerprint, with_tools
 from cero_rl.errors import DataError
 
 
@@ -40,9 +40,16 @@ class Data:
     report: tuple[str, ...] = ()  # what became of the rows, for the user
 
 
-def load_data(config: Config, tokenizer: Any) -> Data:
-    """Load, split, encode; raises DataError before any model is loaded."""
+def load_data(config: Config, tokenizer: Any, tools: Sequence[dict[str, Any]] = ()) -> Data:
+    """Load, split, encode; raises DataError before any model is loaded. `tools`: of an environment,
+    which the chat template shows beside those of a row."""
     split = load_prompts(config.data, config.seed)
+    if tools:
+        train, heldout = (
+            tuple(with_tools(prompt, list(tools)) for prompt in side)
+            for side in (split.train, split.heldout)
+        )
+        split = replace(split, train=train, heldout=heldout)
     train, heldout = (
         encode_prompts(side, tokenizer, config.data) for side in (split.train, split.heldout)
     )

@@ -72,6 +72,19 @@ def make_prompt(
     )
 
 
+def with_tools(prompt: Prompt, tools: list[dict[str, Any]]) -> Prompt:
+    """The prompt with an environment's tools beside its own, under a key of its own."""
+    return make_prompt(
+        prompt.content,
+        prompt.answer,
+        prompt.source,
+        prompt.columns,
+        tools=[*(prompt.tools or []), *tools],
+        reference=prompt.reference,
+        where=prompt.where,
+    )
+
+
 def question_hash(prompt: Prompt) -> str:
     """Hash of what is asked alone (64 hex): text and a single user message with the same words
     are the same question.

@@ -187,6 +187,7 @@ class Diagnoser:
                 first=request.samples,
                 second=request.second,
                 temperature=self._config.rollout.temperature,
+                episodes=self._config.rollout.environment is not None,
                 tell=lambda text: self._tell(f"{whose}{name}: {text}"),
             )
 

@@ -82,16 +82,23 @@ def take_looks(
     first: int,
     second: int,
     temperature: float,
+    episodes: bool,
     tell: Tell,
 ) -> Looks:
-    """Sample and score first + second completions of each prompt of `ids`; `tell` hears of progress
-    in words. Raises EngineError, RewardError."""
+    """Sample and score first + second completions of each prompt of `ids`, `episodes` where there
+    is an environment; `tell` hears of progress in words. Raises EngineError, RewardError."""
     groups: list[RolloutGroup] = []
     values: list[Rewards] = []
     missing, errors = 0, []
     for start in range(0, len(ids), _CHUNK_PROMPTS):
         requests = [
-            RolloutRequest(i, pool.tokens[i], first + second, int(pool.prompts[i].key, 16))
+            RolloutRequest(
+                i,
+                pool.tokens[i],
+                first + second,
+                int(pool.prompts[i].key, 16),
+                task=pool.prompts[i] if episodes else None,
+            )
             for i in ids[start : start + _CHUNK_PROMPTS]
         ]
         made = engine.generate(requests, stream=DIAGNOSIS_STREAM, temperature=temperature)

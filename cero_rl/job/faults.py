@@ -27,6 +27,7 @@ from cero_rl.errors import ConfigError
 VARIABLE = "CERO_FAULT"
 POINTS = (
     "rollout.before",
+    "episode.turn",
     "rollout.after",
     "reward.before",
     "counts.before",

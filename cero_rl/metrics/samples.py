@@ -12,6 +12,7 @@ import numpy as np
 from cero_rl.data.prompts import Prompt
 from cero_rl.files.jsonl import append_jsonl
 from cero_rl.rollout.collector import Rollouts
+from cero_rl.types import Episode
 
 
 def dump_samples(
@@ -41,6 +42,14 @@ def dump_samples(
                 "group_rollouts": len(group.completions),
                 "finish_reason": first.finish_reason,
                 "policy_version": first.policy_version,
+                **_of_episode(first.episode),
             },
         )
     append_jsonl(run_dir / "samples.jsonl", *entries)
+
+
+def _of_episode(episode: Episode | None) -> dict[str, Any]:
+    if episode is None:
+        return {}
+    failure = {"failure": episode.failure} if episode.failure else {}
+    return {"turns": episode.turns, "stop": episode.stop, **failure}

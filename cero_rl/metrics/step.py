@@ -44,6 +44,9 @@ NAMES = {
     "reward/error_rate": "rewards missing because the verifier failed",
     "completions/mean_length": "response tokens of a rollout",
     "completions/clipped_ratio": "rollouts cut at the length limit",
+    "episodes/turns": "answers of the model in an episode (rollout.environment)",
+    "episodes/environment_tokens": "of an episode, which the environment wrote",
+    "episodes/metric/*": "means of what the environment's @metric methods return",
     "num_tokens": "prompt and response tokens generated",
     "trained_tokens": "response tokens in the loss",
     "loss": "policy loss, KL term included",
@@ -79,7 +82,8 @@ NAMES = {
     "cero/effective_group_rate": "share of groups whose rewards differ",
     "cero/waves": "of this step",
     "cero/proxy_rank_corr": "rank correlation of predicted worth and observed variance",
-    "budget/*": "the ledger: total, spent, remaining, refunded rollouts; remaining tokens",
+    "budget/*": "the ledger: total, spent, remaining, refunded rollouts; remaining tokens; turns "
+    "and tokens of episodes",
     "eval/*": "held-out: avg@k, pass@k, standard error, rollouts, share of them judged",
     "checkpoint/failed_saves": "in a row",
     "step_time": "seconds from sampling to synced weights",
@@ -200,6 +204,8 @@ class StepLine:
         group = self._to.group
         numbers = rollout_numbers(rollouts, self._to.pool, group)
         self._say_missing(rollouts)
+        if self._to.config.rollout.environment is not None:
+            numbers |= episode_numbers(rollouts, group)
         numbers["cero/proxy_rank_corr"] = premise_correlation(
             self._value[rollouts.prompt_ids],
             rollouts.evidence.successes,
@@ -362,3 +368,25 @@ def rollout_numbers(rollouts: Rollouts, pool: Pool, group: Group) -> Numbers:
         "cero/effective_group_rate": live,
         "cero/waves": rollouts.waves,
     }
+
+
+def episode_numbers(rollouts: Rollouts, group: Group) -> Numbers:
+    """Of the step's episodes; the environment's own metrics over those that have them. A
+    collective."""
+    sums: dict[str, list[float]] = {}
+    for completion in (c for g in rollouts.groups for c in g.completions):
+        for name, value in (completion.episode.metrics if completion.episode else {}).items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += 1
+    ranks, counts = group.gather_json(sums), rollouts.counts
+    generated = max(int(counts.generated.sum()), 1)
+    numbers: Numbers = {
+        "episodes/turns": float(counts.turns.sum() / generated),
+        "episodes/environment_tokens": float(counts.environment_tokens.sum() / generated),
+    }
+    for name in sorted({name for sums in ranks for name in sums}):
+        parts = [sums[name] for sums in ranks if name in sums]
+        of = sum(part[1] for part in parts)
+        numbers[f"episodes/metric/{name}"] = sum(part[0] for part in parts) / of
+    return numbers

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cero_rl.errors import RewardError
@@ -75,32 +76,38 @@ def split_path(function: str) -> tuple[Path, str]:
     return path.resolve(), name
 
 
-def load_plugin(function: str) -> Scorer:
-    """Import the file and adapt its function. Raises RewardError: import failure, no such
-    function, unknown signature."""
-    path, name = split_path(function)
-    spec = importlib.util.spec_from_file_location("cero_reward_plugin", path)
+def import_file(path: Path, key: str) -> ModuleType:
+    """A user's file as a module, in a worker process alone. Raises RewardError with the `key` of
+    the configuration that names it."""
+    spec = importlib.util.spec_from_file_location("cero_user_file", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    # last, so that a neighbour of the plug-in cannot shadow a library
+    # last, so that a neighbour of the file cannot shadow a library
     sys.path.append(str(path.parent))
-    asyncio.set_event_loop(_loop())  # some clients look for it while they are imported
     try:
         with _without_bytecode():
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise RewardError(
-            f"reward.function: importing {path} failed ({describe(error)}); the file must "
-            "import on its own"
+            f"{key}: importing {path} failed ({describe(error)}); the file must import on its own"
         ) from None
+    return module
+
+
+def load_plugin(function: str) -> Scorer:
+    """Import the file and adapt its function. Raises RewardError: import failure, no such
+    function, unknown signature."""
+    path, name = split_path(function)
+    asyncio.set_event_loop(_loop())  # some clients look for it while they are imported
+    module = import_file(path, "reward.function")
     found = vars(module).get(name)
     if not callable(found):
         functions = [
             n
             for n, v in vars(module).items()
-            if inspect.isfunction(v) and v.__module__ == spec.name
+            if inspect.isfunction(v) and v.__module__ == module.__name__
         ]
         raise RewardError(
             f"reward.function: {path} has no function {name!r}; it has "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import selectors
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import GoldProblem, RewardCounts, RewardItem, RewardResult
 from cero_rl.rewards.plugin import split_path
-from cero_rl.rewards.process import BOOT_SECONDS, WorkerProcess
+from cero_rl.rewards.process import BOOT_SECONDS, WorkerProcess, wait_for
 from cero_rl.rewards.worker import TEXT_ONLY
 
 _BUILT_IN = ("exact", "math", "reasoning_gym")
@@ -52,6 +51,18 @@ def _refuse_unknown(function: str) -> None:
     split_path(function)
 
 
+def in_range(value: float, key: str) -> float:
+    """A reward as the posterior can count it; nan, which is missing, stays. Raises RewardError
+    outside of [0, 1], with the key that it comes from."""
+    if value < -_TOLERANCE or value > 1 + _TOLERANCE:
+        raise RewardError(
+            f"{key}: got a reward of {value}, wanted a number in [0, 1]: Beta "
+            f"posteriors need successes between "
+            "0 and 1; rescale it, e.g. clip or (reward - low) / (high - low)"
+        )
+    return min(max(value, 0.0), 1.0) if value == value else value
+
+
 @dataclass(slots=True)
 class _Tally:
     """One call's results while they come in."""
@@ -71,13 +82,7 @@ class _Tally:
         if value is None or not math.isfinite(value):
             self.failed(index, f"the reward function returned {value}")
             return
-        if not -_TOLERANCE <= value <= 1 + _TOLERANCE:
-            raise RewardError(
-                f"reward.function: got a reward of {value}, wanted a number in [0, 1]: Beta "
-                f"posteriors need successes between "
-                "0 and 1; rescale it, e.g. clip or (reward - low) / (high - low)"
-            )
-        self.values[index] = min(max(value, 0.0), 1.0)
+        self.values[index] = in_range(value, "reward.function")
         self.done += 1
         self.scored += 1
 
@@ -207,34 +212,17 @@ class RewardPool:
         worker.deadline = time.monotonic() + self._config.timeout_seconds
 
     def _wait(self, tally: _Tally, singles: deque[int]) -> None:
-        """Sleep until a pipe moves or a deadline passes, then settle every worker concerned."""
-        busy = [slot for slot, worker in enumerate(self._workers) if not worker.idle]
-        if not busy:
-            return
-        with selectors.DefaultSelector() as selector:
-            for slot in busy:
-                worker = self._workers[slot]
-                selector.register(worker.stdout, selectors.EVENT_READ, slot)
-                if worker.outgoing:
-                    selector.register(worker.stdin, selectors.EVENT_WRITE, slot)
-            patience = min(self._workers[slot].deadline for slot in busy) - time.monotonic()
-            events = selector.select(max(0.0, patience))
-        for key, mask in events:
-            if mask & selectors.EVENT_WRITE:
-                self._workers[key.data].flush()
-        for slot in {key.data for key, mask in events if mask & selectors.EVENT_READ}:
-            self._settle(slot, self._workers[slot].receive(), tally, singles)
-        for slot in busy:
-            worker = self._workers[slot]
-            if not worker.idle and worker.deadline <= time.monotonic():
-                self._expire(slot, tally, singles)
+        """Sleep until a worker answers or is late, then settle every worker concerned."""
+        replies, late = wait_for(self._workers)
+        for slot, reply in replies.items():
+            self._settle(slot, reply, tally, singles)
+        for slot in late:
+            self._expire(slot, tally, singles)
 
     def _settle(
-        self, slot: int, reply: dict[str, Any] | bool | None, tally: _Tally, singles: deque[int]
+        self, slot: int, reply: dict[str, Any] | None, tally: _Tally, singles: deque[int]
     ) -> None:
         worker = self._workers[slot]
-        if reply is True:
-            return
         if isinstance(reply, dict) and "fatal" in reply:
             self._fatal(str(reply["fatal"]))
         if not worker.ready:

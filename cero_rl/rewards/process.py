@@ -1,16 +1,18 @@
 """A process that runs a user's code, with its pipes: it can be killed with all it started, so that
 no code can hang, crash or fill the trainer. One JSON object a line each way; no pickles, so what it
-answers is data. `rewards/worker.py` is what runs in it."""
+answers is data. `rewards/worker.py` and `environments/worker.py` are what runs in it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,33 @@ class WorkerProcess:
         # a process in uninterruptible I/O must not hold us up
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=5)
+
+
+def wait_for(
+    workers: Sequence[WorkerProcess],
+) -> tuple[dict[int, dict[str, Any] | None], list[int]]:
+    """Sleep until a pipe of the workers that are not idle moves, or a deadline passes: (replies by
+    worker, None where it is gone or talks nonsense; workers that are late)."""
+    busy = [slot for slot, worker in enumerate(workers) if not worker.idle]
+    if not busy:
+        return {}, []
+    with selectors.DefaultSelector() as selector:
+        for slot in busy:
+            selector.register(workers[slot].stdout, selectors.EVENT_READ, slot)
+            if workers[slot].outgoing:
+                selector.register(workers[slot].stdin, selectors.EVENT_WRITE, slot)
+        patience = min(workers[slot].deadline for slot in busy) - time.monotonic()
+        events = selector.select(max(0.0, patience))
+    for key, mask in events:
+        if mask & selectors.EVENT_WRITE:
+            workers[key.data].flush()
+    replies: dict[int, dict[str, Any] | None] = {}
+    for slot in {key.data for key, mask in events if mask & selectors.EVENT_READ}:
+        reply = workers[slot].receive()
+        if not isinstance(reply, bool):
+            replies[slot] = reply
+    now = time.monotonic()
+    return replies, [s for s in busy if s not in replies and workers[s].deadline <= now]
 
 
 def _jsonable(value: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Completions -> rewards: one flat call to the reward pool, answered group by group."""
+"""Completions -> rewards: one flat call to the reward pool, answered group by group. Episodes bring
+the reward of their environment, where it has one."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from cero_rl.distributed.group import Group
 from cero_rl.errors import RewardError
 from cero_rl.job import faults
 from cero_rl.rewards.base import RewardCounts, RewardItem
-from cero_rl.rewards.pool import RewardPool
-from cero_rl.types import RolloutGroup
+from cero_rl.rewards.pool import RewardPool, in_range
+from cero_rl.types import Episode, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,33 @@ def score_together(
 def score_groups(
     groups: Sequence[RolloutGroup], prompts: Sequence[Prompt], rewards: RewardPool
 ) -> Scores:
-    items = []
+    items, asked, place = [], [], 0
+    values = np.full(sum(len(g.completions) for g in groups), np.nan, dtype=np.float32)
+    counts, first_error = RewardCounts(), None
     for group in groups:
         p = prompts[group.prompt_id]
-        items.extend(
-            RewardItem(p.content, c.text, p.reference, p.source, p.columns)
-            for c in group.completions
-        )
+        for completion in group.completions:
+            episode, text = completion.episode, completion.text
+            if episode is None or episode.reward is None:
+                text = text if episode is None else episode.last_reply
+                items.append(RewardItem(p.content, text, p.reference, p.source, p.columns))
+                asked.append(place)
+            else:
+                values[place] = in_range(episode.reward, "rollout.environment")
+                counts += _count_of(episode)
+                first_error = first_error or episode.failure or None
+            place += 1
     result = rewards.score(items)
+    values[asked] = result.values
     edges = np.cumsum([0, *(len(group.completions) for group in groups)])
     return Scores(
-        [result.values[first:last] for first, last in pairwise(edges)],
-        result.counts,
-        result.first_error,
+        [values[first:last] for first, last in pairwise(edges)],
+        counts + result.counts,
+        first_error or result.first_error,
     )
+
+
+def _count_of(episode: Episode) -> RewardCounts:
+    if not episode.failure:
+        return RewardCounts(scored=1)
+    return RewardCounts(timeouts=1) if episode.timed_out else RewardCounts(errors=1)

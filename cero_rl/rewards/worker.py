@@ -27,7 +27,7 @@ from cero_rl.rewards.plugin import Scorer, close_loop, describe, load_plugin
 TEXT_ONLY = "text: "
 
 
-def _private_pipes() -> tuple[IO[str], IO[str]]:
+def private_pipes() -> tuple[IO[str], IO[str]]:
     """Our own copies of stdin and stdout, not inherited by children; the standard ones become
     /dev/null."""
     requests, replies = os.dup(0), os.dup(1)
@@ -37,7 +37,7 @@ def _private_pipes() -> tuple[IO[str], IO[str]]:
     return os.fdopen(requests, encoding="utf-8"), os.fdopen(replies, "w", encoding="utf-8")
 
 
-def _limit_memory(limit_mb: int) -> None:
+def limit_memory(limit_mb: int) -> None:
     """Cap the address space at what is mapped now plus `limit_mb`, so the limit measures items
     and not imports."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -120,7 +120,7 @@ def _answer(scorer: Scorer, items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> int:
-    requests, replies = _private_pipes()
+    requests, replies = private_pipes()
 
     def send(message: dict[str, Any]) -> None:
         replies.write(json.dumps(message) + "\n")
@@ -137,7 +137,7 @@ def main() -> int:
     except RewardError as error:
         send({"fatal": str(error)})
         return 0
-    _limit_memory(start["memory_limit_mb"])
+    limit_memory(start["memory_limit_mb"])
     send({"ready": True, "batched": scorer.batched})
     for line in requests:
         send(_answer(scorer, json.loads(line)["items"]))

@@ -236,6 +236,7 @@ class Collector:
                 int(rollouts[j]),
                 stream_key=int(prompts[j].key, 16),
                 first_draw=int(sampling.requested[where[j]]),
+                task=prompts[j] if self._config.rollout.environment is not None else None,
             )
             for j in mine
         ]

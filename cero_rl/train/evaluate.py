@@ -135,8 +135,15 @@ def evaluate(
     samples_per_prompt = final_samples or settings.samples_per_prompt
     prompts = heldout.prompts[: settings.limit]
     mine = range(group.rank, len(prompts), group.world_size)
+    episodes = config.rollout.environment is not None
     requests = [
-        RolloutRequest(i, heldout.tokens[i], samples_per_prompt, stream_key=int(prompts[i].key, 16))
+        RolloutRequest(
+            i,
+            heldout.tokens[i],
+            samples_per_prompt,
+            stream_key=int(prompts[i].key, 16),
+            task=prompts[i] if episodes else None,
+        )
         for i in mine
     ]
     with watchdog.phase("evaluation", "the sampler and all ranks", generation_limit(config)):

@@ -145,7 +145,10 @@ class Trainer:
             )
             per_step = self.config.learner.rollouts_per_step
             clock = self.metrics.clocks.clock
-            self.rounds = Rounds(self.scheduler, self.progress, per_step, clock)
+            episodes = self.config.rollout.environment is not None
+            self.rounds = Rounds(
+                self.scheduler, self.progress, per_step, clock, with_episodes=episodes
+            )
             return self.run()
 
     # --- the loop

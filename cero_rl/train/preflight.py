@@ -78,6 +78,8 @@ def try_model(config: Config) -> tuple[Any, list[str]]:
 def try_rewards(config: Config, data: Data, group: Group) -> list[str]:
     """What is to be said of the reward on the reference answers of both pools; tried on rank 0,
     refused on all. A collective."""
+    if config.rollout.environment is not None:
+        return [f"{config.rollout.environment}, or reward.function where it has no reward"]
     said: list[str] = []
 
     def tried() -> None:

@@ -34,15 +34,23 @@ def cuts(rollouts: np.ndarray, per_step: int | None) -> list[tuple[int, int]]:
 
 
 class Rounds:
-    """The run's steps, one after the other. `clock` times the scheduler."""
+    """The run's steps, one after the other. `clock` times the scheduler. `with_episodes`: rollouts
+    are an environment's, whose turns and tokens the ledger counts."""
 
     def __init__(
-        self, scheduler: Scheduler, progress: Progress, rollouts_per_step: int | None, clock: Clock
+        self,
+        scheduler: Scheduler,
+        progress: Progress,
+        rollouts_per_step: int | None,
+        clock: Clock,
+        *,
+        with_episodes: bool = False,
     ) -> None:
         self._scheduler = scheduler
         self._progress = progress
         self._per_step = rollouts_per_step
         self._clock = clock
+        self._with_episodes = with_episodes
         self._peeked: Step | None = None
 
     def next_step(self) -> Step | None:
@@ -66,8 +74,15 @@ class Rounds:
             self._scheduler.observe(evidence)
         self._progress.spent_before_step = self._progress.budget_position
         self._progress.lengths.update(rollouts.prompt_ids, rollouts.counts)
-        generated = int(rollouts.counts.generated.sum())
-        self._progress.ledger.book(generated, evidence.failed_rollouts)
+        counts = rollouts.counts
+        episodes = {}
+        if self._with_episodes:
+            episodes = {
+                "turns": int(counts.turns.sum()),
+                "tokens": int(counts.response_tokens.sum()),
+            }
+        generated = int(counts.generated.sum())
+        self._progress.ledger.book(generated, evidence.failed_rollouts, **episodes)
         faults.point("evidence.booked")
         return numbers
 

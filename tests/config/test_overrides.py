@@ -112,7 +112,12 @@ def test_values_that_yaml_cannot_construct_are_one_line(file: Path, text: str) -
 # Paths.
 PATH_KEYS = [
     *("output_dir", "model.path", "data.source", "data.heldout_source", "reward.function"),
-    *("rollout.server.key_file", "rollout.server.weights_dir", "scheduler.warm_start"),
+    *(
+        "rollout.environment",
+        "rollout.server.key_file",
+        "rollout.server.weights_dir",
+        "scheduler.warm_start",
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cero_rl.config import Config
 from cero_rl.config.lora import LoraConfig
 from cero_rl.distributed.group import Group
+from cero_rl.environments.pool import EnvironmentPool
 from cero_rl.errors import ConfigError
 from cero_rl.models.attention import sampler_attention
 from cero_rl.models.hub_names import HubNames
@@ -23,8 +24,10 @@ from cero_rl.rollout.engines.choose import choose_engine
 from cero_rl.rollout.engines.server_key import read_key
 from cero_rl.rollout.engines.transformers import TransformersEngine
 from cero_rl.rollout.engines.vllm_arguments import VllmSettings
+from cero_rl.rollout.episodes import EpisodeEngine
 from cero_rl.rollout.protocol import PROBE_PROMPT_TOKENS, PROBE_TOKENS, RolloutEngine
 from cero_rl.rollout.shared_engine import SharedEngine
+from cero_rl.rollout.turns import TurnWriter
 
 
 def _eos_token_ids(generation: Any, tokenizer: Any) -> list[int]:
@@ -47,13 +50,31 @@ def build_rollout_engine(
         config = config.model_copy(update={"lora": LoraConfig()})
     path = model_path or config.model.path
     kind = "server" if config.rollout.mode == "server" else config.rollout.engine
-    engine = SharedEngine(ENGINES[kind](config, tokenizer, group, path), group)
+    sampler = ENGINES[kind](config, tokenizer, group, path)
+    if config.rollout.environment is not None:
+        sampler = _with_environment(sampler, config, tokenizer, path)
+    engine = SharedEngine(sampler, group)
     if kind == "server" and model_path is not None:  # nobody else will give it these weights
         named: Any = ()
         if group.is_main:
             named = load_model(path, config.model.dtype, "sdpa").named_parameters()
         engine.load_weights(((name, parameter.data) for name, parameter in named), 0)
     return engine
+
+
+def _with_environment(
+    sampler: RolloutEngine, config: Config, tokenizer: Any, path: str
+) -> EpisodeEngine:
+    pool = EnvironmentPool(config.rollout, config.reward)
+    pool.open()  # they load while the run starts
+    return EpisodeEngine(
+        sampler,
+        pool,
+        TurnWriter(tokenizer, config.data, _eos_token_ids(_generation_config(path), tokenizer)),
+        _decoder(tokenizer),
+        config.rollout,
+        config.seed,
+    )
 
 
 def _transformers(config: Config, tokenizer: Any, group: Group, path: str) -> RolloutEngine:
