@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
+# mean |log-prob difference| of sampler and learner over a prompt's tokens at temperature 1, nats:
+# what no healthy pair exceeds
+PARITY_BOUNDS = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.05}
 
 
 def _check(condition: bool, message: str) -> None:

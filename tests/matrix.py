@@ -97,10 +97,13 @@ FAULTS = (
     "rewards missing in a committed group",
     "budget changed in the middle of a run",
     "trainer's slots without a rollout",
+    "sampler of another policy",
+    "sampler that measures nothing",
 )
 
 BAD_INPUT = (
     "environment that cannot be loaded",
+    "parity asked wrongly",
     "a step to stop at that is none",
     "reward that returns something else than numbers",
     "null beside answers",

@@ -20,6 +20,7 @@ FLOORS = [
     {"files", "data"},
     {"models", "rewards", "environments"},
     {"rollout"},
+    {"parity"},
     {"zero"},
     {"learner", "checkpoint", "memory"},
     {"metrics", "diagnosis"},
@@ -31,14 +32,14 @@ FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
     "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main plan "
-    "rank serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
+    "parity rank serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
     "sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds",
-    "adapters/trl": "__init__ plan trainer",
+    "adapters/trl": "__init__ parity plan trainer",
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
     "diagnosis": "__init__ critic diagnose gradients labels looks records sketch statistics",
@@ -52,6 +53,7 @@ FILES_OF = {
     "metrics": "__init__ console recorder samples step throughput",
     "models": "__init__ attention content decoding directory generation hub_names load logprob "
     "lora shapes shared_attention streaming weights",
+    "parity": "__init__ judge probe questions samplers scorers vllm_llm",
     "ops": "__init__ _load advantage reference",
     "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
     "verifiers wording worker",
@@ -83,7 +85,7 @@ ORDER = [
 # What may be imported where. Files are patterns on the path inside the package.
 ONLY_IN = {
     "deepspeed": ["zero/*"],
-    "vllm": ["rollout/engines/vllm*.py"],
+    "vllm": ["rollout/engines/vllm*.py", "parity/vllm*.py"],
     "trl": ["adapters/trl/*"],
     "accelerate": ["adapters/*"],
     "verl": ["adapters/verl/*"],
@@ -105,6 +107,7 @@ WITHOUT_TORCH = [
     "metrics/console.py",
     "commands/launch.py",
     "commands/main.py",
+    "commands/parity.py",
     "commands/rank.py",
     "commands/common.py",
     "commands/plan.py",
@@ -213,7 +216,7 @@ def test_heavy_packages_stay_in_their_corner() -> None:
 
 
 def test_other_trainers_stay_in_their_adapters() -> None:
-    below = {"scheduler", "ops", "data", "files", "types", "errors", "__init__"}
+    below = {"scheduler", "ops", "data", "files", "parity", "types", "errors", "__init__"}
     for path in FILES:
         if room_of(path) == "adapters":
             assert rooms_imported(path) <= below, path

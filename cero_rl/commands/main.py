@@ -18,6 +18,7 @@ from cero_rl.commands import (
     doctor,
     evaluate,
     launch,
+    parity,
     plan,
     serve,
     simulate,
@@ -50,6 +51,7 @@ COMMANDS: tuple[Command, ...] = (
     checkpoints,
     slurm,
     serve,
+    parity,
     doctor,
 )
 

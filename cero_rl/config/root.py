@@ -28,6 +28,7 @@ from cero_rl.config.run import (
     WatchdogConfig,
 )
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
+from cero_rl.types import PARITY_BOUNDS
 
 _COLLECTIVE_MARGIN_SECONDS = 60.0
 
@@ -189,7 +190,7 @@ class Config(Section):
         below 1 multiplies logits, and with them what rounding does to them."""
         if self.rollout.parity_bound is not None:
             return self.rollout.parity_bound
-        rounding = {"float32": 1e-4, "bfloat16": 0.2}[self.model.dtype]
+        rounding = PARITY_BOUNDS[self.model.dtype]
         return rounding / min(self.rollout.temperature, 1.0)
 
     @property

@@ -27,6 +27,8 @@ from cero_rl.job.watchdog import Limit, Watchdog
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.models.load import usable_positions
 from cero_rl.models.logprob import head_chunk_tokens
+from cero_rl.parity.judge import gap_of
+from cero_rl.parity.questions import put_together
 from cero_rl.rollout.protocol import (
     PROBE_PROMPT_TOKENS,
     PROBE_TOKENS,
@@ -54,11 +56,7 @@ def probe_requests(
     chosen = [prompts[0]] + ([prompts[longest]] if longest else [])
     room = min(PROBE_PROMPT_TOKENS, positions - PROBE_TOKENS)
     if len(prompts[longest]) <= _CACHE_BLOCK_TOKENS and room > len(prompts[longest]):
-        parts, size = [], 0
-        while size < room:
-            parts.append(prompts[len(parts) % len(prompts)])
-            size += len(parts[-1])
-        chosen.append(np.concatenate(parts)[:room])
+        chosen.append(put_together(prompts, room))
     return [RolloutRequest(i, tokens, 1, stream_key=i) for i, tokens in enumerate(chosen)]
 
 
@@ -161,16 +159,11 @@ class WeightSync:
         self._policy.train(False)
         logp = self._policy.logps(micro, with_entropy=False)[0]
         self._policy.train(True)
-        gaps = (logp - micro.logp_behavior).abs().double().cpu()
-        mask, edges = micro.loss_mask.cpu(), micro.cu_seqlens.cpu().tolist()
-        by_prompt = [gaps[a:b][mask[a:b]] for a, b in pairwise(edges)]
-        mean, largest = (
-            max(float(g.mean()) for g in by_prompt),
-            max(float(g.max()) for g in by_prompt),
-        )
-        # the maximum of a nan is not a nan on every backend
-        finite = bool(torch.isfinite(gaps[mask]).all())
-        mean, largest = (mean, largest) if finite else (float("inf"), float("inf"))
+        own, told = logp.cpu().numpy(), micro.logp_behavior.cpu().numpy()
+        mask, edges = micro.loss_mask.cpu().numpy(), micro.cu_seqlens.cpu().tolist()
+        # infinite where one is not finite: the maximum of a nan is not a nan on every backend
+        gaps = [gap_of(own[a:b][mask[a:b]], told[a:b][mask[a:b]]) for a, b in pairwise(edges)]
+        mean, largest = max(gap.mean for gap in gaps), max(gap.largest for gap in gaps)
         return self._group.all_max_float(mean), self._group.all_max_float(largest)
 
 

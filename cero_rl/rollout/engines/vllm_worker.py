@@ -11,11 +11,13 @@ head, without a word. Experts are left unpacked where the kernel expects them pa
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cero_rl.files.lora_adapter import base_checksum, bit_sum
 from cero_rl.rollout.engines.vllm_arguments import ADAPTER
 from cero_rl.rollout.engines.weight_files import ROOT_VARIABLE, check_weights, read_weights
 
@@ -28,6 +30,7 @@ class WorkerExtension:
     add_lora: Any
     list_loras: Any
     cero_label = ""  # of the weights that load_weight_files brought
+    cero_checksum = ""  # of the same, whatever their order; empty: an adapter's, or the start's
 
     def finish_reload(self) -> int:
         """Pack again what reload_weights left stale or plain; call after it, on CPUs. Returns how
@@ -55,7 +58,8 @@ class WorkerExtension:
         damaged file is refused untouched."""
         if label != self.cero_label:
             files = check_weights(Path(os.environ[ROOT_VARIABLE]), label)
-            self.cero_label = ""  # a reload that breaks off leaves weights that are nobody's
+            # a reload that breaks off leaves weights that are nobody's
+            self.cero_label = self.cero_checksum = ""
             if files.is_adapter:
                 from vllm.lora.request import LoRARequest  # pyright: ignore[reportMissingImports]
 
@@ -63,9 +67,18 @@ class WorkerExtension:
                 (number,) = self.list_loras()
                 self.add_lora(LoRARequest(ADAPTER, number, str(files.folder), load_inplace=True))
             else:
-                self.reload_weights(weights_iterator=read_weights(files.shards))
+                total = 0
+
+                def counted() -> Iterator[tuple[str, torch.Tensor]]:
+                    nonlocal total
+                    for name, tensor in read_weights(files.shards):
+                        total += bit_sum(tensor)
+                        yield name, tensor
+
+                self.reload_weights(weights_iterator=counted())
                 if not torch.cuda.is_available():
                     self.finish_reload()
+                self.cero_checksum = base_checksum(total)
             self.cero_label = label
         return self.weights_state()
 
@@ -74,6 +87,7 @@ class WorkerExtension:
         config = self.model_config
         return {
             "label": self.cero_label,
+            "checksum": self.cero_checksum,
             "dtype": str(config.dtype).removeprefix("torch."),
             "logprobs_mode": str(config.logprobs_mode),
             "max_model_tokens": int(config.max_model_len),
