@@ -196,6 +196,7 @@ BAD_INPUT = (
     "model that vLLM samples otherwise",
     "dropout in the start model",
     "start weights that are not finite",
+    "objective settings that contradict each other",
     "unreadable run given to a replay",
     "evidence that contradicts what was asked for",
 )

@@ -48,7 +48,7 @@ FILES_OF = {
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
     "watchdog",
-    "learner": "__init__ batch coverage losses mismatch packing schedule sharing update",
+    "learner": "__init__ batch coverage losses mismatch packing returns schedule sharing update",
     "memory": "__init__ advice peaks plan planner samplers states workspace",
     "metrics": "__init__ console recorder samples step throughput",
     "models": "__init__ attention content decoding directory generation hub_names load logprob "

@@ -43,7 +43,7 @@ $* srun AuthInfo BeginTime cred_expire
 --api-key fullgraph=True F.linear_cross_entropy --load GPTModel
 dist_checkpointing.*
 n_samples_per_prompt loss_agg_mode peft_config compute_score(*)
-shuffle_dataset resume_from_checkpoint cispo vespo rollout.n *?rollout.n
+shuffle_dataset resume_from_checkpoint vespo rollout.n *?rollout.n
 <answer> \\boxed{*}
 cero.rounds trainer.* +ray_kwargs.* AgentLoopManagerTQ cero_center cero_std cero_rloo cero_maxrl
 """

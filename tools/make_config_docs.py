@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cero_rl.config.learner import PRESETS
+from cero_rl.config.learner import PRESETS, LearnerConfig
 from cero_rl.config.root import Config, Section
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -125,7 +125,10 @@ def render() -> str:
                 *about(part),
                 *rows(f"{name}.{key}.", part, list(part.model_fields)),
             ]
-    keys = list(next(iter(PRESETS.values())))
+    keys = list(dict.fromkeys(key for preset in PRESETS.values() for key in preset))
+    whole = {
+        name: LearnerConfig.model_validate({"algorithm": name}).model_dump() for name in PRESETS
+    }
     lines += [
         "",
         "## Presets of learner.algorithm",
@@ -135,8 +138,8 @@ def render() -> str:
     ]
     lines += [f"| algorithm | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
     lines += [
-        f"| `{name}` | {' | '.join(str(preset[key]) for key in keys)} |"
-        for name, preset in PRESETS.items()
+        f"| `{name}` | {' | '.join(str(values[key]) for key in keys)} |"
+        for name, values in whole.items()
     ]
     return "\n".join(lines) + "\n"
 

@@ -41,21 +41,76 @@ PRESETS: dict[str, dict[str, object]] = {
         "clip_high": 0.2,
         "zero_variance": "keep",
     },
+    "reinforce_pp": {  # REINFORCE++, arXiv 2501.03262
+        "advantage": "whiten",
+        "aggregation": "token_mean",
+        "zero_variance": "keep",
+        "kl_in": "reward",
+        "kl_estimator": "k1",
+    },
+    "reinforce_pp_baseline": {
+        "advantage": "whiten_group",
+        "aggregation": "token_mean",
+        "zero_variance": "keep",
+        "kl_estimator": "k2",
+    },
+    "gspo": {
+        "loss": "gspo",
+        "advantage": "std",
+        "aggregation": "seq_mean",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "zero_variance": "keep",
+    },
+    "cispo": {  # no lower bound; the largest weight is that of arXiv 2510.13786
+        "loss": "cispo",
+        "advantage": "std",
+        "aggregation": "token_mean",
+        "clip_low": 1.0,
+        "clip_high": 4.0,
+        "zero_variance": "keep",
+    },
 }
+AdvantageName = Literal["std", "center", "rloo", "maxrl", "batch_std", "whiten", "whiten_group"]
+_MASK_BOUNDS = {"token": (0.5, 2.0), "sequence": (0.5, 2.0), "geometric": (0.999, 1.001)}
 
 
 class LearnerConfig(Section):
-    """Loss and step. `algorithm` fills `advantage`, `aggregation`, `clip_high`, `zero_variance`
-    where they are not given."""
+    """Loss and step. `algorithm` fills `loss`, `advantage`, `aggregation`, `clip_low`, `clip_high`,
+    `kl_in`, `kl_estimator`, `zero_variance` where they are not given (docs/objectives.md)."""
 
-    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo"] = Field(
-        default="grpo", description="preset of the keys named above"
+    algorithm: Literal[
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "rloo",
+        "reinforce_pp",
+        "reinforce_pp_baseline",
+        "gspo",
+        "cispo",
+    ] = Field(default="grpo", description="preset of the keys named above")
+    loss: Literal["ppo", "gspo", "cispo"] = Field(
+        default="ppo",
+        description="clipped surrogate of each token's ratio (ppo), of the response's geometric "
+        "mean (gspo), or the log-probability weighted by the clipped ratio (cispo)",
     )
-    advantage: Literal["std", "center", "rloo", "maxrl", "batch_std"] = Field(
+    advantage: AdvantageName = Field(
         default="std",
-        description="how rewards become advantages: less the baseline (center), and divided by the "
-        "group's standard deviation (std), its mean (maxrl), or the root mean square over the "
-        "step's rollouts (batch_std); rloo: against the mean of the others of the group",
+        description="how rewards become advantages: less the group's mean (center), and divided by "
+        "its standard deviation (std), its mean (maxrl), or the root mean square over the step's "
+        "rollouts (batch_std); rloo: against the mean of the others of the group; whiten: less the "
+        "mean and divided by the standard deviation over the step's response tokens, whiten_group: "
+        "the same of what is less the group's mean",
+    )
+    advantage_ddof: Literal[0, 1] = Field(
+        default=1,
+        description="advantage std: the group's deviation is over n - advantage_ddof; with 1 a "
+        "group of n weighs sqrt((n-1)/n), .71 at n=2 and .97 at n=16, with 0 all weigh alike",
+    )
+    group_weight: Literal["none", "sqrt_size", "size"] = Field(
+        default="none",
+        description="factor of a group's advantages: its rollouts with a reward or their square "
+        "root, over the mean of that over the step's groups (baseline group)",
     )
     baseline: Literal["group", "posterior"] = Field(
         default="group",
@@ -106,11 +161,15 @@ class LearnerConfig(Section):
     advantage_eps: PositiveFloat = Field(
         default=1e-6, description="added to the standard deviation"
     )
-    clip_low: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.2, description="ratios below 1 - clip_low are clipped"
+    clip_low: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.2, description="ratios below 1 - clip_low are clipped; 1: none"
     )
     clip_high: NonNegativeFloat = Field(
         default=0.2, description="ratios above 1 + clip_high are clipped"
+    )
+    dual_clip: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="loss ppo: the surrogate of a negative advantage is cut at this ratio too (3)",
     )
     kl_coefficient: NonNegativeFloat = Field(
         default=0.0,
@@ -118,6 +177,11 @@ class LearnerConfig(Section):
     )
     kl_estimator: Literal["k1", "k2", "k3"] = Field(
         default="k3", description="per-token estimate of that KL"
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        default="loss",
+        description="a term of the loss, or taken from the reward of each token, so that a token's "
+        "advantage holds the KL of all that follow it (REINFORCE++)",
     )
     zero_variance: Literal["drop", "keep"] = Field(
         default="keep", description="does the loss denominator count groups without signal?"
@@ -128,15 +192,30 @@ class LearnerConfig(Section):
         "or set to 0 outside [importance_floor, importance_cap]; auto: truncate where "
         "the sampler's log-probs may differ (vllm, bfloat16, overlap), else none",
     )
-    importance_level: Literal["token", "sequence"] = Field(
+    importance_level: Literal["token", "sequence", "geometric"] = Field(
         default="token",
-        description="of that weight: each token's own ratio, or the product over its response",
+        description="of that weight: each token's own ratio, or the product over its response, or "
+        "their geometric mean",
     )
     importance_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         default=2.0, description="largest weight"
     )
     importance_floor: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="smallest weight that mask keeps"
+    )
+    importance_mask: Literal["none", "token", "sequence", "geometric", "kpop"] = Field(
+        default="none",
+        description="beside the weight: leave out tokens, or responses by their product or their "
+        "geometric mean, whose ratio is outside importance_mask_range; kpop: tokens whose binary "
+        "KL divergence, in either direction, is above kpop_threshold",
+    )
+    importance_mask_range: tuple[PositiveFloat, PositiveFloat] | None = Field(
+        default=None,
+        description="smallest and largest ratio that importance_mask keeps; None: 0.5 and 2, of a "
+        "geometric mean 0.999 and 1.001",
+    )
+    kpop_threshold: PositiveFloat = Field(
+        default=0.1, description="largest divergence that importance_mask kpop keeps, in nats"
     )
     max_micro_batch_tokens: PositiveInt = Field(
         default=16384, description="packed tokens of one forward and backward pass on a rank"
@@ -164,6 +243,11 @@ class LearnerConfig(Section):
     )
 
     @property
+    def importance_mask_bounds(self) -> tuple[float, float]:
+        """Of the ratios that importance_mask keeps."""
+        return self.importance_mask_range or _MASK_BOUNDS[self.importance_mask]
+
+    @property
     def cuts_rounds(self) -> bool:
         """May a round be more than one optimizer step?"""
         return self.rollouts_per_step is not None or self.live_signal_per_step is not None
@@ -177,6 +261,41 @@ class LearnerConfig(Section):
                 preset["advantage"] = "batch_std"
             return {**preset, **data}
         return data
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> LearnerConfig:
+        if self.dual_clip is not None and self.loss != "ppo":
+            raise ValueError(
+                f"dual_clip: {self.dual_clip} with loss: {self.loss}, which has no second clip; "
+                "leave it out, or set loss: ppo"
+            )
+        if self.dual_clip is not None and self.dual_clip < 1 + self.clip_high:
+            raise ValueError(
+                f"dual_clip: {self.dual_clip} is below 1 + clip_high = {1 + self.clip_high}; "
+                "raise it (3 is usual)"
+            )
+        if self.advantage_ddof == 0 and self.advantage != "std":
+            raise ValueError(
+                f"advantage_ddof: 0 with advantage: {self.advantage}, which divides by no group's "
+                "deviation; leave it out, or set advantage: std"
+            )
+        if self.group_weight != "none" and self.baseline == "posterior":
+            raise ValueError(
+                f"group_weight: {self.group_weight} with baseline: posterior, which weighs "
+                "rollouts and not groups; leave it out, or set baseline: group"
+            )
+        bounds = self.importance_mask_range
+        if bounds is not None and not bounds[0] <= 1 <= bounds[1]:
+            raise ValueError(
+                f"importance_mask_range: got {list(bounds)}; wanted two ratios around 1, such as "
+                "[0.5, 2.0]"
+            )
+        if bounds is not None and self.importance_mask in ("none", "kpop"):
+            raise ValueError(
+                f"importance_mask_range: given with importance_mask: {self.importance_mask}, "
+                "which has no range; set importance_mask: token, sequence or geometric"
+            )
+        return self
 
     @model_validator(mode="after")
     def _baseline_fits(self) -> LearnerConfig:

@@ -51,7 +51,7 @@ def make_batch(
 ) -> TrainingBatch:
     """Pack what trains, and its advantages: from the groups alone by the native op, or with what
     the critic `predicted` of them; those above 0 times positive_weight (None: the configuration's).
-    A collective where learner.advantage is batch_std."""
+    A collective where learner.advantage looks at the whole step, or learner.group_weight does."""
     asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
     own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
     kept = kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
@@ -60,7 +60,7 @@ def make_batch(
     if config.learner.advantage_over == "all":
         measured = pack_rollouts(rollouts.groups, rollouts.rewards)
     if predicted is None:
-        advantages, signal = _against_groups(measured, config)
+        advantages, signal = _against_groups(measured, config, group)
     else:
         advantages, signal = _against_posterior(measured, predicted, config)
     if measured is not packed:
@@ -69,24 +69,67 @@ def make_batch(
         advantages, signal = advantages[chosen], signal[chosen]
     if config.learner.advantage == "batch_std":
         advantages = _by_root_mean_square(advantages, group)
+    if config.learner.advantage in ("whiten", "whiten_group"):
+        signal = torch.ones_like(signal)  # also a group of one, or of equal rewards
+        if config.learner.kl_in == "loss" or not config.learner.kl_coefficient:
+            advantages = _whitened(advantages, response_tokens(packed), group)
     weight = config.learner.positive_weight if positive_weight is None else positive_weight
     if weight < 1.0:
         advantages = torch.where(advantages > 0, weight * advantages, advantages)
     return TrainingBatch(packed, advantages, signal)
 
 
-def _against_groups(batch: RolloutBatch, config: Config) -> tuple[Tensor, Tensor]:
-    """(advantages f32[R], signal bool[R]) by the native op: a group is measured by itself."""
+def _against_groups(batch: RolloutBatch, config: Config, group: Group) -> tuple[Tensor, Tensor]:
+    """(advantages f32[R], signal bool[R]) by the native op: a group is measured by itself; under
+    whiten by nothing yet."""
     learner = config.learner
-    norm: Norm = "center" if learner.advantage == "batch_std" else learner.advantage
+    sizes = torch.diff(batch.group_offsets.long())
+    weight = _group_weight(sizes, learner.group_weight, group)
+    if learner.advantage == "whiten":
+        advantages = batch.rewards.clone()
+        if weight is not None:
+            advantages *= torch.repeat_interleave(weight, sizes)
+        return advantages, torch.ones_like(advantages, dtype=torch.bool)
+    norm: Norm = "center"
+    if learner.advantage not in ("batch_std", "whiten_group"):
+        norm = learner.advantage
     stats = group_advantage(
         batch.rewards,
         batch.group_offsets,
         norm=norm,
         eps=learner.advantage_eps,
+        ddof=learner.advantage_ddof,
+        group_weight=weight,
     )
-    sizes = torch.diff(batch.group_offsets.long())
     return stats.adv, torch.repeat_interleave(stats.live.cpu(), sizes)
+
+
+def _group_weight(sizes: Tensor, kind: str, group: Group) -> Tensor | None:
+    """f32[G] of rollouts i64[G], its mean over the step's groups with a rollout 1. A collective
+    where there is one."""
+    if kind == "none":
+        return None
+    weight = sizes.double() if kind == "size" else sizes.double().sqrt()
+    total, groups = group.all_sum([float(weight.sum()), float((sizes > 0).sum())])
+    return (weight / (total / groups if total else 1.0)).float()
+
+
+def response_tokens(batch: RolloutBatch) -> Tensor:
+    """i64[R] of each rollout."""
+    before = torch.nn.functional.pad(batch.loss_mask.long().cumsum(0), (1, 0))
+    return torch.diff(before[batch.cu_seqlens.long()])
+
+
+def _whitened(advantages: Tensor, tokens: Tensor, group: Group) -> Tensor:
+    """Less the mean and divided by the standard deviation (of n - 1) over the response tokens
+    i64[R] of all ranks' rollouts (REINFORCE++, arXiv 2501.03262). A collective."""
+    values, weight = advantages.double(), tokens.double()
+    count, total = group.all_sum([float(weight.sum()), float((weight * values).sum())])
+    centred = values - total / max(count, 1.0)
+    (squares,) = group.all_sum([float((weight * centred**2).sum())])
+    if not squares:
+        return torch.zeros_like(advantages)
+    return (centred / (squares / max(count - 1.0, 1.0)) ** 0.5).float()
 
 
 def _against_posterior(

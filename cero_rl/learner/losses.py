@@ -1,21 +1,29 @@
 """Policy losses on packed tokens [T]: pure functions, no model, no ranks.
 
-Clipped surrogate (PPO, arXiv 1707.06347) with separate lower and upper clip range (DAPO, arXiv
-2503.14476), per-token weights that carry the aggregation, and the k1, k2, k3 estimators of
-KL(policy || reference) (Schulman, "Approximating KL divergence"). Masked positions are selected
-away, never multiplied by 0, so a NaN there cannot reach the loss or its gradient.
+A surrogate of `LOSSES`, per-token weights that carry the aggregation, and the k1, k2, k3 estimators
+of KL(policy || reference) (Schulman, "Approximating KL divergence"). A new surrogate is a function
+and its line in `LOSSES`. Masked positions are selected away, never multiplied by 0, so a NaN there
+cannot reach the loss or its gradient.
+
+With r = pi / pi_old of a token, A its advantage and l, h the clip range:
+
+    ppo    -min(r A, clip(r, 1-l, 1+h) A)       arXiv 1707.06347; l and h apart: DAPO, 2503.14476
+           dual_clip c, where A < 0: no more than -c A (arXiv 1912.09729)
+    gspo   the same with r of a whole response: exp(mean of log r over its tokens), whose gradient
+           flows through each token alike (arXiv 2507.18071, the form for tokens)
+    cispo  -sg(clip(r, 1-l, 1+h)) A log pi      arXiv 2506.13585: no token loses its gradient
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cero_rl.config.learner import LearnerConfig
-from cero_rl.learner.mismatch import histogram, importance_weights
+from cero_rl.learner.mismatch import histogram, importance_weights, sequence_means
 from cero_rl.types import MicroBatch
 
 # beyond it exp() is kept finite and has no gradient: one odd token must not make inf * 0 = NaN of a
@@ -27,6 +35,7 @@ METRIC_NAMES = (
     "entropy",
     "clip_low",
     "clip_high",
+    "clip_dual",
     "gap_abs",
     "log_ratio",
     "weight",
@@ -46,6 +55,73 @@ class LossTerms:
     metric_sums: Tensor
     largest_logp_gap: Tensor
     ratio_counts: Tensor
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """What a surrogate is computed from; masked tokens hold 0."""
+
+    logp: Tensor  # f32[T] with gradient
+    logp_old: Tensor  # f32[T]
+    advantage: Tensor  # f32[T]
+    mask: Tensor  # bool[T]
+    cu_seqlens: Tensor  # i32[S+1]
+
+    @property
+    def log_ratio(self) -> Tensor:
+        return self.logp - self.logp_old
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """loss f32[T]; below, above, dual bool[T]: tokens that the clip range, its lower or upper end,
+    or the second clip decides."""
+
+    loss: Tensor
+    below: Tensor
+    above: Tensor
+    dual: Tensor
+
+
+def _clipped(log_ratio: Tensor, terms: TokenTerms, config: LearnerConfig) -> Surrogate:
+    advantage = terms.advantage
+    ratio = torch.exp(log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    gain = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    dual = torch.zeros_like(terms.mask)
+    if config.dual_clip is not None:
+        dual = (advantage < 0) & (ratio > config.dual_clip)
+        gain = torch.where(dual, config.dual_clip * advantage, gain)
+    below = (ratio < low) & (advantage < 0)
+    above = (ratio > high) & (advantage > 0)
+    return Surrogate(-gain, below, above, dual)
+
+
+def ppo(terms: TokenTerms, config: LearnerConfig) -> Surrogate:
+    """Each token's own ratio, clipped on the side where its advantage pushes."""
+    return _clipped(terms.log_ratio, terms, config)
+
+
+def gspo(terms: TokenTerms, config: LearnerConfig) -> Surrogate:
+    """The ratio of the response, the geometric mean over its tokens, for each of them."""
+    of_response = sequence_means(terms.log_ratio.detach(), terms.mask, terms.cu_seqlens)
+    return _clipped(of_response + (terms.logp - terms.logp.detach()), terms, config)
+
+
+def cispo(terms: TokenTerms, config: LearnerConfig) -> Surrogate:
+    """The log-probability's gradient, weighted by the clipped ratio, which has none."""
+    log_ratio = terms.log_ratio.detach().clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = torch.exp(log_ratio)
+    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    loss = -ratio.clamp(low, high) * terms.advantage * terms.logp
+    return Surrogate(loss, ratio < low, ratio > high, torch.zeros_like(terms.mask))
+
+
+LOSSES: dict[str, Callable[[TokenTerms, LearnerConfig], Surrogate]] = {
+    "ppo": ppo,
+    "gspo": gspo,
+    "cispo": cispo,
+}
 
 
 def kl_estimate(logp: Tensor, logp_reference: Tensor, estimator: str) -> Tensor:
@@ -81,16 +157,15 @@ def policy_loss(
     now = torch.where(mask, logp, zero)
     old = now.detach() if micro.logp_old is None else torch.where(mask, micro.logp_old, zero)
     advantage = torch.where(mask, micro.token_adv, zero)
-    ratio = torch.exp((now - old).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    low, high = 1.0 - config.clip_low, 1.0 + config.clip_high
+    terms = TokenTerms(now, old, advantage, mask, micro.cu_seqlens)
+    surrogate = LOSSES[config.loss](terms, config)
     correction = importance_weights(old, micro.logp_behavior, mask, micro.cu_seqlens, config)
-    token_loss = (
-        -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage) * correction.weight
-    )
+    token_loss = surrogate.loss * correction.weight
     kl = torch.zeros_like(now)
     if config.kl_coefficient > 0 and micro.logp_reference is not None:
         kl = kl_estimate(now, torch.where(mask, micro.logp_reference, zero), config.kl_estimator)
-        token_loss = token_loss + config.kl_coefficient * kl
+        if config.kl_in == "loss":
+            token_loss = token_loss + config.kl_coefficient * kl
     loss_sum = torch.where(mask, token_loss * micro.seq_weight, zero).sum()
     with torch.no_grad():
         gap = torch.where(mask, (now - micro.logp_behavior).abs(), zero)
@@ -99,8 +174,9 @@ def policy_loss(
                 mask.sum().float(),
                 torch.where(mask, kl, zero).sum(),
                 torch.where(mask, entropy, zero).sum(),
-                (mask & (ratio < low) & (advantage < 0)).sum().float(),
-                (mask & (ratio > high) & (advantage > 0)).sum().float(),
+                (mask & surrogate.below).sum().float(),
+                (mask & surrogate.above).sum().float(),
+                (mask & surrogate.dual).sum().float(),
                 gap.sum(),
                 correction.logs.sum(),
                 torch.where(mask, correction.weight, zero).sum(),
@@ -123,6 +199,7 @@ def reduce_metrics(sums: Sequence[float], *, maximum: float) -> dict[str, float]
         "clip_ratio/low_mean": total["clip_low"] / tokens,
         "clip_ratio/high_mean": total["clip_high"] / tokens,
         "clip_ratio/region_mean": (total["clip_low"] + total["clip_high"]) / tokens,
+        "clip_ratio/dual_mean": total["clip_dual"] / tokens,
         "mismatch/logp_abs_mean": total["gap_abs"] / tokens,
         "mismatch/logp_abs_max": maximum,
         # k1 estimate of KL(sampler || learner): the tokens are the sampler's

@@ -23,6 +23,7 @@ from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
+from cero_rl.learner.returns import with_kl_in_reward
 from cero_rl.models.attention import longest_shared
 from cero_rl.models.logprob import forward_micro, head_chunk_tokens
 from cero_rl.types import MicroBatch, StepPlan
@@ -89,8 +90,11 @@ class Learner:
         if not plan.micro_batches:
             return _nothing_to_learn(rates)
         self._policy.train(False)
-        old = len(rates) > 1
+        learner = self._config.learner
+        old = len(rates) > 1 or (self._reference is not None and learner.kl_in == "reward")
         micro_batches = [self._with_fixed_logps(m, old=old) for m in plan.micro_batches]
+        if self._reference is not None and learner.kl_in == "reward":
+            micro_batches = with_kl_in_reward(micro_batches, learner, self._group)
         self._policy.train(True)
         sums = _Sums()
         for index, rate in enumerate(rates):

@@ -56,7 +56,7 @@ NAMES = {
     "micro_batches": "forward and backward passes of a rank",
     "kl": "KL(policy || start model) a token",
     "entropy": "of the policy, a token",
-    "clip_ratio/*": "tokens whose probability ratio was clipped: low, high, either",
+    "clip_ratio/*": "tokens whose probability ratio was clipped: low, high, either, dual",
     "mismatch/*": "sampler against learner on the tokens that train",
     "parity/*": "sampler against learner on the probe after the weight sync",
     "rollout/staleness": "updates between the oldest completion's weights and the learner's",

@@ -304,6 +304,6 @@ def test_metrics_are_means_per_trained_token() -> None:
         "mismatch/weight_mean": 1.0,
         "mismatch/cut_fraction": 0.0,
     }
-    unclipped = {f"clip_ratio/{name}_mean": 0.0 for name in ("low", "high", "region")}
+    unclipped = {f"clip_ratio/{name}_mean": 0.0 for name in ("low", "high", "region", "dual")}
     assert metrics == pytest.approx(expected | unclipped)
     assert set(reduce_metrics([0.0] * len(METRIC_NAMES), maximum=0.0).values()) == {0.0}
