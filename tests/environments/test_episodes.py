@@ -189,27 +189,28 @@ def test_a_request_without_a_task_is_a_plain_completion(guess: Rank) -> None:
 @pytest.mark.parametrize(
     ("setting", "stop", "finish"),
     [
-        ("rollout.max_turns=2", "max_turns", "stop"),
-        ("rollout.max_response_tokens=8", "max_tokens", "length"),
-        ("rollout.max_turn_tokens=1", "max_tokens", "length"),
+        ({"max_turns": 2}, "max_turns", "stop"),
+        ({"max_response_tokens": 8}, "max_tokens", "length"),
+        ({"max_turn_tokens": 1}, "max_tokens", "length"),
     ],
 )
-def test_limits_end_an_episode_which_is_scored(setting: str, stop: str, finish: str) -> None:
-    rank = Rank("guess", setting, "data.limit=8")
-    try:
-        groups = rank.sample(rank.requests(range(4), 4))
-    finally:
-        rank.engine.close()
+def test_limits_end_an_episode_which_is_scored(
+    guess: Rank, setting: dict[str, int], stop: str, finish: str
+) -> None:
+    whole, rollout = guess.engine, guess.config.rollout.model_copy(update=setting)
+    parts = whole._engine, whole._pool, whole._writer, whole._decode
+    engine = EpisodeEngine(*parts, rollout, seed=0)
+    groups = engine.generate(guess.requests(range(4), 4), stream=3, temperature=1.0)
     ended = [c for g in groups for c in g.completions if c.episode and c.episode.stop == stop]
     assert len(ended) > 8
-    limit = int(setting.partition("=")[2])
+    ((key, limit),) = setting.items()
     for completion in ended:
         assert completion.finish_reason == finish
         assert completion.episode is not None
         assert completion.episode.reward in (0.0, 1.0)
-        if "turns" in setting:
+        if key == "max_turns":
             assert completion.episode.turns == limit
-        elif "response" in setting:
+        elif key == "max_response_tokens":
             assert len(completion.token_ids) <= limit
         else:
             assert completion.token_ids.shape == (1,)

@@ -355,6 +355,31 @@ def test_rollouts_generated_ahead_survive_a_cut(out: Path):
     assert fingerprint(out / "ahead_cut") == fingerprint(out / "ahead")
 
 
+EPISODES = [
+    "model.path=recipes/assets/guess/model",
+    "data.source=recipes/assets/guess/train.jsonl",
+    "data.heldout_source=recipes/assets/guess/heldout.jsonl",
+    "data.chat_template=auto",
+    "rollout.environment=recipes/environments/guess.py:GuessNumber",
+    "rollout.max_response_tokens=48",
+    "scheduler.rounds=4",
+    "budget.total_rollouts=192",
+    "data.heldout_limit=2",
+]
+
+
+@pytest.mark.covers("episode cut in its middle")
+def test_a_run_cut_in_the_middle_of_an_episode_goes_on_as_if_nothing_had_happened(out: Path):
+    done = train(out, "episodes", settings=EPISODES)
+    assert done.codes == [0, 0], done.text
+    ledger = [json.loads(x) for x in (out / "episodes/ledger.jsonl").read_text().splitlines()]
+    assert ledger[-1]["spent_rollouts"] == 192
+    assert 192 < ledger[-1]["spent_turns"] <= 6 * 192
+    row = kill_and_resume(out, "episode.turn", fingerprint(out / "episodes"), EPISODES)
+    assert row.good, row
+    assert row.resumed_from == "step_000002"
+
+
 @pytest.mark.covers("back to an older checkpoint", "finished run started again")
 def test_a_run_that_went_back_never_returns_to_the_future_it_left(out: Path, uncut: Path):
     run = out / "back"

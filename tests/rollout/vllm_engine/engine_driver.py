@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from cero_rl.config.data import DataConfig, RewardConfig
+from cero_rl.config.rollout import RolloutConfig
+from cero_rl.data.prompts import make_prompt
+from cero_rl.environments.pool import EnvironmentPool
 from cero_rl.job.process import run_and_exit
 from cero_rl.models.load import load_model, load_tokenizer
 from cero_rl.rollout.engines.vllm import VllmEngine, VllmSettings
+from cero_rl.rollout.episodes import EpisodeEngine
 from cero_rl.rollout.protocol import RolloutRequest
+from cero_rl.rollout.turns import TurnWriter
 from cero_rl.types import RolloutGroup
 from cero_rl.zero import launch
 
+ROOT = Path(__file__).resolve().parents[3]
 SIZES = (1, 5, 2, 3)
 
 
@@ -35,8 +42,37 @@ def make_requests() -> list[RolloutRequest]:
     ]
 
 
+def episodes(engine: Any, tokenizer: Any) -> list[RolloutGroup]:
+    """Conversations of up to three turns with an environment, on any engine."""
+    rollout = RolloutConfig(
+        environment=f"{ROOT}/tests/environments/examples.py:Talk",
+        max_turns=3,
+        max_turn_tokens=8,
+        max_response_tokens=24,
+    )
+    task = make_prompt("1234", "5", "", {"script": ["567", "89"]})
+    around = EpisodeEngine(
+        engine,
+        EnvironmentPool(rollout, RewardConfig(workers=1)),
+        TurnWriter(
+            tokenizer, DataConfig(source="-", chat_template="never"), [tokenizer.eos_token_id]
+        ),
+        partial(tokenizer.decode, skip_special_tokens=True),
+        rollout,
+        seed=7,
+    )
+    requests = [
+        RolloutRequest(i, np.arange(2, 6 + i), 8, stream_key=70 + i, task=task) for i in range(3)
+    ]
+    try:
+        return around.generate(requests, stream=1, temperature=1.0)
+    finally:
+        around.close()
+
+
 def gap(model: Any, groups: list[RolloutGroup], temperature: float) -> float:
-    """Largest |log-prob difference| to plain transformers, one sequence at a time."""
+    """Largest |log-prob difference| to plain transformers, one sequence at a time, on what was
+    sampled."""
     worst = 0.0
     for group in groups:
         for c in group.completions:
@@ -51,7 +87,8 @@ def gap(model: Any, groups: list[RolloutGroup], temperature: float) -> float:
                 .gather(-1, torch.from_numpy(c.token_ids)[:, None])
                 .squeeze(1)
             )
-            worst = max(worst, float((logp - torch.from_numpy(c.logp_behavior)).abs().max()))
+            apart = (logp - torch.from_numpy(c.logp_behavior)).abs()
+            worst = max(worst, float(apart[torch.from_numpy(c.trains)].max()))
     return worst
 
 
@@ -115,6 +152,11 @@ def main() -> int:
     found["nothing"] = plain(
         engine.generate(requests[:1] if group.rank else [], stream=1, temperature=1.0)
     )
+    if parallel == 1:
+        talks = episodes(engine, tokenizer)
+        found["episodes"] = plain(talks)
+        found["turns"] = [c.episode.turns for g in talks for c in g.completions if c.episode]
+        found["gaps"].append(gap(model, talks, 1.0))
     engine.sleep()  # no-op here
     found["after_sleep"] = plain(engine.generate(requests[:1], stream=1, temperature=1.0))
     (out / f"rank{group.rank}-tp{parallel}.json").write_text(json.dumps(found))

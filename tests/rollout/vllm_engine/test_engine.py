@@ -66,6 +66,12 @@ def test_log_probs_are_the_learners_at_every_temperature(answers: list[dict[str,
     assert answers[0]["wrong_temperature_gap"] > 0.05  # the test can tell temperatures apart
 
 
+def test_episodes_go_on_for_several_turns(answers: list[dict[str, Any]]) -> None:
+    """Their log-probabilities are among the gaps above."""
+    assert len(answers[0]["gaps"]) == 3
+    assert {1, 2, 3} <= set(answers[0]["turns"])
+
+
 def test_a_rank_may_have_nothing_to_sample(answers: list[dict[str, Any]]) -> None:
     assert answers[0]["nothing"] == []
     assert answers[1]["nothing"] == answers[0]["whole"][:1]

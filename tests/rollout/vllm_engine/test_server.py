@@ -11,10 +11,10 @@ import httpx2
 import numpy as np
 import pytest
 import torch
-from engine_driver import gap, make_requests, plain
+from engine_driver import episodes, gap, make_requests, plain
 from server_box import ServerBox, make_engine, push
 
-from cero_rl.models.load import load_model
+from cero_rl.models.load import load_model, load_tokenizer
 from cero_rl.rollout.protocol import RolloutRequest
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,14 @@ def test_the_server_answers_as_the_engine_of_a_rank(
     assert gap(plainly, cool, 0.6) < 1e-4
     assert gap(plainly, cool, 1.0) > 0.05
     assert sample(engine, []) == []
+
+
+def test_episodes_are_those_of_the_engine_of_a_rank(
+    engine: Any, model: Path, answers: list[dict[str, Any]]
+) -> None:
+    talks = episodes(engine, load_tokenizer(str(model)))
+    assert plain(talks) == answers[0]["episodes"]
+    assert gap(load_model(str(model), "float32", "sdpa"), talks, 1.0) < 1e-4
 
 
 def test_new_weights_reach_every_answer(engine: Any, server: ServerBox, model: Path) -> None:
