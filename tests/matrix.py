@@ -199,6 +199,9 @@ BAD_INPUT = (
     "objective settings that contradict each other",
     "unreadable run given to a replay",
     "evidence that contradicts what was asked for",
+    "report of what is no run, half a run or another version's",
+    "hostile completions in a report",
+    "runs that are not comparable",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

@@ -23,7 +23,7 @@ FLOORS = [
     {"parity"},
     {"zero"},
     {"learner", "checkpoint", "memory"},
-    {"metrics", "diagnosis"},
+    {"metrics", "diagnosis", "report"},
     {"train"},
     {"commands", "convert", "adapters"},
     {"__main__"},
@@ -32,7 +32,8 @@ FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
     "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main plan "
-    "parity rank serve simulate simulate_payoff simulate_pool simulate_report slurm train validate",
+    "parity rank report serve simulate simulate_payoff simulate_pool simulate_report slurm "
+    "train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
     "sizes",
@@ -55,6 +56,7 @@ FILES_OF = {
     "lora shapes shared_attention streaming weights",
     "parity": "__init__ judge probe questions samplers scorers vllm_llm",
     "ops": "__init__ _load advantage reference",
+    "report": "__init__ compare facts figures page paired reader samples tables words",
     "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
     "verifiers wording worker",
     "rollout": "__init__ collector counts deal episodes lengths protocol "
@@ -103,6 +105,7 @@ WITHOUT_TORCH = [
     "train/scheduler.py",
     "rewards/*",
     "environments/*",
+    "report/*",
     "models/directory.py",
     "metrics/console.py",
     "commands/launch.py",
@@ -112,6 +115,7 @@ WITHOUT_TORCH = [
     "commands/common.py",
     "commands/plan.py",
     "commands/diagnose.py",
+    "commands/report.py",
     "commands/simulate*.py",
     "commands/validate.py",
 ]

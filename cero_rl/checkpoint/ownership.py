@@ -38,7 +38,7 @@ _ASIDE = rf"{ABANDONED}/[^/]+"
 _RUN = "|".join(
     (
         rf"{re.escape(LOCK)}|{re.escape(RESOLVED)}|{re.escape(RUN_FILE)}|{re.escape(LATEST)}",
-        rf"{_RESULTS}|\.[\w.]+\.tmp|going_back\.json|(stacks|error)_rank\d+\.txt",
+        rf"{_RESULTS}|\.[\w.]+\.tmp|going_back\.json|report\.html|(stacks|error)_rank\d+\.txt",
         r"tensorboard/events\.out\.tfevents\.[^/]+|wandb/.*|profile/(steps_\d+-\d+\.json\.gz)?",
         rf"(checkpoints|{CONVERTED}|{_ASIDE}/checkpoints)/{_STEPS}",
         rf"{_ASIDE}/({_RESULTS}|\.[\w.]+\.tmp)",

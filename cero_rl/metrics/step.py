@@ -164,19 +164,20 @@ class StepMetrics:
         self.set_aside_said = False
         self.missing_said = False
 
-    def open(self, step: Step, value: Floats) -> StepLine:
+    def open(self, step: Step, value: Floats, expected: Floats) -> StepLine:
         """The line of a step that begins now. value f64[P] is what its prompts were thought to be
-        worth."""
-        return StepLine(self, step, value)
+        worth, expected f64[P] their success rates."""
+        return StepLine(self, step, value, expected)
 
 
 class StepLine:
     """Grows while the step is made, and is written at its end."""
 
-    def __init__(self, to: StepMetrics, step: Step, value: Floats) -> None:
+    def __init__(self, to: StepMetrics, step: Step, value: Floats, expected: Floats) -> None:
         self._to = to
         self._step = step
         self._value = value
+        self._expected = expected
         self._started = time.perf_counter()
         self._numbers: Numbers = {}
         self.step_seconds = 0.0
@@ -247,7 +248,7 @@ class StepLine:
             entry = {"step": step, "round": self._step.round, "groups": len(rollouts.prompt_ids)}
             append_jsonl(to.run_dir / "ledger.jsonl", {**entry, **to.progress.ledger.state()})
             faults.point("log.ledger")
-            evidence = evidence_entry(step, rollouts)
+            evidence = evidence_entry(step, rollouts, self._value, self._expected)
             append_jsonl(to.run_dir / "evidence.jsonl", evidence)
             faults.point("log.evidence")
             if to.config.logging.sample_dumps:
@@ -303,17 +304,22 @@ class StepLine:
         )
 
 
-def evidence_entry(step: int, rollouts: Rollouts) -> dict[str, Any]:
+def evidence_entry(
+    step: int, rollouts: Rollouts, value: Floats, expected: Floats
+) -> dict[str, Any]:
     """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the
-    scheduler."""
+    scheduler; and what it believed before, of worth and success rate f64[P], to hold against it."""
     evidence = rollouts.evidence
+    ids = evidence.prompt_ids
     return {
         "step": step,
         "round": rollouts.step.round,
-        "prompt_ids": evidence.prompt_ids.tolist(),
+        "prompt_ids": ids.tolist(),
         "generated": rollouts.counts.generated.tolist(),
         "trials": evidence.trials.tolist(),
         "successes": evidence.successes.tolist(),
+        "worth": np.round(value[ids], 5).tolist(),
+        "expected": np.round(expected[ids], 5).tolist(),
     }
 
 

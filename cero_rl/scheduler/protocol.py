@@ -78,6 +78,11 @@ class Scheduler(Protocol):
         """f64[P] copy: today's worth of a rollout of each prompt."""
         ...
 
+    @property
+    def posterior_mean(self) -> Floats:
+        """f64[P]: today's expected success rate of each prompt."""
+        ...
+
     def evidence(self) -> tuple[Floats, Floats]:
         """Successes and failures f64[P] that it holds of each prompt, for another run to start
         from."""

@@ -162,7 +162,7 @@ class Trainer:
         while (step := self.rounds.next_step()) is not None:
             faults.at_step(self.progress.step + 1)
             self.profiler.before(self.progress.step + 1)
-            line = self.metrics.open(step, self.scheduler.value)
+            line = self.metrics.open(step, self.scheduler.value, self.scheduler.posterior_mean)
             rollouts = self.collector.finish(step, line.clock)  # wave after wave
             line.add(self.rounds.observe(rollouts))  # ledger books, scheduler observes
             line.believes(self.scheduler.metrics())

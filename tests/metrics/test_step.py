@@ -78,7 +78,7 @@ def write(
 ) -> dict[str, Any]:
     """Log and write a step that was made by hand; returns its line of metrics.jsonl."""
     worth = np.zeros(len(metrics.pool)) if value is None else value
-    line = metrics.open(rollouts.step, worth)
+    line = metrics.open(rollouts.step, worth, 0.5 + worth)
     metrics.progress.step += 1
     line.log(rollouts, update or update_of(), {}, version)
     line.write(failed_saves)
@@ -162,7 +162,7 @@ def test_a_steps_seconds_end_where_it_is_logged(rank: OneRank, tmp_path: Path, h
     with metrics.clocks.clock("scheduler"):
         hand.now += 1  # before the line is opened: planning belongs to the step
     rollouts = by_hand()
-    line = metrics.open(rollouts.step, np.zeros(48))
+    line = metrics.open(rollouts.step, np.zeros(48), np.zeros(48))
     with line.clock("rollout"):
         hand.now += 8
     line.log(rollouts, update_of(), {}, 0)
@@ -185,7 +185,7 @@ def test_a_steps_seconds_end_where_it_is_logged(rank: OneRank, tmp_path: Path, h
 
 def test_a_step_without_a_save_has_no_time_for_one(rank: OneRank, tmp_path: Path, hand):
     metrics = metrics_of(rank, tmp_path)
-    line = metrics.open(by_hand().step, np.zeros(48))
+    line = metrics.open(by_hand().step, np.zeros(48), np.zeros(48))
     with line.clock("checkpoint"):
         hand.now += 1e-4
     hand.now += 1
@@ -214,7 +214,7 @@ def one_step(rank: OneRank, run_dir: Path) -> tuple[StepLine, Rollouts, Mapping[
     metrics = metrics_of(rank, run_dir, Arithmetic(shape, peak=1e9))  # of a made-up device
     step = rank.rounds.next_step()
     assert step is not None
-    line = metrics.open(step, rank.scheduler.value)
+    line = metrics.open(step, rank.scheduler.value, rank.scheduler.posterior_mean)
     rollouts = rank.collector.finish(step, line.clock)
     line.add(rank.rounds.observe(rollouts))
     believed = rank.scheduler.metrics()
@@ -326,6 +326,8 @@ def test_the_books_of_a_whole_step(tmp_path: Path):
             "generated": [len(g.completions) for g in rollouts.groups],
             "trials": [len(r) for r in rollouts.rewards],
             "successes": [float(r.sum()) for r in rollouts.rewards],
+            "worth": [round(1 / 6, 5)] * groups,  # of the prior, which nothing was learnt upon
+            "expected": [0.5] * groups,
         }
     ]
     samples = lines(tmp_path, "samples")
@@ -355,7 +357,8 @@ def test_the_books_of_a_whole_step(tmp_path: Path):
 def test_the_numbers_of_rollouts(rank: OneRank, tmp_path: Path):
     rank.progress.ledger.book(8, 1)
     rollouts = by_hand()
-    numbers = write(metrics_of(rank, tmp_path), rollouts, failed_saves=1)
+    worth = np.arange(48) / 256
+    numbers = write(metrics_of(rank, tmp_path), rollouts, value=worth, failed_saves=1)
     known = np.array([1, 0, 1, 1, 0.5, 0.25])
     prompt = {i: len(rank.pool.tokens[i]) for i in (5, 9, 2)}
     for name, wanted in {
@@ -381,6 +384,8 @@ def test_the_numbers_of_rollouts(rank: OneRank, tmp_path: Path):
     assert evidence["generated"] == [3, 2, 3]
     assert evidence["trials"] == [2, 2, 2]
     assert evidence["successes"] == [1.0, 2.0, 0.75]
+    assert evidence["worth"] == np.round(worth[[5, 9, 2]], 5).tolist()
+    assert evidence["expected"] == np.round(0.5 + worth[[5, 9, 2]], 5).tolist()
 
 
 def test_a_step_without_any_reward_has_numbers_still(rank: OneRank, tmp_path: Path):
