@@ -16,8 +16,8 @@ import pytest
 from made_runs import GROUPS, PROMPTS, ROOT, SIZE, STEPS, make_run
 
 from cero_rl.commands.main import main
-from cero_rl.report.facts import Facts, facts_of
 from cero_rl.report import page as module
+from cero_rl.report.facts import Facts, facts_of
 from cero_rl.report.page import page_of_run
 from cero_rl.report.reader import read_run
 from cero_rl.report.samples import sorted_samples
