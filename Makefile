@@ -91,8 +91,7 @@ docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the config
 	$(PY) tools/make_config_docs.py
 
 study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
-	$(PY) tools/study.py run $(STUDY) $(ARGS)
-	$(PY) tools/study.py report $(STUDY)
+	$(PY) -m cero_rl study $(STUDY) $(ARGS)
 
 pools: $(VENV)/.stamp-dev ## make the pools of docs/studies/pools.yaml that do not ship, in build/testbeds (10 minutes of a core)
 	$(PY) tools/testbeds.py --task frontier --start recipes/assets/frontier --out build/testbeds --dead 30 50 70 85 --prompts 4000

@@ -202,6 +202,7 @@ BAD_INPUT = (
     "report of what is no run, half a run or another version's",
     "hostile completions in a report",
     "runs that are not comparable",
+    "study file that is none",
 )
 
 ROWS = {"faults": FAULTS, "bad input": BAD_INPUT}

@@ -24,16 +24,16 @@ FLOORS = [
     {"zero"},
     {"learner", "checkpoint", "memory"},
     {"metrics", "diagnosis", "report"},
-    {"train"},
+    {"train", "study"},
     {"commands", "convert", "adapters"},
     {"__main__"},
 ]
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common diagnose diagnose_report evaluate launch main plan "
-    "parity rank report serve simulate simulate_payoff simulate_pool simulate_report slurm "
-    "train validate",
+    "commands": "__init__ checkpoints common compare diagnose diagnose_report evaluate launch main "
+    "plan parity rank report serve simulate simulate_payoff simulate_pool simulate_report "
+    "slurm study train validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
     "sizes",
@@ -70,6 +70,7 @@ FILES_OF = {
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
+    "study": "__init__ page plan runner tables",
     "train": "__init__ evaluate loop preflight profile room rounds run_directory scheduler trial "
     "weight_sync",
     "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy "
@@ -106,6 +107,7 @@ WITHOUT_TORCH = [
     "rewards/*",
     "environments/*",
     "report/*",
+    "study/*",
     "models/directory.py",
     "metrics/console.py",
     "commands/launch.py",
@@ -115,7 +117,9 @@ WITHOUT_TORCH = [
     "commands/common.py",
     "commands/plan.py",
     "commands/diagnose.py",
+    "commands/compare.py",
     "commands/report.py",
+    "commands/study.py",
     "commands/simulate*.py",
     "commands/validate.py",
 ]

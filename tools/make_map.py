@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_report import by_arm, speed_up
 
 from cero_rl.commands.simulate_payoff import MAKERS, PLUS, UNIFORM
 from cero_rl.scheduler.simulation import payoff
 from cero_rl.scheduler.simulation.measured import Measured
 from cero_rl.scheduler.simulation.payoff import DriftWorld, interval, sizes_of, spend
+from cero_rl.study.tables import by_arm, speed_up
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, PICTURE = ROOT / "docs/bench/map.jsonl", ROOT / "docs/map.png"
@@ -167,9 +167,7 @@ def measured(study: Path, budget: int) -> dict[str, Any] | None:
         "seeds": len(mine),
         "spending": shares,
         "accuracy": [round(float(x), 4) for x in ends.mean(axis=0)],
-        "speed_up_over_critic": speed_up(runs, "cero_plus", "critic", np.random.default_rng(0))
-        if largest
-        else "",
+        "speed_up_over_critic": str(speed_up(runs, "cero_plus", "critic") or "") if largest else "",
     }
 
 
@@ -243,7 +241,7 @@ def main() -> None:
     parser.add_argument(
         "what", nargs="?", choices=("map", "calibrate", "compare", "draw"), default="map"
     )
-    parser.add_argument("--study", type=Path, default=STUDY, help="rows of tools/study.py")
+    parser.add_argument("--study", type=Path, default=STUDY, help="rows of cero-rl study")
     given = parser.parse_args()
     what = given.what
     if what == "calibrate":

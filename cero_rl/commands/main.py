@@ -14,6 +14,7 @@ from typing import Protocol
 from cero_rl import __version__
 from cero_rl.commands import (
     checkpoints,
+    compare,
     diagnose,
     doctor,
     evaluate,
@@ -24,6 +25,7 @@ from cero_rl.commands import (
     serve,
     simulate,
     slurm,
+    study,
     validate,
 )
 from cero_rl.commands.common import Parser, guard
@@ -49,6 +51,8 @@ COMMANDS: tuple[Command, ...] = (
     evaluate,
     diagnose,
     report,
+    compare,
+    study,
     simulate,
     checkpoints,
     slurm,

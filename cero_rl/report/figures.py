@@ -138,7 +138,7 @@ def accuracy_figures(lines: Sequence[tuple[str, Accuracy]]) -> list[Figure]:
             made.axis.set_ylabel("held-out accuracy")
             if len(known) > 1:
                 made.legend()
-            _thousands(made.axis)
+            thousands(made.axis)
         aid = (
             "Higher and further left is better; a bar is the 95 % interval over held-out prompts, "
             "so points whose bars overlap widely may be the same."
@@ -171,7 +171,7 @@ def _passes(facts: Facts) -> Figure | None:
         made.axis.set_xlabel("rollouts of training")
         made.axis.set_ylabel("share of held-out prompts")
         made.legend()
-        _thousands(made.axis)
+        thousands(made.axis)
     aid = (
         "pass@1 that rises while pass@k stays or falls is sharpening: more often right on what "
         "could be solved before, and nothing new."
@@ -353,7 +353,7 @@ def _regret(facts: Facts) -> Figure | None:
         made.axis.set_xlabel("rollouts")
         made.axis.set_ylabel("surrogate utility a prompt")
         made.legend()
-        _thousands(made.axis)
+        thousands(made.axis)
     aid = (
         "The gap to the top line is the regret, with what the run knew of each prompt at its end "
         "taken for true and held still: a yardstick of allocation, not of accuracy."
@@ -482,7 +482,7 @@ def _thin(size: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, _MOST_POINTS)).astype(np.int64))
 
 
-def _thousands(axis: Axes) -> None:
+def thousands(axis: Axes) -> None:
     from matplotlib.ticker import FuncFormatter
 
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))

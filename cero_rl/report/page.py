@@ -104,7 +104,7 @@ def page_of_run(facts: Facts) -> str:
         f"{run.config.seed}, {run.ranks} rank{'s' * (run.ranks > 1)}; {state}. "
         f"cero_rl {__version__}."
     )
-    return _render(f"Run {run.name}", subtitle, run.notes, _tiles(facts), blocks)
+    return render(f"Run {run.name}", subtitle, run.notes, _tiles(facts), blocks)
 
 
 def page_of_comparison(comparison: Comparison) -> str:
@@ -122,7 +122,7 @@ def page_of_comparison(comparison: Comparison) -> str:
     notes = [f"{f.run.name}: {note}" for f in runs for note in f.run.notes]
     subtitle = f"{len(runs)} runs, {len(comparison.arms)} arms. cero_rl {__version__}."
     title = "Runs " + ", ".join(f.run.name for f in runs)
-    return _render(title, subtitle, notes, [], blocks)
+    return render(title, subtitle, notes, [], blocks)
 
 
 def _tiles(facts: Facts) -> list[Tile]:
@@ -153,7 +153,7 @@ def _tiles(facts: Facts) -> list[Tile]:
 # --- rendering
 
 
-def _render(
+def render(
     title: str,
     subtitle: str,
     notes: Iterable[str],
