@@ -200,7 +200,7 @@ def _against(own: Mapping[int, Facts], base: Mapping[int, Facts]) -> Against | N
     end = difference([a.value[-1] - b.value[-1] for a, b in pairs])
     along = None
     if all(np.array_equal(a.rollouts, b.rollouts) and a.value.size > 1 for a, b in pairs):
-        along = difference([np.mean(a.value[1:]) - np.mean(b.value[1:]) for a, b in pairs])
+        along = difference([float(a.value[1:].mean() - b.value[1:].mean()) for a, b in pairs])
     curves = [
         {s: (arm[s].accuracy.rollouts, arm[s].accuracy.value) for s in seeds} for arm in (own, base)
     ]

@@ -97,11 +97,15 @@ class Facts:
 def facts_of(run: Run, price_per_hour: float | None = None) -> Facts:
     """price_per_hour: of one GPU (or rank), for the columns of money."""
     groups = run.groups
-    spent = np.bincount(groups.prompt, weights=groups.generated, minlength=run.num_prompts)
+
+    def by_prompt(weights: np.ndarray) -> Floats:
+        summed = np.bincount(groups.prompt, weights=weights, minlength=run.num_prompts)
+        return summed.astype(np.float64)
+
+    spent = by_prompt(groups.generated)
     last = np.full(run.num_prompts, -1, dtype=np.int64)
     np.maximum.at(last, groups.prompt, groups.step)
-    wins = np.bincount(groups.prompt, weights=groups.successes, minlength=run.num_prompts)
-    tries = np.bincount(groups.prompt, weights=groups.trials, minlength=run.num_prompts)
+    wins, tries = by_prompt(groups.successes), by_prompt(groups.trials)
     rates = np.where(tries >= FEW, wins / np.maximum(tries, 1), np.nan)
     accuracy = _accuracy(run)
     waste = _waste(run, price_per_hour)

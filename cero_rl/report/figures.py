@@ -26,7 +26,7 @@ COLORS = ("#1f5fa8", "#c2571a", "#3c7d3c", "#7a4ea3", "#8a6d00", "#a83246", "#3b
 _GREY = "#9a9a9a"
 _MOST_POINTS = 400  # of a line
 _MOST_CELLS = 96  # of a side of the heat map
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9.0,
     "font.family": "sans-serif",
     "axes.spines.top": False,

@@ -221,7 +221,7 @@ def test_hostile_completions_stay_text(tmp_path: Path, undrawn: None):
 # --- the command
 
 
-def test_the_command_writes_one_page_into_the_run(tmp_path: Path, capsys):
+def test_the_command_writes_one_page_into_the_run(tmp_path: Path, undrawn: None, capsys):
     run = make_run(tmp_path)
     assert main(["report", str(run)]) == 0
     assert "wrote" in capsys.readouterr().err
