@@ -56,7 +56,7 @@ FILES_OF = {
     "lora shapes shared_attention streaming weights",
     "parity": "__init__ judge probe questions samplers scorers vllm_llm",
     "ops": "__init__ _load advantage reference",
-    "report": "__init__ compare facts figures page paired reader samples tables words",
+    "report": "__init__ compare drawing facts figures page paired reader samples tables words",
     "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
     "verifiers wording worker",
     "rollout": "__init__ collector counts deal episodes lengths protocol "

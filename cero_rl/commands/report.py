@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def write_report(runs: list[Path], how: str, out: Path | None, price: float | None) -> int:
     """Read everything, then write one file or to standard output."""
+    from cero_rl.report.drawing import need_matplotlib
     from cero_rl.report.facts import facts_of
-    from cero_rl.report.figures import need_matplotlib
     from cero_rl.report.reader import read_run
 
     if how == "html":

@@ -1,100 +1,25 @@
-"""The figures of a report, as SVG texts.
-
-In: `Facts`. Out: `Figure` records; one that has nothing to show is left out. matplotlib (extra
-`report`) is imported when the first is drawn.
-"""
+"""The figures of a report. In: `Facts`. Out: `Figure` records in the page's order; one that has
+nothing to show is left out."""
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cero_rl.errors import ConfigError
+from cero_rl.report.drawing import (
+    COLORS,
+    GREY,
+    Figure,
+    canvas,
+    plain,
+    smooth,
+    thin,
+    thousands,
+)
 from cero_rl.report.facts import NORMAL, Accuracy, Facts
-from cero_rl.scheduler.posterior import Floats
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLORS = ("#1f5fa8", "#c2571a", "#3c7d3c", "#7a4ea3", "#8a6d00", "#a83246", "#3b8686", "#555555")
-_GREY = "#9a9a9a"
-_MOST_POINTS = 400  # of a line
 _MOST_CELLS = 96  # of a side of the heat map
-_STYLE: Any = {
-    "font.size": 9.0,
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cero_rl",
-    "figure.facecolor": "white",
-    "path.simplify": True,
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str  # unique on the page
-    title: str
-    aid: str  # how to read it, in one line
-    svg: str
-
-
-def need_matplotlib() -> None:
-    """Raises ConfigError where the extra is not installed."""
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401
-
-        assert jinja2.__version__
-    except ImportError as error:
-        raise ConfigError(
-            f"report: {error.name} is not installed; pip install 'cero_rl[report]', or ask for "
-            "--format json or md, which need neither"
-        ) from None
-
-
-class _Canvas:
-    """One pair of axes and the SVG that becomes of it."""
-
-    def __init__(self, axis: Axes, figure: Any) -> None:
-        self.axis, self._figure = axis, figure
-        self.svg = ""
-
-    def finish(self) -> None:
-        out = io.StringIO()
-        self._figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        text = out.getvalue()
-        self.svg = text[text.index("<svg") :]
-
-    def legend(self) -> None:
-        """Above the axes, where it hides nothing."""
-        self._figure.legend(loc="outside upper left", ncols=2)
-
-
-@contextmanager
-def canvas(width: float = 4.7, height: float = 2.9) -> Iterator[_Canvas]:
-    """Inches; the page scales what comes out."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure as Drawing
-
-    with matplotlib.rc_context(_STYLE):
-        drawing = Drawing(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(drawing)
-        made = _Canvas(drawing.add_subplot(), drawing)
-        yield made
-        made.finish()
 
 
 def figures_of(facts: Facts) -> dict[str, list[Figure]]:
@@ -214,7 +139,7 @@ def _by_label(facts: Facts) -> list[Figure]:
 def _bars(name: str, title: str, aid: str, rows: Sequence[tuple[str, float, float]]) -> Figure:
     with canvas() as made:
         at = np.arange(len(rows))
-        made.axis.bar(at - 0.2, [h for _, h, _ in rows], 0.4, color=_GREY, label="pool")
+        made.axis.bar(at - 0.2, [h for _, h, _ in rows], 0.4, color=GREY, label="pool")
         made.axis.bar(at + 0.2, [u for *_, u in rows], 0.4, color=COLORS[1], label="rollouts")
         some = slice(None, None, -(-len(rows) // 12))
         made.axis.set_xticks(at[some], [label for label, *_ in rows][some])
@@ -231,9 +156,9 @@ def _by_prompt(facts: Facts) -> Figure:
     share = np.cumsum(ordered) / max(int(ordered.sum()), 1)
     pool = np.arange(1, share.size + 1) / share.size
     with canvas() as made:
-        some = _thin(share.size)
+        some = thin(share.size)
         made.axis.plot(pool[some], share[some], color=COLORS[0], label="this run")
-        made.axis.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="every prompt alike")
+        made.axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="every prompt alike")
         made.axis.set_xlabel("share of the prompts, most served first")
         made.axis.set_ylabel("share of the rollouts")
         made.legend()
@@ -310,7 +235,7 @@ def _calibration(facts: Facts) -> Figure | None:
     if found is None:
         return None
     with canvas() as made:
-        made.axis.plot([0, 1], [0, 1], color=_GREY, linestyle="--")
+        made.axis.plot([0, 1], [0, 1], color=GREY, linestyle="--")
         made.axis.errorbar(
             found.believed,
             found.came,
@@ -348,7 +273,7 @@ def _regret(facts: Facts) -> Figure | None:
         made.axis.plot(found.rollouts, found.best, color=COLORS[2], label="best in hindsight")
         made.axis.plot(found.rollouts, found.spent, color=COLORS[0], label="as spent")
         made.axis.plot(
-            found.rollouts, found.even, color=_GREY, linestyle="--", label="every prompt alike"
+            found.rollouts, found.even, color=GREY, linestyle="--", label="every prompt alike"
         )
         made.axis.set_xlabel("rollouts")
         made.axis.set_ylabel("surrogate utility a prompt")
@@ -454,7 +379,7 @@ def _lines(
         return None
     with canvas() as made:
         for index, (label, values) in enumerate(shown.items()):
-            x, y = _smooth(at, values)
+            x, y = smooth(at, values)
             made.axis.plot(x, y, color=COLORS[index % len(COLORS)], linewidth=1.3, label=label)
         made.axis.set_xlabel("step")
         made.axis.set_ylabel(unit)
@@ -463,45 +388,6 @@ def _lines(
         if len(shown) > 1:
             made.legend()
     return Figure(name, title, aid, made.svg)
-
-
-# --- shared
-
-
-def _smooth(at: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Means of blocks, so that a line has at most 100 points."""
-    known = np.isfinite(values)
-    at, values = at[known], values[known]
-    blocks = min(at.size, 100)
-    cut = np.arange(at.size) * blocks // max(at.size, 1)
-    size = np.bincount(cut)
-    return np.bincount(cut, weights=at) / size, np.bincount(cut, weights=values) / size
-
-
-def _thin(size: int) -> np.ndarray:
-    return np.unique(np.linspace(0, size - 1, min(size, _MOST_POINTS)).astype(np.int64))
-
-
-def thousands(axis: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter
-
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-
-
-def short(value: float) -> str:
-    """1,200 -> 1.2k."""
-    if not math.isfinite(value):
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
-
-
-def plain(text: str, most: int) -> str:
-    """For a figure: no mathematics of matplotlib's, no control characters, and short."""
-    kept = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
-    return kept if len(kept) <= most else kept[: most - 1] + "…"
 
 
 _DRAWN: tuple[tuple[str, Callable[[Facts], Figure | list[Figure] | None]], ...] = (

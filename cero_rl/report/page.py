@@ -15,14 +15,9 @@ from pathlib import Path
 
 from cero_rl import __version__
 from cero_rl.report.compare import Comparison
+from cero_rl.report.drawing import Figure, need_matplotlib, short
 from cero_rl.report.facts import Facts
-from cero_rl.report.figures import (
-    Figure,
-    accuracy_figures,
-    figures_of,
-    need_matplotlib,
-    short,
-)
+from cero_rl.report.figures import accuracy_figures, figures_of
 from cero_rl.report.samples import Sample, legible, sorted_samples
 from cero_rl.report.tables import Table, comparison_tables, heldout_table, waste_table
 

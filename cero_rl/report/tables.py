@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cero_rl.report.compare import Comparison
+from cero_rl.report.drawing import short
 from cero_rl.report.facts import Facts
-from cero_rl.report.figures import short
 from cero_rl.report.paired import Difference
 from cero_rl.report.samples import legible
 

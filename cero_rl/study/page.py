@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cero_rl.report.figures import COLORS, Figure, canvas, need_matplotlib, plain, thousands
+from cero_rl.report.drawing import COLORS, Figure, canvas, need_matplotlib, plain, thousands
 from cero_rl.report.page import Block, render
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.study.plan import Row, Study
@@ -21,7 +22,7 @@ def page_of_study(study: Study, rows: Sequence[Row], arms: Sequence[str]) -> str
         Block(
             f"pool-{index}",
             f"Pool {pool}",
-            tables=[table_of(rows, pool, study.baseline, arms)],
+            tables=[replace(table_of(rows, pool, study.baseline, arms), title="")],
             figures=figures_of(rows, pool, arms, f"{index}"),
         )
         for index, pool in enumerate(pools_of(rows))
@@ -69,7 +70,7 @@ def _coverage(runs: Runs, arms: Sequence[str], name: str) -> Figure | None:
     ks = [k for k in ("pass@4", "pass@8") if any(_ends(runs, arm, k) for arm in arms)]
     if not ks:
         return None
-    with canvas(height=3.4) as made:
+    with canvas(height=2.7 + 0.075 * len(arms)) as made:
         for index, arm in enumerate(arms):
             for k, style in zip(ks, ("-", ":")):
                 points = _ends(runs, arm, k)
@@ -99,7 +100,7 @@ def _ends(runs: Runs, arm: str, k: str) -> list[tuple[int, float]]:
 
 
 def _curves(arms: Sequence[str], rows_of: Any, what: str) -> str:
-    with canvas(height=3.4) as made:
+    with canvas(height=2.7 + 0.075 * len(arms)) as made:
         for index, arm in enumerate(arms):
             rows = rows_of(arm)
             x, y = mean_curve(rows, what)

@@ -52,6 +52,7 @@ class SpeedUp:
     ratio: float
     low: float  # 95 %, bootstrap over seeds
     high: float
+    seeds: int  # that all its runs have
 
     def __str__(self) -> str:
         return f"{self.ratio:.2f} ({self.low:.2f} .. {self.high:.2f})"
@@ -78,7 +79,7 @@ def speed_up(runs: Runs, arm: str, baseline: str) -> SpeedUp | None:
     rng = np.random.default_rng(0)
     draws = [ratio(rng.integers(0, len(seeds), len(seeds))) for _ in range(DRAWS)]
     low, high = np.quantile(draws, [0.025, 0.975])
-    return SpeedUp(ratio(np.arange(len(seeds))), float(low), float(high))
+    return SpeedUp(ratio(np.arange(len(seeds))), float(low), float(high), len(seeds))
 
 
 def ends(runs: Runs, arm: str, baseline: str, budget: int) -> Difference | None:
@@ -108,6 +109,7 @@ def table_of(rows: Sequence[Row], pool: str, baseline: str, arms: Sequence[str])
             "rollouts",
             "seeds",
             "end",
+            "what can be said",
             f"- {baseline} (95 %)",
             "bootstrap",
             "p (Holm)",
@@ -116,7 +118,6 @@ def table_of(rows: Sequence[Row], pool: str, baseline: str, arms: Sequence[str])
             "live",
             "entropy",
             "speed-up (95 %)",
-            "what can be said",
         ],
         [
             _line(runs, cell, baseline, known, found[cell], adjusted_of.get(cell, math.nan))
@@ -150,6 +151,7 @@ def _line(
         f"{budget:,}",
         str(len(rows)),
         f"{values.mean():.4f}",
+        judged,
         "" if end is None else _interval(end),
         boot,
         f"{p_holm:.3f}" if math.isfinite(p_holm) else "",
@@ -157,8 +159,7 @@ def _line(
         *(_mean([r["pass_at"][p][-1] for r in rows if p in r["pass_at"]], ".4f") for p in known),
         _mean([r["live"] for r in rows], ".0%"),
         _mean([r["entropy"][-1] for r in rows], ".2f"),
-        "" if faster is None else str(faster),
-        judged,
+        "" if faster is None else f"{faster}, {faster.seeds} seeds",
     ]
 
 
