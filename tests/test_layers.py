@@ -59,8 +59,8 @@ FILES_OF = {
     "report": "__init__ compare drawing facts figures page paired reader samples tables words",
     "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
     "verifiers wording worker",
-    "rollout": "__init__ collector counts deal episodes lengths protocol "
-    "random_stream shared_engine turns",
+    "rollout": "__init__ collector counts deal episodes lengths protocol random_stream "
+    "shared_engine truncation turns",
     "rollout/engines": "__init__ build choose server server_guard server_http server_key "
     "transformers unfit_for_vllm vllm vllm_arguments vllm_classes vllm_cpu vllm_draws vllm_worker "
     "weight_files",

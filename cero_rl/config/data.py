@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from cero_rl.config.base import PositiveInt, Seconds, Section
+from cero_rl.config.base import PositiveFloat, PositiveInt, Seconds, Section
 from cero_rl.config.paths import PathText, PathTexts
 
 
@@ -118,6 +118,15 @@ class RewardConfig(Section):
         default=16384,
         description="exact, math and reasoning_gym read the last characters of a longer response, "
         "where the answer stands; a function of yours gets all of it",
+    )
+    overlong_buffer_tokens: PositiveInt | None = Field(
+        default=None,
+        description="soft overlong punishment (DAPO): the reward that trains falls linearly over "
+        "the last so many tokens before rollout.max_response_tokens; the posterior and the "
+        "evaluation see the reward without it. None: none",
+    )
+    overlong_penalty: PositiveFloat = Field(
+        default=1.0, description="what it has fallen by at the limit"
     )
     success_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.5,

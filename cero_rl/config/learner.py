@@ -183,6 +183,12 @@ class LearnerConfig(Section):
         description="a term of the loss, or taken from the reward of each token, so that a token's "
         "advantage holds the KL of all that follow it (REINFORCE++)",
     )
+    truncated: Literal["train", "mask"] = Field(
+        default="train",
+        description="rollouts cut at the length limit: train with the reward they got, or are left "
+        "out of the loss and its denominator; advantage_over says whether the others are still "
+        "measured against them",
+    )
     zero_variance: Literal["drop", "keep"] = Field(
         default="keep", description="does the loss denominator count groups without signal?"
     )

@@ -110,6 +110,12 @@ class Config(Section):
                 "in several waves, which one optimizer step "
                 "learns from; leave it null and set scheduler.rounds"
             )
+        buffer, limit = self.reward.overlong_buffer_tokens, self.rollout.max_response_tokens
+        if buffer is not None and buffer > limit:
+            raise ValueError(
+                f"reward.overlong_buffer_tokens: got {buffer} with rollout.max_response_tokens = "
+                f"{limit}; wanted at most as many"
+            )
         if self.zero.offload_states_in_rollout and self.rollout.overlap:
             raise ValueError(
                 "zero.offload_states_in_rollout: got true with rollout.overlap, where learner and "
@@ -167,6 +173,13 @@ class Config(Section):
                 f"{final} below samples_per_prompt = {evaluation.samples_per_prompt}, so the last "
                 "checkpoint could not be compared; raise it, or keep_best: 0"
             )
+
+    @property
+    def truncated_are_censored(self) -> bool:
+        """Are rollouts that the length limit cut no evidence to the scheduler?"""
+        if self.scheduler.truncated == "auto":
+            return self.learner.truncated == "mask"
+        return self.scheduler.truncated == "censored"
 
     @property
     def capacity_rollouts(self) -> int:

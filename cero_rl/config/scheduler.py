@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import MISSING, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
@@ -181,6 +181,12 @@ class SchedulerConfig(Section):
     )
     options: dict[str, bool | int | float | str | None] = Field(
         default={}, description="of the allocators outside CERO's family"
+    )
+    truncated: Literal["auto", "counted", "censored"] = Field(
+        default="auto",
+        description="rollouts cut at the length limit, to the posterior: trials with the reward "
+        "they got, or no evidence, right or wrong; auto: censored where learner.truncated masks "
+        "them, since what does not train has no worth to learn",
     )
     keep_rule: KeepName | None = Field(default=None, description="which rollouts of a group train")
     keep_share: Fraction = Field(

@@ -17,6 +17,7 @@ from cero_rl.learner.packing import pack_rollouts
 from cero_rl.ops import group_advantage
 from cero_rl.ops.advantage import Norm
 from cero_rl.rollout.collector import Rollouts
+from cero_rl.rollout.truncation import without_cut
 from cero_rl.scheduler.critic import Prediction, leave_one_out
 from cero_rl.scheduler.sizes import Samples
 from cero_rl.types import RolloutBatch, RolloutGroup
@@ -55,6 +56,8 @@ def make_batch(
     asked = dict(zip(rollouts.prompt_ids.tolist(), rollouts.requested.tolist()))
     own = np.array([asked[g.prompt_id] for g in rollouts.groups], dtype=np.int64)
     kept = kept_rewards(rollouts.groups, rollouts.rewards, keep, own)
+    mask = config.learner.truncated == "mask"
+    kept = [without_cut(k, g, leave_out=mask) for k, g in zip(kept, rollouts.groups)]
     packed = pack_rollouts(rollouts.groups, kept)
     measured = packed
     if config.learner.advantage_over == "all":

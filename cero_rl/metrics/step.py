@@ -44,6 +44,8 @@ NAMES = {
     "reward/error_rate": "rewards missing because the verifier failed",
     "completions/mean_length": "response tokens of a rollout",
     "completions/clipped_ratio": "rollouts cut at the length limit",
+    "completions/censored_ratio": "of them, scored and no evidence to the scheduler",
+    "reward/overlong_mean": "soft overlong punishment, a part of the reward",
     "episodes/turns": "answers of the model in an episode (rollout.environment)",
     "episodes/environment_tokens": "of an episode, which the environment wrote",
     "episodes/metric/*": "means of what the environment's @metric methods return",
@@ -260,7 +262,7 @@ class StepLine:
     def _say_missing(self, rollouts: Rollouts) -> None:
         """Once: that rewards are missing, and why. A collective where some are."""
         to, counts = self._to, rollouts.counts
-        missing = int((counts.generated - counts.trials).sum())
+        missing = counts.missing
         if not missing or to.missing_said:
             return
         to.missing_said = True
@@ -358,13 +360,20 @@ def rollout_numbers(rollouts: Rollouts, pool: Pool, group: Group) -> Numbers:
     )
     missing = rollouts.reward_counts
     known = np.concatenate(rollouts.rewards) if rollouts.rewards else np.zeros(0)
-    squares = float(np.nansum((known - mean) ** 2))
-    timeouts, errors, squares = group.all_sum([missing.timeouts, missing.errors, squares])
+    sums = [missing.timeouts, missing.errors, float(np.nansum(known)), rollouts.penalty]
+    timeouts, errors, total, penalty = group.all_sum(sums)
+    censored = int(counts.censored.sum())
+    if penalty or censored:  # the evidence has other sums than the rewards that train
+        trials += censored
+        mean = total / max(trials, 1)
+    (squares,) = group.all_sum([float(np.nansum((known - mean) ** 2))])
     return {
         "reward": mean,
         "reward_std": float(np.sqrt(squares / max(trials, 1))),
         "frac_reward_zero_std": 1.0 - live,
         "completions/mean_length": float(counts.response_tokens.sum() / max(generated, 1)),
+        "completions/censored_ratio": censored / max(generated, 1),
+        "reward/overlong_mean": penalty / max(trials, 1),
         "completions/clipped_ratio": float(counts.truncated.sum() / max(generated, 1)),
         "num_tokens": prompt_tokens + int(counts.response_tokens.sum()),
         "reward/timeout_rate": timeouts / max(generated, 1),

@@ -25,6 +25,7 @@ class RewardItem:
     answer: Any  # as the data holds it: text, number, truth value, list, mapping
     source: str
     columns: Mapping[str, Any]  # the prompt's further columns
+    finish_reason: str = "stop"  # or "length": cut at the limit
 
 
 @dataclass(frozen=True, slots=True)

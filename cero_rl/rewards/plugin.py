@@ -10,9 +10,11 @@ verl's for a batch and OpenRLHF's, where a query is the prompt and the response:
     f(data_sources, solution_strs, ground_truths, extra_infos) -> list of the same
     f(queries, prompts, labels) -> list or {"rewards": ...}
 
-All may be async; all calls of a worker share one event loop. The answer comes as the data holds
-it: a list stays a list. This module runs in the worker process; in the trainer it only looks at
-the path. Raises RewardError (exit 5).
+`finish_reasons` (TRL, OpenRLHF) and the entry `finish_reason` of `extra_info` (verl) say whether a
+completion was cut: stop or length; a column of that name stands before it. All may be async; all
+calls of a worker share one event loop. The answer comes as the data holds it: a list stays a list.
+This module runs in the worker process; in the trainer it only looks at the path.
+Raises RewardError (exit 5).
 """
 
 from __future__ import annotations
@@ -201,6 +203,7 @@ def _for_trl(items: Sequence[RewardItem]) -> dict[str, Any]:
     return {
         "answer": [item.answer for item in items],
         "data_source": [item.source for item in items],
+        "finish_reasons": [item.finish_reason for item in items],
         **{name: [item.columns.get(name) for item in items] for name in names},
         "prompts": [item.prompt for item in items],
         "completions": [
@@ -227,6 +230,7 @@ def _for_openrlhf(items: Sequence[RewardItem]) -> dict[str, Any]:
         "queries": [prompt + item.completion for prompt, item in zip(prompts, items)],
         "prompts": prompts,
         "labels": [item.answer for item in items],
+        "finish_reasons": [item.finish_reason for item in items],
     }
 
 
@@ -235,8 +239,15 @@ def _of_one(item: RewardItem) -> dict[str, Any]:
         "data_source": item.source,
         "solution_str": item.completion,
         "ground_truth": item.answer,
-        "extra_info": item.columns.get("extra_info") or {},
+        "extra_info": _extra_info(item),
     }
+
+
+def _extra_info(item: RewardItem) -> Any:
+    given = item.columns.get("extra_info") or {}
+    if not isinstance(given, dict):
+        return given
+    return {"finish_reason": item.finish_reason, **given}
 
 
 def _adapt_batch(

@@ -167,6 +167,7 @@ class RewardPool:
             item.answer,
             item.source,
             item.columns,
+            item.finish_reason,
         )
 
     def _message(self, item: RewardItem) -> dict[str, Any]:
@@ -178,6 +179,7 @@ class RewardPool:
             "answer": item.answer,
             "source": item.source,
             "columns": columns,
+            "finish_reason": item.finish_reason,
         }
 
     def _run(self, items: Sequence[RewardItem], until_ready: bool) -> _Tally:

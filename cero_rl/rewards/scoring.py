@@ -54,7 +54,8 @@ def score_groups(
             episode, text = completion.episode, completion.text
             if episode is None or episode.reward is None:
                 text = text if episode is None else episode.last_reply
-                items.append(RewardItem(p.content, text, p.reference, p.source, p.columns))
+                reason = completion.finish_reason
+                items.append(RewardItem(p.content, text, p.reference, p.source, p.columns, reason))
                 asked.append(place)
             else:
                 values[place] = in_range(episode.reward, "rollout.environment")

@@ -29,6 +29,7 @@ from cero_rl.rollout.deal import deal_groups
 from cero_rl.rollout.lengths import LengthTracker
 from cero_rl.rollout.protocol import RolloutRequest
 from cero_rl.rollout.shared_engine import Ahead, SharedEngine
+from cero_rl.rollout.truncation import shaped, without_cut
 from cero_rl.scheduler.sizes import Evidence
 from cero_rl.types import Allocation, RolloutGroup, Step
 
@@ -57,6 +58,7 @@ class Rollouts:
     counts: GroupCounts  # [G]
     reward_counts: RewardCounts  # this rank's
     reward_error: str | None  # this rank's first failure, in words
+    penalty: float = 0.0  # this rank's soft overlong punishment, summed; it is in the rewards
 
     @property
     def evidence(self) -> Evidence:
@@ -99,6 +101,7 @@ class _Sampling:
     rewards: dict[int, Rewards] = field(default_factory=dict)
     reward_counts: RewardCounts = field(default_factory=RewardCounts)
     reward_error: str | None = None
+    penalty: float = 0.0
     waves: int = 0
 
     def place(self, prompt_ids: Ids) -> Ids:
@@ -133,6 +136,7 @@ class _Sampling:
             self.counts,
             self.reward_counts,
             self.reward_error,
+            self.penalty,
         )
 
 
@@ -251,9 +255,17 @@ class Collector:
         with clock("reward"), self._watchdog.phase("reward", "verifiers"):
             scores = score_together(groups, self._pool.prompts, self._rewards, self._group)
         counts = GroupCounts.zeros(len(wave.where))
+        mask = self._config.learner.truncated == "mask"
+        censor = self._config.truncated_are_censored
         for j, done, values in zip(wave.mine, groups, scores.values):
-            so_far = sampling.take(int(wave.where[j]), done, values)
-            counts.count(int(j), done, values, so_far)
+            where = int(wave.where[j])
+            trains = shaped(values, done, self._config)
+            sampling.penalty += float(np.nansum(trains - values))
+            so_far, group = sampling.take(where, done, trains), sampling.groups[where]
+            so_far = without_cut(so_far, group, leave_out=mask)
+            known = without_cut(values, done, leave_out=censor)
+            censored = int((np.isnan(known) & ~np.isnan(values)).sum())
+            counts.count(int(j), done, known, so_far, censored=censored)
         awaits = "all ranks' rollouts and rewards"
         with clock("reduce_counts"), self._watchdog.phase("counts", awaits):
             faults.point("counts.before")

@@ -19,8 +19,8 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """i64[G] each. Rollouts whose reward is missing are in `generated`, `response_tokens` and
-    `truncated` only."""
+    """i64[G] each. Rollouts whose reward is missing, or no evidence because they were cut, are in
+    no sum of rewards."""
 
     generated: Ids  # completions delivered
     trials: Ids  # completions with a reward
@@ -30,6 +30,7 @@ class GroupCounts:
     environment_tokens: Ids  # of them, what an environment answered
     turns: Ids  # answers of the policy; one a completion without an environment
     truncated: Ids  # completions cut at the length limit
+    censored: Ids  # of them, with a reward that is no evidence
     live: Ids  # 1 where the rewards of the group so far differ
 
     @classmethod
@@ -42,9 +43,11 @@ class GroupCounts:
         wave: RolloutGroup,
         rewards: npt.NDArray[np.float32],
         so_far: npt.NDArray[np.float32],
+        *,
+        censored: int = 0,
     ) -> None:
-        """Write down what a wave brought to one group: its rewards f32[n], nan where missing, and
-        all rewards of the group so far, this wave's included."""
+        """Write down what a wave brought to one group: its rewards f32[n], nan where missing or
+        `censored`, and all rewards of the group so far that train, this wave's included."""
         known = rewards[~np.isnan(rewards)]
         graded = known.astype(np.float64)
         all_known = so_far[~np.isnan(so_far)]
@@ -58,7 +61,13 @@ class GroupCounts:
         )
         self.turns[group] = sum(c.episode.turns if c.episode else 1 for c in wave.completions)
         self.truncated[group] = sum(c.finish_reason == "length" for c in wave.completions)
+        self.censored[group] = censored
         self.live[group] = bool(all_known.size) and all_known.min() != all_known.max()
+
+    @property
+    def missing(self) -> int:
+        """Rollouts of all groups that should have a reward and have none."""
+        return int((self.generated - self.trials - self.censored).sum())
 
     def summed(self, group: Group) -> GroupCounts:
         """Over all ranks. A collective."""
@@ -103,5 +112,6 @@ def _arrays(counts: GroupCounts) -> tuple[Ids, ...]:
         counts.environment_tokens,
         counts.turns,
         counts.truncated,
+        counts.censored,
         counts.live,
     )

@@ -296,7 +296,7 @@ class Trainer:
         """Were too many rewards missing lately? A collective where some are."""
         missing, settings = self.progress.missing_rewards, self.config.reward
         generated = int(rollouts.counts.generated.sum())
-        missing.add(generated, generated - int(rollouts.counts.trials.sum()), settings)
+        missing.add(generated, rollouts.counts.missing, settings)
         return self.window_judged(rollouts, last=not self.progress.ledger.remaining_rollouts)
 
     def window_judged(self, rollouts: Rollouts, *, last: bool) -> RewardError | None:

@@ -86,7 +86,7 @@ def test_async_functions_share_one_loop_in_every_shape(tmp_path: Path) -> None:
 def test_signatures_of_verl_and_openrlhf_for_batches(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text("""
 def verl(data_sources, solution_strs, ground_truths, extra_infos, **more):
-    assert not more and extra_infos[0] == {} and data_sources[0] == "s"
+    assert not more and extra_infos[0] == {"finish_reason": "stop"} and data_sources[0] == "s"
     return [{"score": float(s in g), "acc": 1} for s, g in zip(solution_strs, ground_truths)]
 def openrlhf(queries, prompts, labels):
     assert all(q.startswith(p) for q, p in zip(queries, prompts))

@@ -45,6 +45,7 @@ def test_a_group_is_counted_and_a_missing_reward_is_no_trial():
         "environment_tokens": [0, 0, 0],
         "turns": [0, 4, 0],
         "truncated": [0, 2, 0],
+        "censored": [0, 0, 0],
         "live": [0, 1, 0],
     }
 
@@ -128,6 +129,7 @@ def test_a_second_wave_is_added_and_its_word_on_life_stands():
         "environment_tokens": [0, 0, 0],
         "turns": [3, 3, 2],
         "truncated": [0, 0, 0],
+        "censored": [0, 0, 0],
         "live": [1, 1, 1],
     }
     assert as_lists(first)["generated"] == [2, 2, 2], "a wave is not changed by being added"
