@@ -31,12 +31,12 @@ FLOORS = [
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common compare diagnose diagnose_report evaluate launch main "
-    "plan parity rank report serve simulate simulate_payoff simulate_pool simulate_report "
-    "slurm study train validate",
+    "commands": "__init__ checkpoints common compare diagnose diagnose_report evaluate init launch "
+    "main plan parity rank recipes report schema serve simulate simulate_payoff simulate_pool "
+    "simulate_report slurm study train training validate",
     "commands/doctor": "__init__ drills finding machine peer",
-    "config": "__init__ base data hints io learner lora paths presets rollout root run scheduler "
-    "sizes",
+    "config": "__init__ base data hints io learner lora paths presets recipes rollout root run "
+    "scheduler sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds",
@@ -112,8 +112,12 @@ WITHOUT_TORCH = [
     "metrics/console.py",
     "commands/launch.py",
     "commands/main.py",
+    "commands/init.py",
     "commands/parity.py",
     "commands/rank.py",
+    "commands/recipes.py",
+    "commands/schema.py",
+    "commands/train.py",
     "commands/common.py",
     "commands/plan.py",
     "commands/diagnose.py",

@@ -13,7 +13,7 @@ import transformers.models.qwen3.modeling_qwen3
 from deepspeed.runtime.zero.muon import muon_optimizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import cero_rl.commands.train
+import cero_rl.commands.training
 import cero_rl.rollout.engines.transformers
 import cero_rl.train.loop
 

@@ -1,8 +1,8 @@
-"""Write docs/configuration.md: every configuration key with type, default and meaning, read from
-the pydantic models.
+"""Write docs/configuration.md, every configuration key with type, default and meaning, and
+recipes/schema.json, the same for editors; both read from the pydantic models.
 
-In: `cero_rl.config.Config`. Out: the Markdown page (`make docs`). `--check` writes nothing and
-exits 1 when the page is old.
+In: `cero_rl.config.Config`. Out: the two files (`make docs`). `--check` writes nothing and exits 1
+when one is old.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cero_rl.commands import schema
 from cero_rl.config.learner import PRESETS, LearnerConfig
 from cero_rl.config.root import Config, Section
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "configuration.md"
+SCHEMA = ROOT / "recipes" / "schema.json"
 HEAD = """\
 # Configuration
 
@@ -145,16 +148,19 @@ def render() -> str:
 
 
 def main() -> int:
+    written = {PAGE: render, SCHEMA: schema.text}
     if "--check" in sys.argv[1:]:
-        if PAGE.exists() and PAGE.read_text(encoding="utf-8") == render():
-            return 0
-        print(
-            "docs/configuration.md is not what cero_rl/config/root.py says; run make docs",
-            file=sys.stderr,
-        )
-        return 1
-    PAGE.write_text(render(), encoding="utf-8")
-    print(f"wrote {PAGE.name}")
+        old = [
+            path.name
+            for path, text in written.items()
+            if not path.exists() or path.read_text(encoding="utf-8") != text()
+        ]
+        for name in old:
+            print(f"{name} is not what cero_rl/config/ says; run make docs", file=sys.stderr)
+        return 1 if old else 0
+    for path, text in written.items():
+        path.write_text(text(), encoding="utf-8")
+        print(f"wrote {path.name}")
     return 0
 
 

@@ -16,7 +16,7 @@ from cero_rl.job.process import run_and_exit
 
 
 def main() -> int:
-    from cero_rl.commands.train import train_main
+    from cero_rl.commands.training import train_main
     from cero_rl.rollout.engines import build
     from cero_rl.train import loop
     from cero_rl.zero import launch

@@ -146,7 +146,7 @@ def limits_of(trainer: Any) -> dict[str, float]:
 
 def child(shape: str, folder: Path) -> None:
     """One run in this process; prints its row as the last line."""
-    from cero_rl.commands.train import train_main
+    from cero_rl.commands.training import train_main
     from cero_rl.train.loop import Trainer
     from cero_rl.train.weight_sync import WeightSync
     from cero_rl.zero.policy import Policy

@@ -70,6 +70,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         help="run configuration, e.g. recipes/quickstart_cpu.yaml",
     )
     add_overrides(parser)
+    add_debug(parser)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 

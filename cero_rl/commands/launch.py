@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 
-from cero_rl.commands.train import add_training, words_of
+from cero_rl.commands.common import add_config
+from cero_rl.commands.training import add_training, words_of
 from cero_rl.config import load_config
 from cero_rl.errors import ConfigError, EngineError
 
@@ -17,6 +18,12 @@ _COUNT = "import torch; print(torch.cuda.device_count())"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_ranks(parser)
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """What launch and train have in common."""
     add_training(parser)
     parser.add_argument(
         "--ranks",

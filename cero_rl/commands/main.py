@@ -8,6 +8,7 @@ recipes/train_cero.py.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -18,14 +19,18 @@ from cero_rl.commands import (
     diagnose,
     doctor,
     evaluate,
+    init,
     launch,
     parity,
     plan,
+    recipes,
     report,
+    schema,
     serve,
     simulate,
     slurm,
     study,
+    train,
     validate,
 )
 from cero_rl.commands.common import Parser, guard
@@ -45,7 +50,11 @@ class Command(Protocol):
 
 
 COMMANDS: tuple[Command, ...] = (
+    train,
+    init,
     launch,
+    recipes,
+    schema,
     validate,
     plan,
     evaluate,
@@ -71,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, command in by_name.items():
         own = commands.add_parser(name, allow_abbrev=False, help=command.HELP)
         command.add_arguments(own)
-    arguments = parser.parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        words = train.spelled_out(words)
+    arguments = parser.parse_args(words)
     chosen = by_name[arguments.command]
     return guard(lambda: chosen.run(arguments), debug=arguments.debug)

@@ -14,7 +14,7 @@ from cero_rl.job.stopping import leave_at_once
 def main() -> NoReturn:
     leave_at_once()
     watch_launcher()
-    from cero_rl.commands.train import train_main
+    from cero_rl.commands.training import train_main
 
     run_and_exit(train_main)
 

@@ -150,7 +150,7 @@ def test_versions_outside_the_range_are_bad_and_untested_ones_a_note(tmp_path: P
 def test_a_run_with_an_old_torch_is_refused_before_torch_is_loaded(tmp_path: Path) -> None:
     path = pretend(tmp_path, torch="2.9.1")
     code = (
-        "import sys; from cero_rl.commands.train import train_main as t; c = t(sys.argv[1:]); "
+        "import sys; from cero_rl.commands.training import train_main as t; c = t(sys.argv[1:]); "
         "print('torch' in sys.modules); sys.exit(c)"
     )
     line = [

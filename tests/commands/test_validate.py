@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cero_rl.commands.main import main
-from cero_rl.commands.train import train_main
+from cero_rl.commands.training import train_main
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "recipes/digits_cpu.yaml"

@@ -32,7 +32,7 @@ RECIPE = ROOT / "recipes/digits_cpu.yaml"
 MODEL = ROOT / "recipes/assets/tiny_digits"
 # Runs one command line, then says whether torch had to be loaded for the answer.
 COMMAND = (
-    "import sys; from cero_rl.commands.main import main; from cero_rl.commands.train import "
+    "import sys; from cero_rl.commands.main import main; from cero_rl.commands.training import "
     "train_main; code = {call}; print('torch' in sys.modules); sys.exit(code)"
 )
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from cero_rl.commands.train import train_main
+from cero_rl.commands.training import train_main
 from cero_rl.job.process import run_and_exit
 from cero_rl.rollout.engines.vllm import VllmEngine
 
