@@ -40,7 +40,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  bench-convert bench-peers bench-loading test-architectures check-plan
+  packages bench-convert bench-peers bench-loading test-architectures check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -157,6 +157,16 @@ clean: ## remove the virtual environment and what was built; runs/ stays
 	find cero_rl -name '*.so' -delete
 	find cero_rl recipes tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# The wheel is built from the sdist, so that nothing is missing in either.
+packages: $(VENV)/.stamp-torch ## sdist and wheel; the wheel in an empty environment without torch: recipes, validate, simulate
+	@rm -rf build/packages; mkdir -p build/packages
+	$(call stage,sdist,$(PY) -c "from setuptools import build_meta; build_meta.build_sdist('build/packages')")
+	$(call stage,wheel from the sdist,$(PY) -m pip --disable-pip-version-check wheel --no-deps -w build/packages build/packages/*.tar.gz)
+	$(call stage,empty environment,$(PYTHON) -m venv build/packages/venv && env -u PYTHONPATH build/packages/venv/bin/python -m pip \
+	  --disable-pip-version-check install --no-input -c $(LOCK) build/packages/*.whl)
+	@ls -sh build/packages/*.whl build/packages/*.tar.gz
+	@cd build/packages && env -u PYTHONPATH sh -e ../../tools/try_wheel.sh venv/bin
+
 # ---- installation -------------------------------------------------------------------------------------------------
 
 $(VENV)/.stamp-torch:
@@ -169,7 +179,7 @@ $(VENV)/.stamp-torch:
 	@touch $@
 
 $(VENV)/.stamp-runtime: $(VENV)/.stamp-torch pyproject.toml $(LOCK)
-	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" runtime report >build/runtime.txt
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" runtime train report >build/runtime.txt
 	$(call stage,runtime packages,$(PIP) --no-build-isolation -r build/runtime.txt)
 	@touch $@
 

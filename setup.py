@@ -1,5 +1,6 @@
-"""Builds the native operators ahead of time: `_C` (schemas and CPU kernels, always) and
-`_C_cuda` (where nvcc is found).
+"""Puts the recipes into the package, and builds the native operators ahead of time where torch is
+installed: `_C` (schemas and CPU kernels, always) and `_C_cuda` (where nvcc is found). Without torch
+the package is plain Python: scheduler, simulator and what reads a run.
 
 CERO_CUDA=auto|0|1: build the CUDA library where nvcc is found, and go on without it if that
 fails (default); never; or fail without it. TORCH_CUDA_ARCH_LIST is honoured; the default is
@@ -14,15 +15,17 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 try:
     import torch
     from torch.utils import cpp_extension
+
+    BuildExtension = cpp_extension.BuildExtension
 except ImportError:
-    sys.exit(
-        "cero_rl builds against the installed torch: pip install torch==2.13.0 first, "
-        "then pip install --no-build-isolation -e ."
-    )
+    torch = cpp_extension = None
+    BuildExtension = build_ext
 
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 COMMON = ["-O3", "-g0", "-std=c++17", "-ffp-contract=off", *DEFINES]
@@ -66,6 +69,14 @@ def cuda_extension(home: str) -> Extension:
 
 
 def extensions() -> list[Extension]:
+    if torch is None:
+        if WANTED == "1":
+            sys.exit(
+                "CERO_CUDA=1 but torch is not installed here: install it first, then pip install "
+                "--no-build-isolation -e ."
+            )
+        print("cero_rl: no torch where this is built, so no native operators; training needs them")
+        return []
     cpu = cpp_extension.CppExtension(
         "cero_rl.ops._C",
         ["csrc/ops_cpu.cpp"],
@@ -84,7 +95,20 @@ def extensions() -> list[Extension]:
     return [cpu] if home is None else [cpu, cuda_extension(home)]
 
 
-class Build(cpp_extension.BuildExtension):
+class BuildWithRecipes(build_py):
+    """`recipes/` of the checkout is `cero_rl/recipes/` of an installed package."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "cero_rl" / "recipes"
+            shutil.copytree("recipes", target, dirs_exist_ok=True, ignore=_no_caches)
+
+
+_no_caches = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+class Build(BuildExtension):
     """A toolkit that does not fit must not break an install that can do without it.
 
     setuptools forgives an `optional` extension that fails to compile, but torch compares CUDA
@@ -92,7 +116,7 @@ class Build(cpp_extension.BuildExtension):
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **{**kwargs, "use_ninja": False})
+        super().__init__(*args, **({} if torch is None else {**kwargs, "use_ninja": False}))
 
     def build_extensions(self) -> None:
         try:
@@ -109,8 +133,9 @@ class Build(cpp_extension.BuildExtension):
 
 
 if __name__ == "__main__":  # build tools run it as such; tools/kernel_report.py reads the flags
+    native = extensions()
     setup(
-        ext_modules=extensions(),
-        cmdclass={"build_ext": Build},
-        options={"bdist_wheel": {"py_limited_api": "cp311"}},
+        ext_modules=native,
+        cmdclass={"build_ext": Build, "build_py": BuildWithRecipes},
+        options={"bdist_wheel": {"py_limited_api": "cp311"}} if native else {},
     )

@@ -164,6 +164,7 @@ def test_lock_pins_every_direct_dependency() -> None:
     extras = project["optional-dependencies"]
     wanted = (
         project["dependencies"]
+        + extras["train"]
         + extras["report"]
         + extras["procedural"]
         + [d for d in extras["dev"] if not d.startswith("cero_rl")]

@@ -20,11 +20,15 @@ from cero_rl.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    EngineError,
     NoProgressError,
     RewardError,
     first_line,
     tell,
 )
+
+INSTALL_TRAIN = "models and training need pip install 'cero_rl[train]'"
+_OF_TRAIN = {"torch", "deepspeed", "transformers", "safetensors", "datasets", "httpx2"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -99,6 +103,9 @@ def guard(action: Callable[[], int], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, ModuleNotFoundError) and error.name in _OF_TRAIN:
+            tell(f"error: {error.name} is not installed here; {INSTALL_TRAIN}")
+            return EngineError.exit_code
         tell(
             redact.text(
                 f"error: unexpected {type(error).__name__}: {first_line(error)}; --debug shows "

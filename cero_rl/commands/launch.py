@@ -4,11 +4,12 @@ waits for the save, and ends with the run's own exit code (docs/reliability.md).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import socket
 import subprocess
 import sys
 
-from cero_rl.commands.common import add_config
+from cero_rl.commands.common import INSTALL_TRAIN, add_config
 from cero_rl.commands.training import add_training, words_of
 from cero_rl.config import load_config
 from cero_rl.errors import ConfigError, EngineError
@@ -38,6 +39,8 @@ def add_ranks(parser: argparse.ArgumentParser) -> None:
 
 def _default_ranks() -> int:
     """Asked of torch in a process of its own: this one must not hold a GPU."""
+    if importlib.util.find_spec("torch") is None:
+        raise EngineError(f"torch is not installed here; {INSTALL_TRAIN}")
     done = subprocess.run([sys.executable, "-c", _COUNT], capture_output=True, text=True)
     if not done.stdout.strip().isdigit():
         said = (done.stderr.strip().splitlines() or ["no answer"])[-1]

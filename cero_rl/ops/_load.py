@@ -33,7 +33,8 @@ def _load() -> BuildInfo:
     cpu, cuda = _library("_C"), _library("_C_cuda")
     if cpu is None:
         raise ImportError(
-            f"cero_rl's native operators are not built; run `{_BUILD}` in the project's folder"
+            "cero_rl's native operators are not built: this package was built where no torch is "
+            f"installed; run `{_BUILD}` in the project's folder, beside torch"
         )
     try:
         torch.ops.load_library(str(cpu))

@@ -101,6 +101,17 @@ def test_an_error_of_our_own_passes_as_it_is(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_needs_torch_names_the_extra_where_there_is_none(capsys):
+    def no_torch() -> int:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert guard(no_torch, debug=False) == 6
+    assert capsys.readouterr().err == (
+        "error: torch is not installed here; models and training need "
+        "pip install 'cero_rl[train]'\n"
+    )
+
+
 def test_a_command_that_fails_unexpectedly_says_one_line_and_where_to_look(capsys):
     def fails() -> int:
         raise KeyError("no such row")
