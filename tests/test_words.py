@@ -286,7 +286,10 @@ def holds_a_file(folder: Path) -> bool:
 def knows_command(words: Sequence[str]) -> bool:
     name, *rest = words
     flags = {word.split("=")[0] for word in rest if word.startswith("-")}
-    own = rest[0].split("|") if rest and rest[0].replace("|", "").islower() else []
+    takes_own = any(not word.startswith("-") for word in commands().get(name, ()))
+    own = (
+        rest[0].split("|") if takes_own and rest[:1] and rest[0].replace("|", "").islower() else []
+    )
     return name in commands() and flags | set(own) <= commands()[name]
 
 
@@ -372,7 +375,7 @@ WRONG = """
 `make coffee`
 `budget.rollouts`
 `rollout.server.key: x`
-`cero-rl train`
+`cero-rl practise`
 `cero-rl validate --suite rivals`
 `--no-such-flag`
 `python -m cero_rl.worker`
