@@ -70,7 +70,7 @@ class _Canvas:
     def finish(self) -> None:
         out = io.StringIO()
         self._figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-        text = re.sub(r"(\d\.\d\d)\d+", r"\1", out.getvalue())  # hundredths of a point will do
+        text = re.sub(r"<[^>]+>", _shorter, out.getvalue())
         self.svg = text[text.index("<svg") :]
 
     def legend(self) -> None:
@@ -105,6 +105,11 @@ def smooth(at: Floats, values: Floats) -> tuple[Floats, Floats]:
 
 def thin(size: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, min(size, _MOST_POINTS)).astype(np.int64))
+
+
+def _shorter(tag: re.Match[str]) -> str:
+    """Coordinates to the hundredth of a point; what stands between tags is text."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])
 
 
 def thousands(axis: Axes) -> None:

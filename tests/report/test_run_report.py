@@ -17,6 +17,7 @@ from made_runs import GROUPS, PROMPTS, ROOT, SIZE, STEPS, make_run
 
 from cero_rl.commands.main import main
 from cero_rl.report import page as module
+from cero_rl.report.drawing import canvas
 from cero_rl.report.facts import Facts, facts_of
 from cero_rl.report.page import page_of_run
 from cero_rl.report.reader import read_run
@@ -183,6 +184,15 @@ def test_every_figure_has_a_reading_aid_and_the_page_is_well_formed(page: str):
     assert max(ids.values()) == 1
     for link in parsed.all_of("a"):
         assert (link["href"] or "").removeprefix("#") in ids
+
+
+def test_shorter_coordinates_leave_labels_alone():
+    with canvas() as made:
+        made.axis.plot([0, 1.23456], [0, 1])
+        made.axis.set_xticks([0.0625, 1.0], ["0.0625", "1.00001"])
+    assert ">0.0625<" in made.svg
+    assert ">1.00001<" in made.svg
+    assert not re.search(r'd="[^"]*\d\.\d{3}', made.svg)
 
 
 def test_the_page_needs_no_network_and_no_script(page: str):
