@@ -71,8 +71,8 @@ FILES_OF = {
     "selection waves",
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
     "study": "__init__ page plan runner tables",
-    "train": "__init__ evaluate loop preflight profile room rounds run_directory scheduler trial "
-    "weight_sync",
+    "train": "__init__ accuracy evaluate loop preflight profile room rounds run_directory "
+    "scheduler trial weight_sync",
     "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy "
     "sharding shards",
 }

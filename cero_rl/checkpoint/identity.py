@@ -63,6 +63,7 @@ MAY_CHANGE = (  # keys and whole sections
     "scheduler.warm_start",  # its evidence is in the checkpoint
     "zero.offload_optimizer",
     "zero.offload_parameters",
+    "zero.offload_reference",
     "zero.offload_states_in_rollout",
     "zero.overlap_comm",
     "zero.param_persistence_threshold",

@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         with watchdog, RewardPool(config.reward) as rewards:
             result = evaluate(engine, heldout, rewards, group, watchdog, config, final=True)
         if group.is_main:
+            print("\n".join(result.table()), file=sys.stderr)
             print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
         if not result.is_known:
             raise RewardError(

@@ -373,6 +373,11 @@ class ZeroConfig(Section):
         default="none", description="where parameter shards live; stage 3 only"
     )
 
+    offload_reference: Literal["auto", "none", "cpu"] = Field(
+        default="auto",
+        description="where the frozen reference's shards live; auto: as offload_parameters. Needs "
+        "stage 3; none with LoRA, whose base is the reference",
+    )
     offload_states_in_rollout: bool = Field(
         default=False,
         description="stage 3 on GPUs: masters, Adam's moments, gradient sums and their bucket wait "
@@ -410,6 +415,12 @@ class ZeroConfig(Section):
         refuse_own_keys(given, _OWN_ZERO_KEYS)
         return given
 
+    @property
+    def reference_on_host(self) -> bool:
+        """Do the reference's shards live in host memory?"""
+        where = self.offload_reference
+        return (self.offload_parameters if where == "auto" else where) == "cpu"
+
     @model_validator(mode="after")
     def _stage_three_keys(self) -> ZeroConfig:
         for name, unset in (("param_persistence_threshold", None), ("hpz_partition_size", 1)):
@@ -426,6 +437,11 @@ class ZeroConfig(Section):
             raise ValueError(
                 f"offload_parameters: cpu needs stage 3, got stage {self.stage}; set stage: "
                 "3 or offload_parameters: none"
+            )
+        if self.offload_reference == "cpu" and self.stage != 3:
+            raise ValueError(
+                f"offload_reference: cpu needs stage 3, got stage {self.stage}; set stage: 3 or "
+                "offload_reference: auto"
             )
         if self.offload_optimizer == "cpu" and self.stage == 0:
             raise ValueError(

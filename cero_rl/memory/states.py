@@ -80,7 +80,9 @@ def learner_states(config: Config, shape: Shape, machine: Machine) -> States:
     shards = 0 if shards_leave else -(-width * every // cut)
     always = [Item("weights", shards, f"{width} B of every parameter{_over(cut)}")]
     if config.learner.kl_coefficient > 0 and not config.lora.rank:
-        always.append(Item("reference", shards, "the start model, as the weights"))
+        away = machine.gpu and zero.reference_on_host
+        held = 0 if away else -(-width * every // cut)
+        always.append(Item("reference", held, "the start model, as the weights"))
 
     if (near := zero.hpz_partition_size) > 1:
         second = -(-width * every // near)

@@ -86,7 +86,7 @@ NAMES = {
     "cero/proxy_rank_corr": "rank correlation of predicted worth and observed variance",
     "budget/*": "the ledger: total, spent, remaining, refunded rollouts; remaining tokens; turns "
     "and tokens of episodes",
-    "eval/*": "held-out: avg@k, pass@k, standard error, rollouts, share of them judged",
+    "eval/*": "held-out: avg@k, pass@k, maj@k, how sure, rollouts, share of them judged; by source",
     "checkpoint/failed_saves": "in a row",
     "step_time": "seconds from sampling to synced weights",
     "timing_s/*": "seconds by phase on rank 0; checkpoint: of the save before this line",

@@ -13,6 +13,8 @@ from typing import Any
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,4000}\.?\d{0,4000}|\.\d{1,4000})(?:[eE][+-]?\d{1,4})?")
 
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+
 
 def alternatives(answer: Any) -> list[Any]:
     """The answers any of which is right; never empty."""
@@ -40,6 +42,24 @@ def answer_text(answer: Any) -> str:
 def final_part(text: str) -> str:
     """What follows the last "####" (GSM8K's mark for the final answer), or all of it; stripped."""
     return text.rpartition("####")[2].strip()
+
+
+def said_last(text: str) -> str:
+    """What a completion gives as its answer, for counting votes: its last \\boxed{...}, else its
+    last <answer>...</answer>, else what follows "####", else its last line that is not empty;
+    without blanks. "" where it says nothing."""
+    start = text.rfind("\\boxed{")
+    if start >= 0:
+        depth, first = 0, start + len("\\boxed")
+        for place in range(first, len(text)):
+            depth += (text[place] == "{") - (text[place] == "}")
+            if depth == 0:
+                return "".join(text[first + 1 : place].split())
+        return ""
+    if tagged := _ANSWER_TAG.findall(text):
+        return "".join(tagged[-1].split())
+    lines = [line for line in final_part(text).splitlines() if line.strip()]
+    return "".join(lines[-1].split()) if lines else ""
 
 
 def same_text(said: str, answer: Any) -> bool:

@@ -1,5 +1,5 @@
-"""Held-out evaluation: avg@k and unbiased pass@k over all ranks, with the same random draws at
-every call.
+"""Held-out evaluation: avg@k, unbiased pass@k and maj@k over all ranks and by source, with the
+same random draws at every call.
 
 Common draws make the difference of two evaluations far less noisy than either. Evaluation rollouts
 are counted apart from the budget.
@@ -7,8 +7,8 @@ are counted apart from the budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cero_rl.checkpoint.retention import Score
 from cero_rl.config import Config
 from cero_rl.data.pool import Pool
+from cero_rl.data.prompts import Prompt
 from cero_rl.distributed.group import Group
 from cero_rl.job.watchdog import Watchdog
 from cero_rl.rewards.missing import first_reason
@@ -24,24 +25,25 @@ from cero_rl.rewards.pool import RewardPool
 from cero_rl.rewards.scoring import score_together
 from cero_rl.rollout.collector import generation_limit
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
+from cero_rl.train.accuracy import Counts, Spread, majority, mean, pass_at_k, rates
+from cero_rl.types import RolloutGroup
 
 EVALUATION_STREAM = 2**40  # far from every training round's stream
 
 
-def pass_at_k(successes: npt.NDArray[np.int64], trials: npt.NDArray[np.int64], k: int) -> float:
-    """Mean over prompts of 1 - C(n-c, k)/C(n, k), the unbiased estimate of pass@k (Chen et al.,
-    2021, arXiv 2107.03374).
+_UNKNOWN = Spread(float("nan"), float("nan"), float("nan"), float("nan"))
+_FIXED_POINT = 2**20  # maj@k of a prompt is counted in units of 1 / _FIXED_POINT
 
-    Prompts with fewer than k scored samples are left out; nan if none is left.
-    """
-    enough = trials >= k
-    failures, n = (trials - successes)[enough], trials[enough]
-    if not n.size:
-        return float("nan")
-    miss = np.ones(n.shape)
-    for j in range(k):
-        miss *= np.clip(failures - j, 0, None) / (n - j)
-    return float((1.0 - miss).mean())
+
+@dataclass(frozen=True)
+class SourceRow:
+    """The prompts of one source."""
+
+    prompts: int
+    rollouts: int
+    judged: int
+    average: float
+    spread: Spread
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ class EvaluationResult:
     judged: int  # rollouts with a reward
     reason: str  # why others have none
     average: float  # mean over prompts of the share of scored samples above the success threshold
-    standard_error: float  # over prompts
+    standard_error: float  # over prompts, their samples included (accuracy.Spread)
     pass_at: dict[int, float]
     samples_per_prompt: int
     # by which checkpoints are compared: of the first evaluation.samples_per_prompt samples alone,
     # which an evaluation on the way draws too
     score: Score
+    spread: Spread = _UNKNOWN
+    majority: float = float("nan")  # maj@k of all samples; nan with fewer than two a prompt
+    by_source: dict[str, SourceRow] = field(default_factory=dict)  # where there are several
 
     @property
     def judged_rate(self) -> float:
@@ -81,7 +86,14 @@ class EvaluationResult:
             "eval/rollouts": self.rollouts,
             "eval/judged_rate": self.judged_rate,
             **{f"eval/pass@{k}": value for k, value in self.pass_at.items()},
+            f"eval/maj@{self.samples_per_prompt}": self.majority,
+            "eval/sampling_error": self.spread.sampling_error,
+            "eval/interval_low": self.spread.low,
+            "eval/interval_high": self.spread.high,
         }
+        for source, row in self.by_source.items():
+            numbers[f"eval/source/{source}/avg@{self.samples_per_prompt}"] = row.average
+            numbers[f"eval/source/{source}/prompts"] = row.prompts
         return {name: value for name, value in numbers.items() if not np.isnan(value)}
 
     def describe(self, before: Mapping[str, float | int] = MappingProxyType({})) -> str:
@@ -96,7 +108,28 @@ class EvaluationResult:
             f", pass@{k} {_before(before.get(f'eval/pass@{k}') if k > 1 else None)}{value:.3f}"
             for k, value in self.pass_at.items()
         )
+        if not np.isnan(self.majority):
+            passes += f", maj@{self.samples_per_prompt} {self.majority:.3f}"
         return f"{average} on {self.prompts} prompts{passes}{judged and '; ' + judged}"
+
+    def table(self) -> list[str]:
+        """For a person: a row for all prompts and one for each source."""
+        whole = SourceRow(self.prompts, self.rollouts, self.judged, self.average, self.spread)
+        rows = {"all": whole, **self.by_source}
+        width = max(len(name) for name in rows)
+        k = self.samples_per_prompt
+        head = f"{'source':{width}}  prompts  samples  unjudged  {f'avg@{k}':>7}  95 % interval"
+        lines = [head]
+        for name, row in rows.items():
+            interval = f"{row.spread.low:.3f} to {row.spread.high:.3f}"
+            interval = "unknown" if np.isnan(row.spread.low) else interval
+            unjudged = row.rollouts - row.judged
+            counts = f"{row.prompts:7}  {row.rollouts:7}  {unjudged:8}"
+            lines.append(f"{name:{width}}  {counts}  {row.average:7.3f}  {interval}")
+        names = [*(f"pass@{k}" for k in self.pass_at), f"maj@{k}"]
+        values = [*self.pass_at.values(), self.majority]
+        known = [f"{n} {v:.3f}" for n, v in zip(names, values) if not np.isnan(v)]
+        return [*lines, ", ".join(known)] if known else lines
 
     def change_from(self, before: Mapping[str, float | int]) -> str:
         """` 0.500 -> 0.570 (+7.0 points)`, or the arrow alone where the metrics before are not of
@@ -153,13 +186,14 @@ def evaluate(
     with watchdog.phase("reward", "verifiers and all ranks"):
         scores = score_together(groups, prompts, rewards, group)
     compared = min(samples_per_prompt, settings.samples_per_prompt)
-    counts = np.zeros((4, len(prompts)), dtype=np.int64)
-    for index, values in zip(mine, scores.values):
+    counts = np.zeros((5, len(prompts)), dtype=np.int64)
+    for index, done, values in zip(mine, groups, scores.values):
+        counts[4, index] = round(_majority(done, values, config) * _FIXED_POINT)
         for row, drawn in enumerate((values, values[:compared])):
             known = drawn[~np.isnan(drawn)]
             wins = (known > config.reward.success_threshold).sum()
             counts[2 * row : 2 * row + 2, index] = wins, known.size
-    successes, trials, *first = group.sum_counts(counts)
+    successes, trials, *first, votes = group.sum_counts(counts)
     rollouts, judged = len(prompts) * samples_per_prompt, int(trials.sum())
     reason = ""
     if judged < rollouts:
@@ -167,32 +201,45 @@ def evaluate(
     if judged / rollouts < settings.min_judged_rate:
         trials = np.zeros_like(trials)
         first = np.zeros_like(first)
-    rates = _rates(successes, trials)
+    spread, voted = Spread.of(successes, trials), votes[trials > 0] / _FIXED_POINT
     on = f"avg@{compared} of {len(prompts)} prompts at temperature {settings.temperature:g}"
     return EvaluationResult(
         prompts=len(prompts),
         rollouts=rollouts,
         judged=judged,
         reason=reason,
-        average=_mean(rates),
-        standard_error=float(rates.std(ddof=1) / np.sqrt(rates.size))
-        if rates.size > 1
-        else float("nan"),
+        average=mean(rates(successes, trials)),
+        standard_error=spread.standard_error,
         pass_at={
             k: pass_at_k(successes, trials, k) for k in settings.pass_k if k <= samples_per_prompt
         },
         samples_per_prompt=samples_per_prompt,
-        score=Score(_mean(_rates(*first)), on),
+        score=Score(mean(rates(*first)), on),
+        spread=spread,
+        majority=mean(voted) if samples_per_prompt > 1 else float("nan"),
+        by_source=_by_source(prompts, successes, trials, samples_per_prompt),
     )
 
 
-def _rates(
-    successes: npt.NDArray[np.int64], trials: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Of the prompts with a known reward."""
-    known = trials > 0
-    return successes[known] / trials[known]
+def _majority(group: RolloutGroup, values: npt.NDArray[np.float32], config: Config) -> float:
+    """maj@k of one prompt's judged samples."""
+    judged = [(c, r) for c, r in zip(group.completions, values.tolist()) if not np.isnan(r)]
+    texts = [c.text if c.episode is None else c.episode.last_reply for c, _ in judged]
+    return majority(texts, [r > config.reward.success_threshold for _, r in judged])
 
 
-def _mean(rates: npt.NDArray[np.float64]) -> float:
-    return float(rates.mean()) if rates.size else float("nan")
+def _by_source(
+    prompts: Sequence[Prompt], successes: Counts, trials: Counts, samples: int
+) -> dict[str, SourceRow]:
+    """A row for each source, in the order of appearance; none where there is only one."""
+    sources = np.array([prompt.source for prompt in prompts], dtype=object)
+    names = list(dict.fromkeys(sources.tolist()))
+    rows = {}
+    for name in names if len(names) > 1 else []:
+        own = sources == name
+        wins, tries = successes[own], trials[own]
+        size = int(own.sum())
+        average = mean(rates(wins, tries))
+        spread = Spread.of(wins, tries)
+        rows[name] = SourceRow(size, size * samples, int(tries.sum()), average, spread)
+    return rows

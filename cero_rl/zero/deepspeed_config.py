@@ -29,7 +29,8 @@ def _zero_section(config: Config, *, on_gpu: bool, trains: bool) -> dict[str, An
         section["stage3_param_persistence_threshold"] = threshold
         if zero.hpz_partition_size > 1:
             section["zero_hpz_partition_size"] = zero.hpz_partition_size
-        if zero.offload_parameters == "cpu":
+        on_host = zero.offload_parameters == "cpu" if trains else zero.reference_on_host
+        if on_host:
             section["offload_param"] = {"device": "cpu"}
     if trains and zero.offload_optimizer == "cpu":
         section["offload_optimizer"] = {"device": "cpu"}

@@ -41,6 +41,22 @@ def test_communication_is_hidden_on_a_gpu_and_plain_on_a_cpu():
     assert zero_of("zero.stage=2", on_gpu=True) == {"stage": 2, "overlap_comm": True}
 
 
+def test_the_reference_may_live_elsewhere_than_the_policy():
+    on_host = {"device": "cpu"}
+    for parameters, reference, wanted in (
+        ("none", "auto", (None, None)),
+        ("cpu", "auto", (on_host, on_host)),
+        ("none", "cpu", (None, on_host)),
+        ("cpu", "none", (on_host, None)),
+    ):
+        given = (f"zero.offload_parameters={parameters}", f"zero.offload_reference={reference}")
+        sections = (
+            make(config_of(*given), 4, on_gpu=True)["zero_optimization"]
+            for make in (policy_config, reference_config)
+        )
+        assert tuple(section.get("offload_param") for section in sections) == wanted
+
+
 def test_further_keys_are_handed_on():
     section = zero_of("zero.deepspeed={reduce_bucket_size: 1000}", on_gpu=False)
     assert section["reduce_bucket_size"] == 1000
