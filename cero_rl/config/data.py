@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cero_rl.config.base import PositiveFloat, PositiveInt, Seconds, Section
 from cero_rl.config.paths import PathText, PathTexts
@@ -107,6 +107,11 @@ class RewardConfig(Section):
     function: PathText = Field(
         default="exact", description="exact | math | reasoning_gym | path/to/file.py:function"
     )
+    kwargs: dict[str, bool | int | float | str | list[Any] | dict[str, Any]] = Field(
+        default={},
+        description="further arguments of a function of yours, by name; they stand before a column "
+        "of that name",
+    )
     workers: PositiveInt = Field(
         default=2, description="processes on each rank; killed and replaced when a reward hangs"
     )
@@ -141,6 +146,15 @@ class RewardConfig(Section):
         default=128,
         description="of the newest steps that hold so many rollouts between them",
     )
+
+    @model_validator(mode="after")
+    def _kwargs_have_a_function(self) -> RewardConfig:
+        if self.kwargs and not self.function.rpartition(":")[0].endswith(".py"):
+            raise ValueError(
+                f"kwargs: got {', '.join(self.kwargs)} with function: {self.function}, which takes "
+                "none; leave them out, or set function: path/to/file.py:function"
+            )
+        return self
 
 
 class BudgetConfig(Section):

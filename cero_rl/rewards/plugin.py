@@ -23,12 +23,12 @@ import asyncio
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from cero_rl.errors import RewardError
@@ -39,6 +39,8 @@ SIGNATURES = (
     "compute_score(data_source, solution_str, ground_truth, extra_info) -> float, or for batches "
     "verl's (solution_strs, ground_truths) and OpenRLHF's (queries, prompts, labels)"
 )
+
+_NOT_OFFERED = ("completion_ids", "completions_ids", "trainer_state", "log_extra", "log_metric")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ def import_file(path: Path, key: str) -> ModuleType:
     return module
 
 
-def load_plugin(function: str) -> Scorer:
-    """Import the file and adapt its function. Raises RewardError: import failure, no such
-    function, unknown signature."""
+def load_plugin(function: str, kwargs: Mapping[str, Any] = MappingProxyType({})) -> Scorer:
+    """Import the file and adapt its function, `kwargs` bound to it. Raises RewardError: import
+    failure, no such function or parameter, unknown signature."""
     path, name = split_path(function)
     asyncio.set_event_loop(_loop())  # some clients look for it while they are imported
     module = import_file(path, "reward.function")
@@ -119,6 +121,7 @@ def load_plugin(function: str) -> Scorer:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         parameters = {}
+    parameters, found = _bound(found, parameters, kwargs, f"{path}:{name}")
     if {"solution_str", "ground_truth"} <= set(parameters):
         return Scorer(score=_adapt_one(found, parameters), batched=False)
     for offer, wanted in (
@@ -130,6 +133,26 @@ def load_plugin(function: str) -> Scorer:
             return Scorer(score=_adapt_batch(found, parameters, offer), batched=True)
     shown = f"({', '.join(map(str, parameters.values()))})"
     raise RewardError(f"reward.function: {path}:{name} takes {shown}; wanted {SIGNATURES}")
+
+
+def _bound(
+    function: Callable[..., Any], parameters: Any, kwargs: Mapping[str, Any], what: str
+) -> tuple[Any, Callable[..., Any]]:
+    """(the parameters that are left, the function with reward.kwargs). RewardError for a name that
+    it does not take."""
+    if not kwargs:
+        return parameters, function
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [name for name in kwargs if name not in parameters and not takes_all]
+    if unknown:
+        raise RewardError(
+            f"reward.kwargs: {what} takes no {unknown[0]!r}; it takes {', '.join(parameters)}"
+        )
+
+    def call(**given: Any) -> Any:
+        return function(**{**given, **kwargs})
+
+    return {name: p for name, p in parameters.items() if name not in kwargs}, call
 
 
 def describe(error: BaseException) -> str:
@@ -191,6 +214,11 @@ def _select(parameters: Any, offered: dict[str, Any]) -> dict[str, Any]:
     for name, parameter in parameters.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if named and parameter.default is parameter.empty and name not in chosen:
+            if name in _NOT_OFFERED:
+                raise RewardError(
+                    f"reward.function: parameter {name!r} is TRL's, and is not offered here; give "
+                    "it a default"
+                )
             raise RewardError(
                 f"reward.function: parameter {name!r} has no default and the data has no such "
                 f"column; found {', '.join(offered)}"

@@ -111,6 +111,7 @@ class RewardPool:
         config = self._config
         start = {
             "function": config.function,
+            "kwargs": config.kwargs,
             "gold": self._gold,
             "memory_limit_mb": config.memory_limit_mb,
         }

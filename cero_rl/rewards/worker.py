@@ -1,7 +1,7 @@
 """The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed
 by `pool`.
 
-One JSON object a line on stdin, one on stdout. First {"function", "gold", "memory_limit_mb",
+One JSON object a line on stdin, one on stdout. First {"function", "kwargs", "gold", "memory_limit_mb",
 "parent"} -> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]},
 {"error"} (these items are missing) or {"fatal"} (the run must end). No pickles: what a worker
 answers is data. Plug-in output goes to /dev/null. The process dies with its parent, and an item
@@ -50,7 +50,7 @@ def limit_memory(limit_mb: int) -> None:
     )
 
 
-def _load(function: str) -> Scorer:
+def _load(function: str, kwargs: dict[str, Any]) -> Scorer:
     if function == "math":
         try:
             import math_verify  # noqa: F401  paid for now, not inside the first item's deadline
@@ -69,7 +69,7 @@ def _load(function: str) -> Scorer:
         return Scorer(
             score=lambda items: [verifiers.reasoning_gym(item) for item in items], batched=False
         )
-    return load_plugin(function)
+    return load_plugin(function, kwargs)
 
 
 def _gold_judge(function: str) -> Scorer:
@@ -131,7 +131,7 @@ def main() -> int:
         return 0
     die_with_parent(start["parent"])
     try:
-        scorer = _load(start["function"])
+        scorer = _load(start["function"], start["kwargs"])
         if start["gold"]:
             scorer = _gold_judge(start["function"])
     except RewardError as error:

@@ -12,6 +12,7 @@ import pytest
 from cero_rl.config.data import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem
+from cero_rl.rewards.plugin import load_plugin
 from cero_rl.rewards.pool import RewardPool
 
 SHAPES = """
@@ -172,3 +173,37 @@ def test_a_plugin_gets_all_of_a_response_the_verifiers_its_end(tmp_path: Path) -
     with RewardPool(RewardConfig()) as pool:
         long = RewardItem("q", response, "42", "s", {})
         assert pool.score([long]).values.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("signature", "body"),
+    [
+        ("completions, scale, **columns", "[scale * len(c) for c in completions]"),
+        ("solution_strs, ground_truths, scale=9.0", "[scale * len(c) for c in solution_strs]"),
+        (
+            "data_source, solution_str, ground_truth, extra_info, *, scale",
+            "scale * len(solution_str)",
+        ),
+    ],
+)
+def test_arguments_of_the_configuration_are_handed_on(
+    tmp_path: Path, signature: str, body: str
+) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text(f"def score({signature}): return {body}\n")
+    items = [RewardItem("q", c, "a", "s", {"scale": 7.0}) for c in ("a", "abc")]
+    config = RewardConfig(function=f"{path}:score", workers=1, kwargs={"scale": 0.25})
+    with RewardPool(config) as pool:
+        assert pool.score(items).values.tolist() == [0.25, 0.75]
+
+
+@pytest.mark.covers("reward with the wrong signature")
+def test_arguments_that_the_function_does_not_take(tmp_path: Path) -> None:
+    path = tmp_path / "reward.py"
+    path.write_text("def score(completions, trainer_state): return [1.0 for _ in completions]\n")
+    with pytest.raises(RewardError, match="takes no 'scale'; it takes completions, trainer_state"):
+        load_plugin(f"{path}:score", {"scale": 2})
+    with pytest.raises(RewardError, match="'trainer_state' is TRL's, and is not offered here"):
+        load_plugin(f"{path}:score").score([RewardItem("q", "c", "a", "s", {})])
+    with pytest.raises(ValueError, match="kwargs: got scale with function: exact"):
+        RewardConfig(kwargs={"scale": 2})
