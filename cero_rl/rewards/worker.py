@@ -1,11 +1,11 @@
 """The process that runs reward functions: `python -m cero_rl.rewards.worker`, started and killed
 by `pool`.
 
-One JSON object a line on stdin, one on stdout. First {"function", "kwargs", "gold", "memory_limit_mb",
-"parent"} -> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} -> {"values": [...]},
-{"error"} (these items are missing) or {"fatal"} (the run must end). No pickles: what a worker
-answers is data. Plug-in output goes to /dev/null. The process dies with its parent, and an item
-that exhausts its memory ends it.
+One JSON object a line on stdin, one on stdout. First {"function", "kwargs", "gold",
+"memory_limit_mb", "parent"} -> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} ->
+{"values": [...]}, {"error"} (these items are missing) or {"fatal"} (the run must end). No pickles:
+what a worker answers is data. Plug-in output goes to /dev/null. The process dies with its parent,
+and an item that exhausts its memory ends it.
 """
 
 from __future__ import annotations
