@@ -239,18 +239,19 @@ def _waste(run: Run, price_per_hour: float | None) -> list[Waste]:
         "missing reward": _per_step(groups, groups.generated - groups.trials),
     }
     total = sum(rollouts_of.values())
-    shares: dict[str, dict[int, float]] = {
-        "below learner.min_advantage (no signal)": {},
-        "cut at the length limit": {},
-    }
     for step, line in steps.items():
         count = rollouts_of.get(step, 0.0)
-        signal = number(line.get("baseline/signal_share"))
-        if math.isfinite(signal):
-            shares["below learner.min_advantage (no signal)"][step] = (1.0 - signal) * count
-        cut = number(line.get("completions/clipped_ratio"))
-        shares["cut at the length limit"][step] = np.nan_to_num(cut) * count
-    by_reason |= shares
+        answered = number(line.get("completions/mean_length")) * count  # response tokens
+        wasted = {
+            "below learner.min_advantage (no signal)": 1
+            - number(line.get("baseline/signal_share")),
+            "not in the loss (share of response tokens)": 1
+            - number(line.get("trained_tokens")) / (answered or math.nan),
+            "cut at the length limit": number(line.get("completions/clipped_ratio")),
+        }
+        for reason, share in wasted.items():
+            if math.isfinite(share):
+                by_reason.setdefault(reason, {})[step] = max(share, 0.0) * count
     found = []
     for reason, each in by_reason.items():
         if not each:

@@ -84,6 +84,8 @@ def make_run(
             "step_time": 2.0,
             "entropy": 1.0 / step,
             "completions/clipped_ratio": 0.25,
+            "completions/mean_length": 10.0,
+            "trained_tokens": 0.75 * 10.0 * GROUPS * SIZE,
             "cero/price": 0.5,
             "cero/slope_mean": 0.7,
             "cero/posterior_mean": 0.5,

@@ -97,6 +97,8 @@ def test_what_taught_nothing_in_rollouts_tokens_seconds_and_money(facts: Facts):
     waste = {w.reason.split(" (")[0]: w for w in facts.waste}
     assert waste["dead groups"].rollouts == dead * SIZE
     assert waste["missing reward"].rollouts == 1
+    assert waste["not in the loss"].rollouts == pytest.approx(0.25 * STEPS * GROUPS * SIZE)
+    assert "below learner.min_advantage" not in waste, "no critic, nothing to say"
     cut = waste["cut at the length limit"]
     assert cut.rollouts == pytest.approx(0.25 * STEPS * GROUPS * SIZE)
     assert cut.tokens == pytest.approx(0.25 * STEPS * 640)
