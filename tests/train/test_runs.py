@@ -8,13 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from launch import ROOT, environment, launch, launch_for_real, line, lines, repeatable
 
 from cero_rl.report.facts import facts_of
 from cero_rl.report.reader import read_run
-from cero_rl.scheduler.premise import premise_correlation
 
 pytestmark = pytest.mark.slow
 
@@ -80,14 +78,7 @@ def test_the_report_reads_what_the_allocator_believed(uncut):
     facts = facts_of(run)
     assert facts.spent.sum() == facts.summary["rollouts"] == 384
     assert facts.summary["heldout"][-1]["rollouts"] == 384
-    groups = run.groups
-    assert groups.knows_beliefs
-    for logged in run.steps:  # of the same beliefs, in memory
-        own = groups.step == logged["step"]
-        columns = groups.worth[own], groups.successes[own], groups.trials[own]
-        wanted = logged["cero/proxy_rank_corr"]
-        wanted = pytest.approx(np.nan if wanted is None else wanted, abs=1e-3, nan_ok=True)
-        assert premise_correlation(*columns) == wanted
+    assert run.groups.knows_beliefs
 
 
 def test_cut_and_resumed_equals_uncut_bit_for_bit(out, uncut):
