@@ -98,6 +98,7 @@ FAULTS = (
     "budget changed in the middle of a run",
     "trainer's slots without a rollout",
     "sampler of another policy",
+    "server of another policy",
     "sampler that measures nothing",
 )
 

@@ -39,7 +39,7 @@ FILES_OF = {
     "scheduler sizes",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
-    "adapters": "__init__ rounds",
+    "adapters": "__init__ rounds stream tinker",
     "adapters/trl": "__init__ parity plan trainer",
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
@@ -92,6 +92,7 @@ ONLY_IN = {
     "trl": ["adapters/trl/*"],
     "accelerate": ["adapters/*"],
     "verl": ["adapters/verl/*"],
+    "tinker_cookbook": ["adapters/tinker.py"],
     "ray": ["adapters/verl/*"],
     "transfer_queue": ["adapters/verl/*"],
 }

@@ -68,6 +68,8 @@ def columns(result: CaseResult) -> list[tuple[str, Callable[[Row], str]]]:
     for index, kind in enumerate(KINDS):
         if sum(share > 0 for share in result.case.pool.shares) > 1 and result.case.recorded is None:
             wanted.append((kind, lambda row, index=index: f"{row.kind_lift[index].mean:.2f}"))
+    if result.case.pool.late and result.case.recorded is None:
+        wanted.append(("late", lambda row: number(row.late_lift, 2)))
     if len(wanted) < 11:
         for index, name in enumerate(("p<.05", "p<.25", "p<.75", "p<.95", "p>.95")):
             wanted.append((name, lambda row, index=index: f"{row.bin_lift[index].mean:.2f}"))
@@ -201,6 +203,7 @@ def json_row(suite: str, result: CaseResult, row: Row, seeds: int) -> dict[str, 
         "seeds": seeds,
         **{name: _pair(value) for name, value in estimates.items()},
         "kind_lift": {kind: _pair(lift) for kind, lift in zip(KINDS, row.kind_lift)},
+        "late_lift": _pair(row.late_lift),
         "rate_lift": [_pair(lift) for lift in row.bin_lift],
         "budget_share": _line(GRID),
         "curve_value": _line(row.curve_value),

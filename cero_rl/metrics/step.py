@@ -78,7 +78,7 @@ NAMES = {
     "cero/cell_spread": "standard deviation of the cells' success rates over the pool (cells)",
     "cero/direction_mean": "factor of direction on the worth, mean over the pool (direction)",
     "cero/looked_share": "prompts that had a first look (direction)",
-    "cero/starved_share": "prompts not looked at for two uniform passes (explore_share)",
+    "cero/starved_share": "prompts not looked at for two uniform passes (CERO)",
     "cero/rollouts_mean": "rollouts of a group",
     "cero/rollouts_max": "rollouts of the largest group",
     "cero/effective_group_rate": "share of groups whose rewards differ",
@@ -101,6 +101,7 @@ NAMES = {
 }
 _SKEW = ("rollout", "reward", "learner")
 _ALWAYS_TIMED = ("rollout", "reward", "advantage", "reduce_counts", "learner", "sync", "scheduler")
+STARVED_ALERT = 0.5  # share of the prompts: docs/decisions/0039
 _CHECKPOINT_SECONDS = 1e-3  # below it nothing was saved
 _GIB = 2**30
 _MEASURED = ("rollout", "learner", "optimizer", "sync", "evaluate", "checkpoint")  # their memory
@@ -163,7 +164,7 @@ class StepMetrics:
         self.peaks = peaks
         self.arithmetic = arithmetic
         self.clocks = Clocks(peaks)
-        self.set_aside_said = False
+        self.set_aside_said = self.starved_said = False
         self.missing_said = False
 
     def open(self, step: Step, value: Floats, expected: Floats) -> StepLine:
@@ -189,6 +190,7 @@ class StepLine:
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""
         self._numbers |= metrics
+        self._alert_of_starvation(metrics.get("cero/starved_share"))
         aside = metrics["cero/set_aside_prompts"]
         if aside and not self._to.set_aside_said:
             self._to.set_aside_said = True
@@ -258,6 +260,21 @@ class StepLine:
                 dump_samples(to.run_dir, step, rollouts, to.pool.prompts, count)
 
         self._together(append)
+
+    def _alert_of_starvation(self, share: float | int | None) -> None:
+        """When most prompts have not been looked at for two uniform passes; again once that was
+        over in between."""
+        to = self._to
+        if share is None:
+            return
+        starved = share > STARVED_ALERT
+        if starved and not to.starved_said:
+            to.console.say(
+                f"starvation: {share:.0%} of the prompts were not looked at for two uniform passes "
+                "(cero/starved_share); what the model has learned to solve since among them stays "
+                "unseen. scheduler.explore_share: 0.05 looks again"
+            )
+        to.starved_said = starved
 
     def _say_missing(self, rollouts: Rollouts) -> None:
         """Once: that rewards are missing, and why. A collective where some are."""

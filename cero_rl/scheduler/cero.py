@@ -106,6 +106,7 @@ class Cero(CeroPlans):
             one = np.zeros(change.size, dtype=np.int64)
             self.reserve = self.reserve.over(one if where is None else where, change, self._round)
             self._worth.never_trained(self.reserve.probes)
+        self._looks = self._looks.over(change) if self.reserve is None else self.reserve.looks
         if grown is not None and (prior := grown.prior()) is not None:
             self._set_prior(prior)
         self._value = np.empty(change.size)
@@ -219,6 +220,8 @@ class Cero(CeroPlans):
             "price": self._price,
             "exposure": self._exposure.copy(),
         }
+        if self.reserve is None:
+            state["last_looks"] = self._looks.rounds.copy()
         if self._pool_changed:
             state["tie_rank"] = self._tie_rank.copy()
         if self._refits_one:
@@ -256,6 +259,11 @@ class Cero(CeroPlans):
                 part.load(state)
         if self.reserve is not None:
             self._worth.never_trained(self.reserve.probes)
+        elif "last_looks" in state:
+            self._looks.rounds = read_array(state, "last_looks", np.int64, pool)
+        else:  # a state of before it was kept: counted from here on
+            current = int(read_scalar(state, "round"))
+            self._looks.rounds = np.full(pool, current, dtype=np.int64)
         self._slope, self._price, self._exposure = slope, price, exposure
         if tie_rank is not None:
             self._tie_rank, self._pool_changed = tie_rank, True

@@ -21,7 +21,7 @@ from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.posterior import Floats, blocks
 from cero_rl.scheduler.progress import LearningProgress
 from cero_rl.scheduler.protocol import ExpectedTokens, Mask
-from cero_rl.scheduler.reserve import Reserve
+from cero_rl.scheduler.reserve import LastLooks, Reserve
 from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
 from cero_rl.scheduler.sizes import BudgetSpec, Ids, Samples, Shared, require
 from cero_rl.scheduler.tokens import TokenCosts
@@ -80,6 +80,7 @@ class CeroPlans(BudgetedScheduler):
             shares = options.probe_share, options.explore_share
             self.reserve = Reserve(labels, *shares, self.seed)
             self._worth.never_trained(self.reserve.probes)
+        self._looks = LastLooks(pool) if self.reserve is None else self.reserve.looks
         self._exposure: Ids = np.zeros(pool, dtype=np.int64)  # [P] units executed so far
         self._price = float(options.price_init)
         self._revalue(None)
@@ -110,9 +111,9 @@ class CeroPlans(BudgetedScheduler):
             numbers["budget/remaining_tokens"] = int(self.tokens.left_tokens)
         if self.cells is not None:
             numbers["cero/cell_spread"] = self.cells.spread()
-        if self.reserve is not None:
-            a_pass = self.spec.num_prompts / self._fair_units(self.spec.max_units_per_prompt)
-            numbers["cero/starved_share"] = self.reserve.starved_share(self._round, a_pass)
+        probes = None if self.reserve is None else self.reserve.probes
+        a_pass = self.spec.num_prompts / self._fair_units(self.spec.max_units_per_prompt)
+        numbers["cero/starved_share"] = self._looks.starved_share(self._round, a_pass, probes)
         return numbers | self._worth.metrics()
 
     @property
@@ -268,8 +269,7 @@ class CeroPlans(BudgetedScheduler):
 
     def _serve(self, ids: Ids, units: Ids) -> None:
         self._exposure[ids] += units
-        if self.reserve is not None:
-            self.reserve.served(ids[units > 0], self._round)
+        self._looks.served(ids[units > 0], self._round)
 
     @property
     def _has_probes(self) -> bool:

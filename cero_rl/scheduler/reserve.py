@@ -50,6 +50,31 @@ def share_of_round(share: float, fair_units: float, round_index: int) -> int:
     )
 
 
+class LastLooks:
+    """When each of P prompts was looked at last; whether a floor looks again or not."""
+
+    def __init__(self, prompts: int) -> None:
+        self.rounds: Ids = np.full(prompts, _NEVER, dtype=np.int64)  # [P] of the latest look
+
+    def served(self, ids: Ids, round_index: int) -> None:
+        self.rounds[ids] = round_index
+
+    def starved_share(
+        self, round_index: int, rounds_a_pass: float, probes: Flags | None = None
+    ) -> float:
+        """Of the prompts that may train: not looked at for two uniform passes over the pool."""
+        late = self.rounds < round_index - _PASSES * rounds_a_pass
+        if probes is None:
+            return float(late.mean())
+        return float((late & ~probes).sum() / max((~probes).sum(), 1))
+
+    def over(self, change: PoolChange) -> LastLooks:
+        """Over another pool."""
+        other = LastLooks(change.size)
+        other.rounds = change.carry(self.rounds, other.rounds)
+        return other
+
+
 class Reserve:
     """Over a pool of P prompts with cells i64[P]; both shares of the budget, in [0, 1/2]."""
 
@@ -59,7 +84,7 @@ class Reserve:
         self.probes: Flags = np.zeros(count, dtype=np.bool_)  # [P]
         if probe_share:
             self.probes = draw_probes(labels, probe_share, [seed, _STREAM])
-        self._last: Ids = np.full(count, _NEVER, dtype=np.int64)  # [P] round of the latest look
+        self.looks = LastLooks(count)
 
     def due(
         self,
@@ -81,7 +106,7 @@ class Reserve:
         others = self.probes.shape[0] - probes.shape[0]
         ids, sizes = looked, np.ones(count, dtype=np.int64)
         if units > 0 and others:
-            age = np.where(self.probes, -np.inf, -self._last.astype(np.float64))
+            age = np.where(self.probes, -np.inf, -self.looks.rounds.astype(np.float64))
             oldest = largest(age, tie_rank, min(units, others))
             group = np.broadcast_to(most, self.probes.shape)[oldest]
             group = np.clip(units - (np.cumsum(group) - group), 0, group)
@@ -93,14 +118,6 @@ class Reserve:
         flags = self.probes.copy()
         flags[due] = True
         return flags
-
-    def served(self, ids: Ids, round_index: int) -> None:
-        self._last[ids] = round_index
-
-    def starved_share(self, round_index: int, rounds_a_pass: float) -> float:
-        """Of the prompts that may train: not looked at for two uniform passes over the pool."""
-        late = self._last < round_index - _PASSES * rounds_a_pass
-        return float((late & ~self.probes).sum() / max((~self.probes).sum(), 1))
 
     # --- another pool, state
 
@@ -114,15 +131,15 @@ class Reserve:
             seed = [self.seed, _STREAM, round_index]
             fresh[joined] = draw_probes(labels[joined], self.probe_share, seed)
         other.probes = change.carry(self.probes, fresh)
-        other._last = change.carry(self._last, other._last)
+        other.looks = self.looks.over(change)
         return other
 
     def state(self) -> StateDict:
-        return {"reserve_probes": self.probes.copy(), "reserve_last": self._last.copy()}
+        return {"reserve_probes": self.probes.copy(), "reserve_last": self.looks.rounds.copy()}
 
     def load(self, state: StateDict) -> None:
         """The inverse of `state`. Raises ValueError for a damaged one."""
         count = self.probes.shape[0]
         probes = read_array(state, "reserve_probes", np.bool_, count)
-        self._last = read_array(state, "reserve_last", np.int64, count)
+        self.looks.rounds = read_array(state, "reserve_last", np.int64, count)
         self.probes = probes

@@ -461,3 +461,15 @@ def test_each_step_adds_a_line_to_every_book(rank: OneRank, tmp_path: Path, caps
     progress = [line for line in capsys.readouterr().out.splitlines() if "ETA" in line]
     assert len(progress) == 1, "one line now and then"
     assert progress[0].startswith("step 1  reward 0.625  live groups 67%  budget 0/128 (0%)")
+
+
+def test_starvation_is_told_when_it_begins(
+    rank: OneRank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = metrics_of(rank, tmp_path)
+    for share in (0.2, 0.6, 0.7, 0.4, 0.51):
+        line = metrics.open(cast(Any, None), np.zeros(1))
+        line.believes({"cero/set_aside_prompts": 0, "cero/starved_share": share})
+    said = [text for text in capsys.readouterr().out.splitlines() if "starvation" in text]
+    assert [text.split()[1] for text in said] == ["60%", "51%"]
+    assert "scheduler.explore_share" in said[0]

@@ -8,7 +8,7 @@ import pytest
 from scheduler_sim import play
 
 from cero_rl.scheduler import CeroScheduler, Samples
-from cero_rl.scheduler.reserve import Reserve, draw_probes, share_of_round
+from cero_rl.scheduler.reserve import LastLooks, Reserve, draw_probes, share_of_round
 
 POOL = 96
 
@@ -73,7 +73,7 @@ def test_the_floor_reaches_every_prompt_and_costs_its_share(plan) -> None:
 
 
 def test_starved_prompts_are_counted() -> None:
-    reserve = Reserve(np.zeros(10, dtype=np.int64), 0.0, 0.1, 0)
+    reserve = LastLooks(10)
     assert reserve.starved_share(5, 3.0) == 0.0
     assert reserve.starved_share(6, 3.0) == 1.0
     reserve.served(np.arange(4), 5)
@@ -87,7 +87,7 @@ def test_starved_prompts_are_counted() -> None:
 def test_the_oldest_come_first_and_groups_fit_what_is_left() -> None:
     reserve = Reserve(np.zeros(6, dtype=np.int64), 0.0, 0.5, 0)
     for round_, ids in enumerate(([3, 1], [0, 2], [4])):
-        reserve.served(np.array(ids), round_)
+        reserve.looks.served(np.array(ids), round_)
     ties = np.array([5, 4, 3, 2, 1, 0])
     ids, units = reserve.due(3, 10.0, 2, ties, 100)
     assert ids.tolist() == [5, 3, 1]  # never, then round 0, ties by rank
@@ -112,3 +112,23 @@ def test_capacity_and_budget_hold_with_ragged_groups(options: dict, share: float
     assert history.sum() <= 1600
     if "explore_units" not in options:
         assert history.sum() == 1600
+
+
+def test_without_a_floor_starved_prompts_are_counted_too() -> None:
+    """A tuned price leaves what it has judged dead alone; the share is kept over a save, and a
+    state of before it was kept counts from the resume on."""
+    rates = np.where(np.arange(POOL) % 2, 0.5, 0.0)
+    options = {"step_size": 0.6, "cap_shares": 4.0}
+    scheduler = build(**options)
+    play(scheduler, rates, 0, stop_round=30)
+    share = scheduler.metrics()["cero/starved_share"]
+    state = scheduler.state_dict()
+    again, older = build(**options), build(**options)
+    again.load_state_dict(state)
+    assert again.metrics()["cero/starved_share"] == share
+    older.load_state_dict({key: value for key, value in state.items() if key != "last_looks"})
+    assert older.metrics()["cero/starved_share"] == 0.0
+    floored = build(**options, explore_share=0.25)
+    play(floored, rates, 0, stop_round=30)
+    assert share > 0.0
+    assert floored.metrics()["cero/starved_share"] < share

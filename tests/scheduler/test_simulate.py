@@ -29,8 +29,9 @@ from cero_rl.scheduler.simulation import (
     smooth,
     summarise,
 )
+from cero_rl.scheduler.simulation.suites import UNIFORM
 from cero_rl.scheduler.simulation.summary import estimate, t975
-from cero_rl.scheduler.simulation.worlds import World, uniforms
+from cero_rl.scheduler.simulation.worlds import LearningWorld, World, uniforms
 
 MIXED = PoolSpec("mixed", prompts=40, shares=(0.4, 0.1, 0.2, 0.3), heldout=50, skills=3)
 VIGOR = Entry("vigor", "vigor", unit=2, most=16, slack=2.0)
@@ -375,3 +376,29 @@ def test_the_oracle_is_told_the_rates_of_the_round() -> None:
     simulate(scheduler, build_world(spec, 0))
     assert len(told) == 4  # three rounds and the end
     assert not np.array_equal(told[0], told[1])
+
+
+def test_late_skills_are_out_of_reach_until_their_round_comes() -> None:
+    spec = PoolSpec("late", prompts=400, dynamics="learning", late=0.5, opening=(2, 4))
+    late, open_ = build_world(spec, 3), build_world(dataclasses.replace(spec, late=0.0), 3)
+    closed = late.rates < 0.5 * open_.rates
+    assert 120 < closed.sum() < 280
+    np.testing.assert_array_equal(late.rates[~closed], open_.rates[~closed])
+    assert isinstance(late, LearningWorld)
+    nothing, found = np.zeros(0, dtype=np.int64), []
+    for _ in range(5):
+        found.append((int(late.opened_late.sum()), late.ability()))
+        late.finish_round(nothing, np.zeros(0))
+    opened = [count for count, _ in found]
+    assert opened[:2] == [0, 0]
+    assert opened[2] > 0
+    assert opened == sorted(opened)
+    assert opened[4] == closed.sum()
+    np.testing.assert_array_equal(late.rates, open_.rates)
+    assert found[0][1] < found[4][1] == pytest.approx(open_.ability())
+    with pytest.raises(ValueError, match="two rounds in order"):
+        dataclasses.replace(spec, opening=(4, 2))
+    case = Case(spec, 8, 8 * 64, (UNIFORM,))
+    (result,) = run_suite(Suite("late", "", (case,)), seeds=2)
+    (row,) = summarise(result)
+    assert 0.7 < row.late_lift.mean < 1.4  # uniform: as much as any

@@ -16,7 +16,7 @@ from cero_rl.scheduler.budgeted import BudgetedScheduler
 from cero_rl.scheduler.offline import water_filling
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.rivals.selection import OracleScheduler
-from cero_rl.scheduler.simulation.worlds import KINDS, World
+from cero_rl.scheduler.simulation.worlds import KINDS, LearningWorld, World
 from cero_rl.scheduler.sizes import Evidence, Ids, Samples
 
 GRID = np.linspace(0.0, 1.0, 21)  # share of the budget
@@ -42,6 +42,7 @@ class Outcome:
     ability: float
     kind_lift: Floats  # [4] by KINDS; nan where the pool has none
     bin_lift: Floats  # [5] by success rate when sampled: -.05 -.25 -.75 -.95 -1
+    late_lift: float  # of prompts that came into reach late, since they did; nan without any
     curve_value: Floats  # [21] over GRID; nan beyond what was spent
     curve_ability: Floats  # [21]
 
@@ -55,6 +56,7 @@ class _Ledger:
         self.exposure: Ids = np.zeros(pool, dtype=np.int64)
         self.kinds, self.bins, self.bin_prompts = np.zeros(len(KINDS)), np.zeros(5), np.zeros(5)
         self.spent = self.groups = self.live = self.live_rollouts = self.trained = self.rounds = 0
+        self.late = self.late_even = 0.0  # rollouts of late prompts, theirs of even shares
         self.value = 0.0
         self.curve = [(0.0, 0.0, world.ability())]
 
@@ -76,6 +78,10 @@ class _Ledger:
         self.bin_prompts += np.bincount(
             np.searchsorted(BIN_EDGES, world.rates, side="right"), minlength=5
         )
+        if isinstance(world, LearningWorld):
+            opened = world.opened_late
+            self.late += float(rollouts[opened[ids]].sum())
+            self.late_even += float(rollouts.sum()) * float(opened.mean())
         self.spent += int(rollouts.sum())
         self.groups += ids.shape[0]
         self.live += int(live.sum())
@@ -198,6 +204,7 @@ def _outcome(book: _Ledger, world: World, budget: int, optimum: Floats | None) -
         ability=world.ability(),
         kind_lift=_lift(book.kinds, prompts),
         bin_lift=_lift(book.bins, book.bin_prompts),
+        late_lift=book.late / book.late_even if book.late_even else float("nan"),
         curve_value=curves[0],
         curve_ability=curves[1],
     )

@@ -34,6 +34,8 @@ class Entry:
     step_scale: float = 1.0
     options: Options = ()
     keep: KeepName | None = None
+    saturation: float = 1.0
+    cero: Options = ()  # of CeroOptions, beside the step and spend_down
 
     def build(self, prompts: int, rounds: int, budget: int, seed: int) -> BudgetedScheduler:
         """Raises ValueError where the sizes do not fit."""
@@ -42,7 +44,7 @@ class Entry:
         cero = None
         if allocator(self.scheduler).is_cero:
             step = self.step_scale / math.sqrt(rounds)
-            cero = CeroOptions(step_size=step, spend_down=True)
+            cero = replace(CeroOptions(step_size=step, spend_down=True), **dict(self.cero))
         return make_scheduler(
             self.scheduler,
             num_prompts=prompts,
@@ -51,6 +53,7 @@ class Entry:
             rollouts_per_unit=self.unit,
             max_units_per_prompt=self.most,
             capacity_rollouts=capacity,
+            saturation=self.saturation,
             forgetting=self.forgetting,
             cero=cero,
             options=dict(self.options),
@@ -129,6 +132,8 @@ RIVAL_ENTRIES: tuple[Entry, ...] = (
 
 ALIKE = PoolSpec("alike", dynamics="learning")
 UNFILTERED = PoolSpec("unfiltered", shares=(0.60, 0.15, 0.10, 0.15), dynamics="learning")
+# half of the skills come into reach between a quarter and a half of the run
+LATE = PoolSpec("late", shares=(0.30, 0.10, 0.0, 0.60), dynamics="learning", late=0.5)
 _ROUNDS, _BUDGET = 160, 160 * 512
 
 
@@ -151,6 +156,41 @@ def _cero_entries() -> tuple[Entry, ...]:
     return (UNIFORM, *steps, *rhos, *sizes, THOMPSON, ORACLE)
 
 
+def plus(label: str, rounds: int, *options: tuple[str, OptionValue]) -> Entry:
+    """The allocator of the preset cero_plus, with groups instead of a critic."""
+    return Entry(
+        label,
+        "cero",
+        unit=2,
+        most=64,
+        saturation=0.05,
+        forgetting=1.0 - 0.8 / rounds,
+        cero=(("plan", "resolve"), ("refit_prior_every", 1), *options),
+    )
+
+
+def _late_entries(rounds: int) -> tuple[Entry, ...]:
+    """CERO and the allocator of CERO+, with floors of exploration and with reversion."""
+    shares = (0.02, 0.05, 0.1, 0.2)
+    floor = lambda share: ("explore_share", share)
+    return (
+        *(
+            replace(CERO_TUNED, label=f"cero, step x3, floor {x:g}", cero=(floor(x),))
+            for x in shares
+        ),
+        *(
+            replace(CERO_TUNED, label=f"cero, step x3, rho {rho:g}", forgetting=rho)
+            for rho in (0.995, 0.98, 0.95)
+        ),
+        plus("cero+ (groups)", rounds),
+        *(plus(f"cero+ (groups), floor {x:g}", rounds, floor(x)) for x in shares),
+        *(
+            replace(plus(f"cero+ (groups), rho {rho:g}", rounds), forgetting=rho)
+            for rho in (0.98, 0.95)
+        ),
+    )
+
+
 def _drift_entries() -> tuple[Entry, ...]:
     rhos = (1.0, 0.99, 0.95)
     cero = [
@@ -171,7 +211,7 @@ def make_suites(
         ALIKE, name=f"alike, {step:g} logits a round", dynamics="drift", drift=step
     )
     still = replace(ALIKE, dynamics="static")
-    cero, drifting = _cero_entries(), _drift_entries()
+    cero, drifting, floors = _cero_entries(), _drift_entries(), _late_entries(rounds)
     suites = (
         Suite(
             "rivals",
@@ -187,6 +227,17 @@ def make_suites(
             "drift",
             "forgetting where rates stand still, drift slowly and drift fast",
             tuple(case(pool, drifting) for pool in (still, drift(0.03), drift(0.15))),
+        ),
+        Suite(
+            "late",
+            "starvation: half of the skills come into reach late; and the same with none late",
+            (
+                case(replace(LATE, opening=(rounds // 4, rounds // 2)), (*RIVAL_ENTRIES, *floors)),
+                case(
+                    replace(LATE, name="none late", late=0.0),
+                    (UNIFORM, CERO, CERO_TUNED, *floors, ORACLE),
+                ),
+            ),
         ),
         Suite(
             "smoke",

@@ -107,6 +107,7 @@ class Row:
     value_gain: Estimate  # value less the first entry's
     kind_lift: tuple[Estimate, ...]  # by KINDS
     bin_lift: tuple[Estimate, ...]  # by success rate
+    late_lift: Estimate  # of prompts that came into reach late, since they did
     curve_ability: Floats  # [21] means over GRID
     curve_regret: Floats  # [21] mean regret of the budget share spent so far; nan unless static
     curve_value: Floats  # [21]
@@ -145,6 +146,7 @@ def _row(entry: Entry, runs: tuple[Outcome, ...], first: tuple[Outcome, ...]) ->
         value_gain=against(lambda run: run.value),
         kind_lift=tuple(estimate([run.kind_lift[kind] for run in runs]) for kind in range(4)),
         bin_lift=tuple(estimate([run.bin_lift[bin_] for run in runs]) for bin_ in range(5)),
+        late_lift=over(lambda run: run.late_lift),
         curve_ability=np.array([run.curve_ability for run in runs]).mean(axis=0),
         curve_regret=regret.mean(axis=0),
         curve_value=value.mean(axis=0),

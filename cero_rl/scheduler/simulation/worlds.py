@@ -17,8 +17,10 @@ its length would be the root of the round's total signal, so a group's step is i
 that root (`normalise`; without it signals simply add up). `own` takes the step in full; the
 skill (the prompt's neighbours and the held-out prompts) takes it worn by exp(-steps so far /
 wear): a prompt teaches others only so much. Prompts answered by luck, and impossible ones, have
-learnability 0: they lengthen the gradient and teach nothing. No interference between skills, no
-forgetting of what was learned, no clipping, no response lengths.
+learnability 0: they lengthen the gradient and teach nothing. Late skills (`late`) are 8 logits out
+of reach, prompts and held-out ones, until their round of `opening` comes, the same for every
+allocator: an allocator that has judged them dead by then must look again. No interference between
+skills, no forgetting of what was learned, no clipping, no response lengths.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from cero_rl.scheduler.sizes import Ids
 
 KINDS = ("solved", "impossible", "luck", "learnable")
 Dynamics = Literal["static", "drift", "learning"]
+_CLOSED = -8.0  # logits
 _GOLDEN, _MIX1, _MIX2 = (
     np.uint64(0x9E3779B97F4A7C15),
     np.uint64(0xBF58476D1CE4E5B9),
@@ -59,6 +62,8 @@ class PoolSpec:
     skill_rate: float = 2.0  # logits per step and prompt of the skill
     wear: float = 8.0  # steps after which a prompt teaches its neighbours 1/e as much
     normalise: bool = True  # does the optimizer divide by the length of the round's gradient?
+    late: float = 0.0  # share of the skills that are out of reach in the beginning
+    opening: tuple[int, int] = (40, 80)  # rounds in which the late ones come into reach, one by one
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.heldout < 1 or not 1 <= self.skills <= self.prompts:
@@ -82,6 +87,11 @@ class PoolSpec:
             )
         if min(self.drift, self.own_rate, self.skill_rate) < 0.0 or self.wear <= 0.0:
             raise ValueError(f"pool {self.name!r}: drift and rates must be >= 0, wear > 0")
+        if not 0.0 <= self.late <= 1.0 or not 0 <= self.opening[0] <= self.opening[1]:
+            raise ValueError(
+                f"pool {self.name!r}: late {self.late:g}, opening {self.opening}; wanted a share "
+                "and two rounds in order"
+            )
 
 
 def uniforms(seed: int, prompt: Ids, index: Ids) -> Floats:
@@ -189,12 +199,39 @@ class LearningWorld(World):
             spec.heldout
         )
         self._heldout_skill = rng.integers(spec.skills, size=spec.heldout)
+        self._round = 0
+        late = round(spec.late * spec.skills)
+        self._opens = np.zeros(
+            spec.skills, dtype=np.int64
+        )  # the round in which each comes in reach
+        if late:
+            self._opens[-late:] = np.round(np.linspace(*spec.opening, late))
+            self._apply()
 
     @property
     def static(self) -> bool:
         return False
 
+    @property
+    def opened_late(self) -> npt.NDArray[np.bool_]:
+        """bool[P]: prompts that teach and came into reach after the start."""
+        opens = self._opens[self._skill_of]
+        return (opens > 0) & (opens <= self._round) & (self._learns > 0.0)
+
+    def _reach(self) -> Floats:
+        """f64[skills]: logits that each skill is out of reach by."""
+        return np.where(self._round < self._opens, _CLOSED, 0.0)
+
+    def _apply(self) -> None:
+        gains = self._skill + self._reach()
+        self.rates = sigmoid(self._logit + self._learns * (self._own + gains[self._skill_of]))
+
     def finish_round(self, ids: Ids, signal: Floats) -> None:
+        self._learn(ids, signal)
+        self._round += 1
+        self._apply()
+
+    def _learn(self, ids: Ids, signal: Floats) -> None:
         spec = self.spec
         length = np.sqrt(signal.sum()) if spec.normalise else 1.0
         if length == 0.0:
@@ -205,12 +242,12 @@ class LearningWorld(World):
         self._taught[ids] += learned
         gains = np.bincount(self._skill_of[ids], weights=passed_on, minlength=spec.skills)
         self._skill += spec.skill_rate * gains / self._members
-        self.rates = sigmoid(self._logit + self._learns * (self._own + self._skill[self._skill_of]))
 
     def ability(self) -> float:
         """Mean success rate on held-out prompts of the learnable kind, which only the skills
         reach."""
-        return float(sigmoid(self._heldout + self._skill[self._heldout_skill]).mean())
+        gains = self._skill + self._reach()
+        return float(sigmoid(self._heldout + gains[self._heldout_skill]).mean())
 
 
 class ReplayWorld(World):

@@ -1,14 +1,20 @@
 """Every way in which a sampler is known to run another policy without an error, put into the real
-engine by `parity_driver.py`: the probe finds each, and names it."""
+engine (`parity_driver.py`) and into the real server: the probe finds each, and names it."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import drive
+from server_box import ServerBox, make_engine, push
+
+from cero_rl.commands.main import main
+from cero_rl.models.load import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -58,3 +64,27 @@ def test_what_runs_the_weights_passes(cases: dict[str, Any], case: str) -> None:
         "raw" if case in ("adapter", "raw_as_wanted", "bfloat16") else "processed"
     )
     assert report["checksum"] == ("same" if case == "bfloat16" else "not told")
+
+
+@pytest.mark.covers("server of another policy")
+def test_the_command_asks_a_server(
+    server: ServerBox, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["parity", "--model", str(model), "--url", server.url, "--key-file"]
+    asked += [str(server.key_file), "--json"]
+    engine, policy = make_engine(server), load_model(str(model), "float32", "sdpa")
+    try:
+        assert main(asked) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert (report["checksum"], report["tokenizer"]) == ("same", "not told")
+        assert report["weights"].startswith("v0-")
+        with torch.no_grad():
+            policy.model.norm.weight.mul_(1.01)
+        push(engine, policy, 1)
+        assert main([*asked, "--other", f"previous={model}", "--version", "v0"]) == 6
+    finally:
+        engine.close()
+    report = json.loads(capsys.readouterr().out)
+    codes = [finding["code"] for finding in report["findings"]]
+    assert codes == ["other_weights", "other_version", "other_checksum"]
+    assert math.isclose(report["gap"], report["others"]["previous"])
