@@ -54,6 +54,7 @@ class PromptStream:
         self.duplicates = 0  # answers to a ticket that had ended
         self.late = 0  # answers to a round that was closed
         self._allocation: Allocation | None = None
+        self._closed = -1  # the latest round that was closed
         self._place: dict[int, int] = {}  # of a prompt in the open round
         self._state: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # [G]
         self._wins: npt.NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # [G]
@@ -140,13 +141,12 @@ class PromptStream:
     def _current(self, ticket: Ticket) -> int | None:
         """The place of a ticket that has not ended. Raises ValueError for one that was never
         given."""
-        now = self.scheduler.round if self._allocation is None else self._allocation.round
-        if ticket.round < now or self._allocation is None:
+        if ticket.round <= self._closed:
             self.late += 1
             return None
-        place = self._place.get(ticket.prompt_id)
-        if ticket.round > now or place is None or self._ticket(place) != ticket:
-            raise ValueError(f"{ticket}: round {now} gave no such group")
+        place = self._place.get(ticket.prompt_id) if self._allocation is not None else None
+        if place is None or self._ticket(place) != ticket:
+            raise ValueError(f"{ticket}: the round after {self._closed} gave no such group")
         if self._state[place] in (_BACK, _LOST):
             self.duplicates += 1
             return None
@@ -173,6 +173,7 @@ class PromptStream:
         )
         self.scheduler.close_round()
         self.ledger.book(int(generated.sum()), failed)
+        self._closed = round_.round
         self._allocation, self._state = None, self._state[:0]
 
     # --- state
@@ -185,7 +186,7 @@ class PromptStream:
         save_state(folder / "cero_scheduler.npz", self.scheduler, self.ledger, self.pool)
         told = {
             "open": open_,
-            "round": self.scheduler.round,
+            "closed": self._closed,
             "groups": groups,
             "duplicates": self.duplicates,
             "late": self.late,
@@ -204,17 +205,20 @@ class PromptStream:
             groups = np.array(told["groups"], dtype=np.int64).reshape(-1, 4)
             self.duplicates, self.late = int(told["duplicates"]), int(told["late"])
             self.ledger.refunded_rollouts = int(told["refunded"])
-            is_open, round_ = bool(told["open"]), int(told["round"])
+            is_open, self._closed = bool(told["open"]), int(told["closed"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{path}: no tickets of a stream ({type(error).__name__}); resume from an older "
                 "checkpoint"
             ) from None
         self._allocation, self._state = None, self._state[:0]
-        if round_ != self.scheduler.round:
+        pending = self.scheduler.pending
+        if is_open != (pending is not None) or (
+            pending is not None and pending.round <= self._closed
+        ):
             raise CheckpointError(
-                f"{path}: of round {round_}, the scheduler beside it is in {self.scheduler.round}; "
-                "the save was cut: resume from an older checkpoint"
+                f"{path}: of another round than the scheduler beside it; the save was cut: resume "
+                "from an older checkpoint"
             )
         if is_open and self._open():
             if groups.size and int(groups[:, 1].max()) >= self._state.shape[0]:

@@ -3,6 +3,7 @@ the package's own environments loop. Skipped where the package is missing."""
 
 from __future__ import annotations
 
+# pyright: reportMissingImports=false
 import asyncio
 import pickle
 from collections.abc import Sequence
@@ -85,7 +86,8 @@ def test_groups_are_ragged_counted_and_the_budget_is_spent(tmp_path: Path) -> No
     assert stream.over
     assert sum(map(sum, sizes)) == stream.ledger.spent_rollouts == BUDGET
     assert len({size for batch in sizes for size in batch}) > 1
-    assert stream.scheduler.posterior.mean()[0] > stream.scheduler.posterior.mean()[7]
+    scheduler: Any = stream.scheduler
+    assert scheduler.posterior.mean()[0] > scheduler.posterior.mean()[7]
 
     half, again = make(), make()
     first = play(half, 2)
