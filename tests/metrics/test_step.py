@@ -260,7 +260,8 @@ def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
     assert len(written) == 1
     numbers = written[0]
     assert not [name for name in numbers if named(name) is None]
-    assert set(map(named, numbers)) == set(NAMES), "and nothing in the table is out of use"
+    used = {name for name in NAMES if not name.startswith("episodes/")}  # those need an environment
+    assert set(map(named, numbers)) == used, "and nothing in the table is out of use"
 
     every = np.concatenate(rollouts.rewards)
     alive = [len(set(r.tolist())) > 1 for r in rollouts.rewards]
