@@ -272,7 +272,7 @@ class StepLine:
             to.console.say(
                 f"starvation: {share:.0%} of the prompts were not looked at for two uniform passes "
                 "(cero/starved_share); what the model has learned to solve since among them stays "
-                "unseen. scheduler.explore_share: 0.05 looks again"
+                "unseen. scheduler.forgetting: 0.98 or scheduler.explore_share look again"
             )
         to.starved_said = starved
 
