@@ -210,14 +210,13 @@ class MicroBatch:
     seq_weight: Tensor  # f32[T] aggregation weight of each token before the global denominator
     head_chunks: int  # calls of the vocabulary projection, the same on every rank
     is_dummy: bool
+    # Known on the host, so that nobody waits for the device to learn the shape of a tensor:
+    trained_tokens: int  # that are True in loss_mask
+    max_seqlen_tokens: int
     # f32[T] learner's log-probs before the first step; None: detached current ones
     logp_old: Tensor | None = None
     logp_reference: Tensor | None = None  # f32[T] None when the KL coefficient is 0
     seq_parent: Tensor | None = None  # i32[S] own index: continues none; None: no prompt is shared
-
-    @property
-    def max_seqlen_tokens(self) -> int:
-        return int((self.cu_seqlens[1:] - self.cu_seqlens[:-1]).max())
 
 
 @dataclass(frozen=True, slots=True)

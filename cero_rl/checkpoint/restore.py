@@ -1,5 +1,5 @@
 """From a committed checkpoint back into the engine and the loop, after its manifest has been
-checked on every rank."""
+checked by all ranks."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ def find_valid(run_dir: Path, group: Group, report: Callable[[str], None]) -> Pa
 
 def check(directory: Path, group: Group) -> str | None:
     """What is wrong with a checkpoint on any rank, the same words on every rank; None if its
-    manifest holds on all."""
+    manifest holds on all. Every rank looks for every file; the hashes are dealt over them, so that
+    a checkpoint is read once and not once a rank."""
     problem = None
     try:
-        verify(directory)
+        verify(directory, rank=group.rank, ranks=group.world_size)
     except CheckpointError as error:
         problem = str(error)
     return next((p for p in group.gather_json(problem) if p), None)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ _LEAST_CHANCE = 1e-6  # what a probability is kept from 0 and 1 by in the binary
 HISTOGRAM_BINS = 513
 _STRETCH = 1e-6  # log-ratios below it fall into the middle bin
 QUANTILES = (0.01, 0.5, 0.99)
+_CPU = torch.device("cpu")
 
 
 def log_ratio(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor) -> Tensor:
@@ -34,17 +36,16 @@ def log_ratio(logp_learner: Tensor, logp_behavior: Tensor, mask: Tensor) -> Tens
     )
 
 
-def _owner(cu_seqlens: Tensor, device: torch.device) -> tuple[Tensor, int]:
-    """(which sequence each token belongs to i64[T], how many there are)."""
-    lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
-    sequences = torch.arange(len(lengths), device=device)
-    return torch.repeat_interleave(sequences, lengths.to(device)), len(lengths)
+def _owner(cu_seqlens: Tensor, values: Tensor) -> tuple[Tensor, int]:
+    """(which sequence each token of values [T] belongs to i64[T], how many there are)."""
+    token = torch.arange(len(values), device=values.device)
+    return torch.searchsorted(cu_seqlens, token, right=True) - 1, len(cu_seqlens) - 1
 
 
 def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
     """[T] with the sum of a token's sequence at each of its tokens. Sequence s is
     cu_seqlens[s]:cu_seqlens[s+1]."""
-    owner, sequences = _owner(cu_seqlens, values.device)
+    owner, sequences = _owner(cu_seqlens, values)
     sums = torch.zeros(sequences, dtype=torch.float64, device=values.device).index_add_(
         0, owner, values.double()
     )
@@ -54,7 +55,7 @@ def sequence_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
 def sequence_means(values: Tensor, mask: Tensor, cu_seqlens: Tensor) -> Tensor:
     """[T] with the mean over the response tokens of a token's sequence. values hold 0 where mask
     is False; 0 for a sequence without a response."""
-    owner, sequences = _owner(cu_seqlens, values.device)
+    owner, sequences = _owner(cu_seqlens, values)
     stacked = torch.stack([values.double(), mask.double()], dim=1)
     sums = torch.zeros((sequences, 2), dtype=torch.float64, device=values.device)
     sums.index_add_(0, owner, stacked)
@@ -137,22 +138,22 @@ def _weights(logs: Tensor, mask: Tensor, cu_seqlens: Tensor, config: LearnerConf
     return Correction(weight.masked_fill(~mask, 1.0), cut, logs)
 
 
-def _edges() -> Tensor:
+@cache
+def _edges(device: torch.device = _CPU) -> Tensor:
     """Bin edges f64[HISTOGRAM_BINS + 1] of log-ratios, fine at 0 and wide far out: sinh-spaced up
     to +-_MAX_LOG."""
     top = torch.asinh(torch.tensor(_MAX_LOG / _STRETCH, dtype=torch.float64))
-    return (
-        torch.sinh(torch.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1, dtype=torch.float64) * top)
-        * _STRETCH
-    )
+    linear = torch.linspace(-1.0, 1.0, HISTOGRAM_BINS + 1, dtype=torch.float64)
+    return (torch.sinh(linear * top) * _STRETCH).to(device)
 
 
 def histogram(logs: Tensor, mask: Tensor) -> Tensor:
     """Counts f64[HISTOGRAM_BINS] of the response tokens' log-ratios; histograms of micro-batches
     and ranks add up."""
-    values = logs[mask].double().cpu().clamp(-_MAX_LOG, _MAX_LOG)
-    bins = (torch.bucketize(values, _edges()[1:-1]) if values.numel() else values.long()).long()
-    return torch.bincount(bins, minlength=HISTOGRAM_BINS).double()
+    values = logs.double().clamp(-_MAX_LOG, _MAX_LOG)
+    bins = torch.bucketize(values, _edges(logs.device)[1:-1])
+    counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64, device=logs.device)
+    return counts.index_add_(0, bins, mask.double())  # whole numbers: exact in any order
 
 
 def ratio_quantiles(counts: Sequence[float]) -> dict[str, float]:

@@ -160,6 +160,8 @@ def _micro_batch(
         ),
         head_chunks=chunks,
         is_dummy=False,
+        trained_tokens=int(mask.sum()),
+        max_seqlen_tokens=int(lengths.max()),
         seq_parent=seq_parent.to(device) if shares else None,
     )
 
@@ -178,6 +180,8 @@ def _dummy(chunks: int, device: torch.device) -> MicroBatch:
         seq_weight=zeros,
         head_chunks=chunks,
         is_dummy=True,
+        trained_tokens=0,
+        max_seqlen_tokens=2,
     )
 
 

@@ -46,13 +46,17 @@ class UpdateResult:
 
 
 class _Sums:
-    """Of the passes over a batch, on this rank."""
+    """Of the passes over a batch, on this rank. What a micro-batch adds stays on the device: to
+    read a number there is to wait for all that was asked of it."""
 
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.terms = torch.zeros(len(METRIC_NAMES), dtype=torch.float64)
-        self.ratios = torch.zeros(HISTOGRAM_BINS, dtype=torch.float64)
-        self.largest_gap = 0.0
+    def __init__(self, device: torch.device) -> None:
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self.loss = zeros()
+        self.terms = zeros(len(METRIC_NAMES))
+        self.ratios = zeros(HISTOGRAM_BINS)
+        self.largest_gap = zeros()
         self.applied = False
         self.bad = 0
         self.grad_norm = 0.0
@@ -96,7 +100,7 @@ class Learner:
         if self._reference is not None and learner.kl_in == "reward":
             micro_batches = with_kl_in_reward(micro_batches, learner, self._group)
         self._policy.train(True)
-        sums = _Sums()
+        sums = _Sums(self._group.device)
         for index, rate in enumerate(rates):
             for micro in micro_batches:
                 self._backward(micro, plan.denominator, sums, first_pass=index == 0)
@@ -122,11 +126,11 @@ class Learner:
         loss = faults.poison_gradient("learner.gradient", loss)
         faults.point("learner.backward")
         self._policy.backward(loss * (self._group.world_size / denominator))
-        sums.loss += float(terms.loss_sum.detach())
+        sums.loss += terms.loss_sum.detach()
         if first_pass:  # later passes are no longer on the sampler's weights
-            sums.terms += terms.metric_sums.double().cpu()
+            sums.terms += terms.metric_sums.double()
             sums.ratios += terms.ratio_counts
-            sums.largest_gap = max(sums.largest_gap, float(terms.largest_logp_gap))
+            sums.largest_gap = torch.maximum(sums.largest_gap, terms.largest_logp_gap.double())
 
     def _step(self, rate: float, sums: _Sums) -> None:
         sums.learning_rate = rate
@@ -140,9 +144,9 @@ class Learner:
 
     def _result(self, plan: StepPlan, passes: int, sums: _Sums) -> UpdateResult:
         """The sums of all ranks as means. A collective."""
-        mine = [sums.loss, *_sizes(plan), *sums.terms.tolist(), *sums.ratios.tolist()]
+        mine = [float(sums.loss), *_sizes(plan), *sums.terms.tolist(), *sums.ratios.tolist()]
         loss, tokens, squares, *rest = self._group.all_sum(mine)
-        largest_gap = self._group.all_max_float(sums.largest_gap)
+        largest_gap = self._group.all_max_float(float(sums.largest_gap))
         terms = rest[: len(METRIC_NAMES)]
         metrics = reduce_metrics(terms, maximum=largest_gap)
         metrics |= ratio_quantiles(rest[len(METRIC_NAMES) :])

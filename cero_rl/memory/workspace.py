@@ -50,17 +50,15 @@ class Workspace:
 class _Live(TorchDispatchMode):
     """Bytes of the storages that are alive, of those made while it is active."""
 
-    def __init__(self, known: list[Tensor], responses: int) -> None:
+    def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
         self._known = {tensor.untyped_storage()._cdata for tensor in known}
-        self._responses = responses
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.nonzero.default:  # how many there are is data; here: all asked
-            found = self._responses if args[0].dim() == 1 else args[0].numel()
-            out = torch.empty(found, args[0].dim(), dtype=torch.int64, device="meta")
+            out = torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64, device="meta")
         else:
             out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
@@ -154,12 +152,13 @@ def _drop(parameter: Tensor) -> None:
 def _peak(policy: PolicyModule, micro: MicroShape, *, learns: bool) -> int:
     chunks = -(-micro.responses // head_chunk_tokens(policy.causal_lm.config.vocab_size))
     tokens = micro.sequences * micro.longest
-    live = _Live([*policy.parameters(), *policy.buffers()], min(micro.responses, tokens))
+    trained = min(micro.responses, tokens)
+    live = _Live([*policy.parameters(), *policy.buffers()])
     with torch.device("meta"), torch.set_grad_enabled(learns), live:
         integers = torch.empty(tokens, dtype=torch.int64)
         edges = torch.empty(micro.sequences + 1, dtype=torch.int32)
         mask = torch.empty(tokens, dtype=torch.bool)
-        out, _ = policy(integers, integers, edges, mask, micro.longest, chunks, learns)
+        out, _ = policy(integers, integers, edges, mask, trained, micro.longest, chunks, learns)
         if learns:
             out.sum().backward()
     return live.peak

@@ -124,16 +124,19 @@ def _plain_attention(
     return weights.to(v.dtype) @ v
 
 
-def packed_layout(cu_seqlens: Tensor, max_seqlen: int) -> tuple[Tensor, tuple[int, int]]:
-    """cu_seqlens i32[S+1] -> (packed_cells i64[T]: cell of each token in the flattened [S, Lmax]
-    layout, (S, Lmax)).
+def packed_layout(
+    cu_seqlens: Tensor, max_seqlen: int, tokens: int
+) -> tuple[Tensor, tuple[int, int]]:
+    """cu_seqlens i32[S+1], its longest sequence and its last entry T, both known on the host ->
+    (packed_cells i64[T]: cell of each token in the flattened [S, Lmax] layout, (S, Lmax)).
 
     Padding follows the real tokens of a row, so under the causal mask it is a key that no real
     query sees.
     """
-    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    real = torch.arange(max_seqlen, device=cu_seqlens.device) < lengths[:, None]
-    return real.flatten().nonzero().squeeze(1), (lengths.shape[0], max_seqlen)
+    starts = cu_seqlens[:-1].long()
+    token = torch.arange(tokens, device=cu_seqlens.device)
+    row = torch.searchsorted(cu_seqlens, token, right=True) - 1
+    return row * max_seqlen + token - starts[row], (len(starts), max_seqlen)
 
 
 def attention_of(config: Config) -> str:

@@ -69,13 +69,15 @@ class PolicyModule(nn.Module):
         positions: Tensor,
         cu_seqlens: Tensor,
         loss_mask: Tensor,
+        trained: int,
         max_seqlen: int,
         head_chunks: int,
         with_entropy: bool,
         parents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T], parents i32[S] where
-        prompts are shared -> (logp f32[T], entropy f32[T] in nats, no gradient).
+        """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] with `trained` times
+        True, parents i32[S] where prompts are shared -> (logp f32[T], entropy f32[T] in nats, no
+        gradient).
 
         Entry t is about token t given the tokens before it in its sequence; both are 0 where
         loss_mask is False.
@@ -83,7 +85,7 @@ class PolicyModule(nn.Module):
         if parents is not None:
             layout: dict[str, Any] = {"shared": shared_layout(cu_seqlens, parents)}
         elif self.causal_lm.config._attn_implementation == PACKED:
-            packed_cells, padded_shape = packed_layout(cu_seqlens, max_seqlen)
+            packed_cells, padded_shape = packed_layout(cu_seqlens, max_seqlen, len(tokens))
             layout = {"packed_cells": packed_cells, "padded_shape": padded_shape}
         else:
             layout = {
@@ -95,8 +97,8 @@ class PolicyModule(nn.Module):
         hidden = self.causal_lm.base_model(
             input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout
         ).last_hidden_state[0]
-        target = loss_mask.nonzero().squeeze(1)
-        real = target.shape[0]
+        target = loss_mask.nonzero_static(size=trained).squeeze(1)
+        real = trained
         # every chunk needs a row, and its backward pass: fill up with rows whose result is
         # multiplied by 0
         if real < head_chunks:
@@ -168,6 +170,7 @@ def forward_micro(
         micro.positions,
         micro.cu_seqlens,
         micro.loss_mask,
+        micro.trained_tokens,
         micro.max_seqlen_tokens,
         micro.head_chunks,
         with_entropy,

@@ -188,7 +188,7 @@ def _packed_logps(policy: PolicyModule, sequences: Sequence[Tensor]) -> Tensor:
     edges = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
     wanted = positions > 0
     tokens = torch.cat(list(sequences))
-    logp, _ = policy(tokens, positions, edges, wanted, max(lengths), 1, False)
+    logp, _ = policy(tokens, positions, edges, wanted, int(wanted.sum()), max(lengths), 1, False)
     return logp[wanted]
 
 
@@ -201,7 +201,8 @@ def _shared_logps(policy: PolicyModule, prompt: Tensor, responses: Sequence[Tens
     tokens = torch.cat(segments)
     wanted = torch.arange(len(tokens)) >= len(prompt)
     parents = torch.zeros(len(segments), dtype=torch.int32)
-    logp, _ = policy(tokens, positions, edges, wanted, len(tokens), 1, False, parents)
+    trained = len(tokens) - len(prompt)
+    logp, _ = policy(tokens, positions, edges, wanted, trained, len(tokens), 1, False, parents)
     return logp[wanted]
 
 

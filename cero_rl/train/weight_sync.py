@@ -77,6 +77,8 @@ def _micro_batch(
         seq_weight=zeros,
         head_chunks=head_chunks,
         is_dummy=False,
+        trained_tokens=int(batch.loss_mask.sum()),
+        max_seqlen_tokens=int(lengths.max()),
     )
 
 

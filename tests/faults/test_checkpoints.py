@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from made_checkpoints import make
 
 from cero_rl.checkpoint import MANIFEST, prune, step_dirs, unfinished, verify
+from cero_rl.checkpoint.manifest import share_of
 from cero_rl.checkpoint.retention import Score, superfluous
 from cero_rl.commands.main import main
 from cero_rl.errors import CheckpointError
@@ -71,6 +72,33 @@ def test_damage_is_refused_by_name(tmp_path: Path, damage: Callable[[Path], Any]
     damage(directory)
     with pytest.raises(CheckpointError, match=said.replace(".", r"\.")):
         verify(directory)
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(0, 10**12)), st.integers(1, 9))
+def test_every_file_has_one_reader_and_none_reads_much_more(sizes: dict[str, int], ranks: int):
+    files = {name: {"bytes": size} for name, size in sizes.items()}
+    shares = [share_of(files, rank, ranks) for rank in range(ranks)]
+    assert sorted(name for share in shares for name in share) == sorted(sizes)
+    most = max(sum(sizes[name] for name in share) for share in shares)
+    assert most <= sum(sizes.values()) / ranks + max(sizes.values(), default=0)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_flipped_bit_in_any_file_is_found_by_one_rank(tmp_path: Path, ranks: int):
+    directory = make(tmp_path, 2)
+    for name in verify(directory)["files"]:
+        path = directory / name
+        whole = path.read_bytes()
+        path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+        found = []
+        for rank in range(ranks):
+            try:
+                verify(directory, rank=rank, ranks=ranks)
+            except CheckpointError as error:
+                found.append(str(error))
+        assert len(found) == 1, name
+        assert f"{path}: content differs" in found[0]
+        path.write_bytes(whole)
 
 
 SCORES = st.none() | st.builds(Score, st.floats(0, 1), st.sampled_from(["avg@1", "avg@4"]))

@@ -209,7 +209,7 @@ def test_transformers_builds_no_mask(
 
 
 def test_packed_layout() -> None:
-    cells, shape = packed_layout(torch.tensor([0, 3, 4, 6], dtype=torch.int32), 3)
+    cells, shape = packed_layout(torch.tensor([0, 3, 4, 6], dtype=torch.int32), 3, 6)
     assert shape == (3, 3)
     assert cells.tolist() == [0, 1, 2, 3, 6, 7]
 

@@ -61,6 +61,8 @@ def one_token(
         seq_weight=torch.tensor([NAN, 1.0]),
         head_chunks=1,
         is_dummy=False,
+        trained_tokens=1,
+        max_seqlen_tokens=2,
         logp_old=pair(old),
         logp_reference=pair(reference),
     )

@@ -48,6 +48,8 @@ def micro_of(old: list[np.ndarray], behavior: list[np.ndarray] | None = None) ->
         seq_weight=flat(ones),
         head_chunks=1,
         is_dummy=False,
+        trained_tokens=sum(LENGTHS),
+        max_seqlen_tokens=max(LENGTHS) + 1,
         logp_old=flat(old),
     )
 
