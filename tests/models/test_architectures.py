@@ -78,7 +78,8 @@ def packed_logps(policy: PolicyModule, parts: list[torch.Tensor], chunks: int = 
     wanted = positions > 0
     longest = max(map(len, parts))
     tokens = torch.cat(parts)
-    return policy(tokens, positions, edges, wanted, longest, chunks, False)[0][wanted]
+    trained = int(wanted.sum())
+    return policy(tokens, positions, edges, wanted, trained, longest, chunks, False)[0][wanted]
 
 
 @pytest.mark.parametrize("name", COMPUTED)

@@ -179,7 +179,10 @@ def test_log_probs_and_gradients_are_those_of_float64_alone(name: str, checkpoin
     wanted, trained = torch.cat(alone), torch.cat(mask)
     assert float(wanted.detach().std()) > 0.1
     for chunks in (1, 3):
-        logp = policy(tokens, torch.cat(positions), edges, trained, 13, chunks, False, parents)[0]
+        many = int(trained.sum())
+        logp = policy(
+            tokens, torch.cat(positions), edges, trained, many, 13, chunks, False, parents
+        )[0]
         torch.testing.assert_close(logp[trained].double(), wanted, atol=2e-5, rtol=0)
         assert not logp[~trained].any()
     weight = torch.linspace(-1, 1, len(wanted))

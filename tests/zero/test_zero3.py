@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import warm_ranks
+from transformers import AutoConfig, AutoModelForCausalLM
 from zero3_driver import ROOT, SIZES, make_groups, settings
 
 from cero_rl.learner.losses import kl_estimate
@@ -32,8 +33,6 @@ def run_ranks(
 def plain_gradients(overrides: list[str]) -> list[dict[str, np.ndarray]]:
     """GRPO gradients of each pass with AdamW between them; one sequence a forward, nothing
     packed, nothing sharded."""
-    from transformers import AutoModelForCausalLM
-
     config = settings(overrides)
     learner = config.learner
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
@@ -155,6 +154,34 @@ def test_gradient_is_that_of_one_plain_process(tmp_path, case, overrides):
         np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
     if case in ("micro_batches", "shared"):
         assert ranks[0]["clean/micro_batches"] > 2
+
+
+def test_experts_have_the_gradient_of_one_plain_process(tmp_path):
+    """Each rank's tokens choose experts of their own, and every expert's shard is still asked for
+    in the same order on both."""
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes))
+    model.save_pretrained(tmp_path / "experts")
+    overrides = [f"model.path={tmp_path / 'experts'}", "learner.max_micro_batch_tokens=64"]
+    (wanted,) = plain_gradients(overrides)
+    ranks = run_ranks(tmp_path, "experts", 2, overrides)
+    assert any("experts" in name and np.abs(g).max() > 0 for name, g in wanted.items())
+    assert any("mlp.gate." in name and np.abs(g).max() > 0 for name, g in wanted.items())
+    assert relative_error(ranks[0], "gradient/0/", wanted) < 1e-5
+    for name, value in ranks[0].items():
+        np.testing.assert_array_equal(value, ranks[1][name], err_msg=name)
 
 
 KL = ["learner.updates_per_batch=2", "learner.kl_coefficient=0.1", "optimizer.learning_rate=1e-2"]
