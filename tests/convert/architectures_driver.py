@@ -32,7 +32,7 @@ def main() -> int:
         policy = Policy(config, group)
         tokens, mask = torch.arange(2, 18), torch.arange(16) > 4
         ends = torch.tensor([0, 16], dtype=torch.int32)
-        logp, _ = policy.engine(tokens, torch.arange(16), ends, mask, 16, 1, False)
+        logp, _ = policy.engine(tokens, torch.arange(16), ends, mask, 11, 16, 1, False)
         policy.backward(-logp.sum())
         assert policy.step(1e-6).applied
         run = Path(out) / path.name

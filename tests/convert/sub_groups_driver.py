@@ -39,7 +39,7 @@ def main() -> int:
     tokens = torch.arange(2, 18)
     mask = torch.arange(16) > 4
     logp, _ = policy.engine(
-        tokens, torch.arange(16), torch.tensor([0, 16], dtype=torch.int32), mask, 16, 1, False
+        tokens, torch.arange(16), torch.tensor([0, 16], dtype=torch.int32), mask, 11, 16, 1, False
     )
     policy.backward(-logp.sum())
     assert policy.step(1e-3).applied
