@@ -412,6 +412,7 @@ class Trainer:
             self.console.say("no step had a group whose rewards differ: nothing was learned")
         if left := ledger.leftover():
             self.console.say(left)
+        self.console.say(f"one page on it: cero-rl report {self.run_dir}")
         self.console.say(f"done: {spent}; {where}")
         return 0
 
