@@ -52,8 +52,9 @@ train: $(VENV)/.stamp-package ## install and train CONFIG=recipes/x.yaml with AR
 	@export PATH="$(abspath $(VENV))/bin:$$PATH"; \
 	exec $(PY) -m cero_rl launch $(if $(RANKS),--ranks $(RANKS)) --config $(CONFIG) --overwrite $(ARGS)
 
-test: $(VENV)/.stamp-dev ## install and run the test suite
-	$(PY) -m pytest -q $(ARGS)
+# many tests start two ranks of their own, so more processes than two only wait for each other
+test: $(VENV)/.stamp-dev ## install and run the test suite, in two processes
+	$(PY) -m pytest -q -n 2 --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.stamp-dev ## formatter, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -1,7 +1,6 @@
 """Settings of the whole suite."""
 
 import os
-from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -13,7 +12,12 @@ from matrix import ROWS
 settings.register_profile("cero_rl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("cero_rl")
 
-ENDED = pytest.StashKey[dict[str, list[str]]]()  # outcome of each test, by the rows it covers
+# One process of `make test` runs all of such a folder, for its tests share an engine, a cluster or
+# runs; elsewhere it runs all of a file. Those that take longest begin.
+WHOLE_FOLDERS = ("tests/rollout/vllm_engine", "tests/slurm", "tests/convert")
+LONGEST = ("tests/rollout/vllm_engine", "tests/faults", "tests/slurm", "tests/train")
+
+ENDED: dict[str, list[str]] = {}  # outcome of each test, by the rows it covers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,32 +48,53 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if not covered_rows(item)])
         items[:] = [item for item in items if covered_rows(item)]
 
+    if config.getoption("numprocesses", None):
+        place = {folder: index for index, folder in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(_folder(item.nodeid), len(place)))
+
+
+def _folder(nodeid: str) -> str:
+    return nodeid.partition("::")[0].rpartition("/")[0]
+
+
+@pytest.hookimpl(optionalhook=True)  # where pytest-xdist is installed
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrFolder(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder = _folder(nodeid)
+            return folder if folder in WHOLE_FOLDERS else super()._split_scope(nodeid)
+
+    return ByFileOrFolder(config, log)
+
 
 def covered_rows(item: pytest.Item) -> list[str]:
     return [row for marker in item.iter_markers("covers") for row in marker.args]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    # what a report carries reaches the process that counts, whichever ran the test
+    item.user_properties.extend(("covers", row) for row in covered_rows(item))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
-        for row in covered_rows(item):
-            item.config.stash.setdefault(ENDED, {}).setdefault(row, []).append(report.outcome)
-    return report
+        for name, row in report.user_properties:
+            if name == "covers":
+                ENDED.setdefault(str(row), []).append(report.outcome)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    ended = config.stash.get(ENDED, {})
-    if not ended:
+    if not ENDED:
         return
     for name, rows in ROWS.items():
         proven = 0
         if whole := config.getoption("--matrix"):
             terminalreporter.section(f"matrix: {name}")
         for row in rows:
-            outcomes = ended.get(row, [])
+            outcomes = ENDED.get(row, [])
             counts = ", ".join(
                 f"{outcomes.count(kind)} {kind}"
                 for kind in ("passed", "failed", "skipped")
