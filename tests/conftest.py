@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item in items if not covered_rows(item)])
         items[:] = [item for item in items if covered_rows(item)]
 
-    if config.getoption("numprocesses", None):
+    if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
         place = {folder: index for index, folder in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(_folder(item.nodeid), len(place)))
 
