@@ -12,10 +12,17 @@ from matrix import ROWS
 settings.register_profile("cero_rl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("cero_rl")
 
-# One process of `make test` runs all of such a folder, for its tests share an engine, a cluster or
-# runs; elsewhere it runs all of a file. Those that take longest begin.
-WHOLE_FOLDERS = ("tests/rollout/vllm_engine", "tests/slurm", "tests/convert")
-LONGEST = ("tests/rollout/vllm_engine", "tests/faults", "tests/slurm", "tests/train")
+# Under pytest-xdist one process runs all that starts ranks, engines or clusters, which take both
+# cores, and begins with it; the others share the rest, a file each.
+STARTS_RANKS = (
+    "tests/rollout/vllm_engine",
+    "tests/slurm",
+    "tests/faults",
+    "tests/train",
+    "tests/convert",
+    "tests/adapters",
+    "tests/zero",
+)
 
 ENDED: dict[str, list[str]] = {}  # outcome of each test, by the rows it covers
 
@@ -26,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only the tests that cover a row of tests/matrix.py, and print all rows",
     )
+    parser.addoption("--long", action="store_true", help="run the tests of minutes each too")
     parser.addoption(
         "--architectures",
         metavar="FILE",
@@ -40,17 +48,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         assert not unknown, (
             f"{item.nodeid} covers {sorted(unknown)}, which tests/matrix.py does not list"
         )
-    if not config.getoption("--architectures"):
-        long = [item for item in items if item.get_closest_marker("architectures")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+    for marker in ("architectures", "long"):
+        if not config.getoption(f"--{marker}"):
+            left = [item for item in items if item.get_closest_marker(marker)]
+            config.hook.pytest_deselected(items=left)
+            items[:] = [item for item in items if item not in left]
     if config.getoption("--matrix"):
         config.hook.pytest_deselected(items=[item for item in items if not covered_rows(item)])
         items[:] = [item for item in items if covered_rows(item)]
 
     if hasattr(config, "workerinput"):  # one of the processes of pytest-xdist
-        place = {folder: index for index, folder in enumerate(LONGEST)}
-        items.sort(key=lambda item: place.get(_folder(item.nodeid), len(place)))
+        items.sort(key=lambda item: _folder(item.nodeid) not in STARTS_RANKS)
 
 
 def _folder(nodeid: str) -> str:
@@ -61,12 +69,11 @@ def _folder(nodeid: str) -> str:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from xdist.scheduler import LoadFileScheduling
 
-    class ByFileOrFolder(LoadFileScheduling):
+    class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            folder = _folder(nodeid)
-            return folder if folder in WHOLE_FOLDERS else super()._split_scope(nodeid)
+            return "ranks" if _folder(nodeid) in STARTS_RANKS else super()._split_scope(nodeid)
 
-    return ByFileOrFolder(config, log)
+    return ByFile(config, log)
 
 
 def covered_rows(item: pytest.Item) -> list[str]:

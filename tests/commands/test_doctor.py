@@ -173,7 +173,8 @@ def test_a_run_with_an_old_torch_is_refused_before_torch_is_loaded(tmp_path: Pat
 
 def test_the_ranges_are_those_of_pyproject_and_the_lock_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    asked = dict(re.findall(r"^([\w-]+)(.*)$", "\n".join(project["dependencies"]), re.MULTILINE))
+    wanted = project["dependencies"] + project["optional-dependencies"]["train"]
+    asked = dict(re.findall(r"^([\w-]+)(.*)$", "\n".join(wanted), re.MULTILINE))
     locked = dict(
         re.findall(
             r"^([\w.-]+)==(\S+)$",

@@ -151,7 +151,7 @@ def test_replay_of_something_else_is_one_line(
         (
             ["--suite", "rival"],
             2,
-            "--suite rival: unknown, wanted one of rivals, cero, drift, smoke",
+            "--suite rival: unknown, wanted one of rivals, cero, drift, late, smoke",
         ),
         (["--seeds", "1"], 2, "--seeds 1: wanted at least 2"),
         (["--processes", "0"], 2, "--processes 0"),

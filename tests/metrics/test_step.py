@@ -469,7 +469,7 @@ def test_starvation_is_told_when_it_begins(
 ) -> None:
     metrics = metrics_of(rank, tmp_path)
     for share in (0.2, 0.6, 0.7, 0.4, 0.51):
-        line = metrics.open(cast(Any, None), np.zeros(1))
+        line = metrics.open(cast(Any, None), np.zeros(1), np.zeros(1))
         line.believes({"cero/set_aside_prompts": 0, "cero/starved_share": share})
     said = [text for text in capsys.readouterr().out.splitlines() if "starvation" in text]
     assert [text.split()[1] for text in said] == ["60%", "51%"]

@@ -13,6 +13,7 @@ from server_box import ServerBox
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_an_adapter_reaches_a_server_that_dies_in_between(tmp_path: Path, model: Path) -> None:
     prompts = make_prompts(tmp_path / "prompts.jsonl", characters=150)
     settings = [

@@ -97,6 +97,7 @@ def test_a_lora_adapter_arrives_after_each_of_five_updates(
     assert last["budget/spent_rollouts"] == 160
 
 
+@pytest.mark.long
 def test_accounting_is_that_of_the_transformers_engine(tmp_path: Path) -> None:
     """Rewards that look at the prompt alone give both engines the same evidence, so every
     allocation and every count must be the same."""
