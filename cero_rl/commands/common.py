@@ -33,8 +33,11 @@ _OF_TRAIN = {"torch", "deepspeed", "transformers", "safetensors", "datasets", "h
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
-        near = difflib.get_close_matches(unknown[1], _flags(self), n=1) if unknown else []
+        flag = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
+        word = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        near = difflib.get_close_matches(flag[1], _flags(self), n=1) if flag else []
+        if word:
+            near = difflib.get_close_matches(word[1], re.findall(r"[\w.-]+", word[2]), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         print(f"error: {redact.text(message)}; {hint}see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)

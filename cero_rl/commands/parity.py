@@ -128,7 +128,8 @@ def _texts(path: Path | None) -> list[str] | None:
     try:
         texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts: {path} cannot be read ({error}); give a text file") from None
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ConfigError(f"--prompts: {path} cannot be read ({why}); give a text file") from None
     if not texts:
         raise ConfigError(f"--prompts: {path} holds no text; give a prompt a line")
     return texts

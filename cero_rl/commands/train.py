@@ -45,7 +45,12 @@ def spelled_out(words: Sequence[str]) -> list[str]:
 def run(arguments: argparse.Namespace) -> int:
     """Exit code of the run."""
     path = Path(arguments.config)
-    if not path.exists() and re.fullmatch(r"[\w-]+", arguments.config):
+    if not path.exists():
+        if not re.fullmatch(r"[\w-]+", arguments.config):
+            raise ConfigError(
+                f"CONFIG {path}: does not exist; give a YAML file, or the name of a recipe "
+                "(cero-rl recipes list)"
+            )
         chosen = recipe(arguments.config)
         path = chosen.path
         if absent := next((name for name, _ in chosen.files() if not Path(name).exists()), None):

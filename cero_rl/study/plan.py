@@ -99,7 +99,7 @@ def read_study(path: Path) -> Study:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise StudyError(f"{path}: cannot be read as a study ({said}); give a YAML file") from None
     if not isinstance(given, dict) or (odd := set(given) ^ _KEYS):
         found = sorted(map(str, odd)) if isinstance(given, dict) else type(given).__name__

@@ -95,6 +95,18 @@ def test_a_recipe_by_name_where_its_files_are_not(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "nowhere.yaml"]) == 2
+    assert said(capsys).startswith("error: CONFIG nowhere.yaml: does not exist; give a YAML file")
+
+
+def test_a_mistyped_verb_is_told_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["trian", "my.yaml"])
+    assert ended.value.code == 2
+    assert "did you mean train? see cero-rl --help" in said(capsys)
+
+
 def test_settings_are_words_wherever_they_stand() -> None:
     given = ["my.yaml", "seed=1", "--resume", "auto", "a.b=c=d", "--set", "x=1", "--ranks=2"]
     assert spelled_out(given) == [
