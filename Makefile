@@ -40,7 +40,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  packages bench-convert bench-peers bench-loading test-architectures check-plan
+  bench-environments packages bench-convert bench-peers bench-loading test-architectures check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -146,6 +146,9 @@ bench-convert: $(DEV) ## MB/s and memory of the checkpoint conversions; appends 
 
 bench-peers: $(DEV) ## cero_rl against TRL on the same work: seconds a step, tokens/s, memory (hours; goes on where it stopped)
 	@$(PY) tools/bench_peers.py $(ARGS)
+
+bench-environments: $(DEV) ## the two example environments over paired seeds, uniform against CERO+; rows in docs/bench/
+	@$(PY) tools/bench_environments.py --rows docs/bench/environments.jsonl $(ARGS)
 
 trl-example: $(VENV)/.stamp-dev ## the TRL example: CERO inside TRL's GRPOTrainer on a CPU (ARGS="--scheduler uniform" compares)
 	$(PY) recipes/trl_cero.py $(ARGS)
