@@ -337,6 +337,7 @@ def of_run(case: Case, out: Path) -> dict[str, Any]:
     wanted = ("timing_s/", "perf/", "parity/gap", "mismatch/", "step_time")
     names = sorted({name for step in steps for name in step if name.startswith(wanted)})
     held = {name: most(steps, name) for name in names if name.startswith("perf/memory_gib/")}
+    before = held.get("perf/memory_gib/before", 0.0)  # the models came; 0 on a GPU
     numbers = {
         name: statistics.median(step[name] for step in steps if name in step)
         for name in names
@@ -349,7 +350,7 @@ def of_run(case: Case, out: Path) -> dict[str, Any]:
     return {
         "steps": len(steps),
         "median": {name: float(f"{value:.4g}") for name, value in numbers.items()},
-        "memory_gib": {name.rpartition("/")[2]: round(size, 3) for name, size in held.items()},
+        "memory_gib": {n.rpartition("/")[2]: round(size - before, 3) for n, size in held.items()},
         "told_gib": {phase.name: round(phase.bytes / 2**30, 3) for phase in plan.phases},
         "heldout_accuracy": [round(value, 4) for value in accuracy[:1] + accuracy[-1:]],
     }
