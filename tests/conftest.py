@@ -12,17 +12,17 @@ from matrix import ROWS
 settings.register_profile("cero_rl", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("cero_rl")
 
-# Under pytest-xdist one process runs all that starts ranks, engines or clusters, which take both
-# cores, and begins with it; the others share the rest, a file each.
-STARTS_RANKS = (
-    "tests/rollout/vllm_engine",
-    "tests/slurm",
-    "tests/faults",
-    "tests/train",
-    "tests/convert",
-    "tests/adapters",
-    "tests/zero",
-)
+# What starts ranks, engines or clusters takes both cores and longest: under pytest-xdist two
+# processes begin with it, half of it each, and share the rest, a file each.
+STARTS_RANKS = {
+    "tests/rollout/vllm_engine": "engines",
+    "tests/slurm": "engines",
+    "tests/faults": "ranks",
+    "tests/train": "ranks",
+    "tests/convert": "ranks",
+    "tests/adapters": "ranks",
+    "tests/zero": "ranks",
+}
 
 ENDED: dict[str, list[str]] = {}  # outcome of each test, by the rows it covers
 
@@ -71,7 +71,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ranks" if _folder(nodeid) in STARTS_RANKS else super()._split_scope(nodeid)
+            return STARTS_RANKS.get(_folder(nodeid)) or super()._split_scope(nodeid)
 
     return ByFile(config, log)
 

@@ -3,6 +3,7 @@
 A rank imports torch, transformers and DeepSpeed for longer than most tests train. Here the standard
 library's fork server imports them once a session; a rank is a fork of it that runs the shipped
 entry point with its own environment, arguments, directory and output. Nothing of a run is shared.
+`imports` names the module of this folder that the server imports: warm_imports, or warm_vllm.
 """
 
 from __future__ import annotations
@@ -17,30 +18,39 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-_context: ForkServerContext | None = None
+_servers: dict[str, forkserver.ForkServer] = {}
 
 
-def _fork_server() -> ForkServerContext:
-    global _context
-    if _context is None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["warm_imports"])
+def _server_of(imports: str) -> forkserver.ForkServer:
+    """The fork server whose processes have a module of this folder imported."""
+    if imports not in _servers:
+        server = forkserver.ForkServer()
+        server.set_forkserver_preload([imports])
         before = os.environ.get("PYTHONPATH")
         # the server looks for what it is to import where a new interpreter would
         os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent), before or ""])
-        forkserver.ensure_running()
+        server.ensure_running()
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
-        _context = context
-    return _context
+        _servers[imports] = server
+    return _servers[imports]
+
+
+def _start(process: BaseProcess, imports: str) -> None:
+    """As a fork of that server: the standard library asks whichever server the module has."""
+    usual = forkserver.connect_to_new_process
+    forkserver.connect_to_new_process = _server_of(imports).connect_to_new_process
+    try:
+        process.start()
+    finally:
+        forkserver.connect_to_new_process = usual
 
 
 def _run(
@@ -56,6 +66,7 @@ def _run(
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
 
 
@@ -91,10 +102,12 @@ class WarmRank:
         environment: Mapping[str, str],
         out: Path,
         err: Path | None = None,
+        *,
+        imports: str = "warm_imports",
     ) -> None:
         """line: a script and its arguments, without the interpreter. err None: with the output."""
         script, *arguments = line
-        self._process: BaseProcess = _fork_server().Process(
+        self._process: BaseProcess = multiprocessing.get_context("forkserver").Process(
             target=_run,
             args=(
                 str(cwd / script),
@@ -105,7 +118,7 @@ class WarmRank:
                 str(err or out),
             ),
         )
-        self._process.start()
+        _start(self._process, imports)
         self.pid = self._process.pid
 
     @property
@@ -139,6 +152,7 @@ def run(
     ranks: int,
     seconds: float = 240.0,
     grace_seconds: float = 30.0,
+    imports: str = "warm_imports",
 ) -> subprocess.CompletedProcess[str]:
     """The line on `ranks` ranks that meet on this machine, as the launcher would start them.
 
@@ -149,8 +163,15 @@ def run(
     shared = {**environment, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
     files = [(logs / f"rank{r}.out", logs / f"rank{r}.err") for r in range(ranks)]
     processes = [
-        WarmRank(line, cwd, {**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, out, err)
-        for r, (out, err) in enumerate(files)
+        WarmRank(
+            line,
+            cwd,
+            {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            out,
+            err,
+            imports=imports,
+        )
+        for rank, (out, err) in enumerate(files)
     ]
     failed_at: float | None = None
     code = 0

@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_named_with_the_key_that_helps(
 def test_a_model_out_of_reach_is_one_line_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert plan("qwen3_8b", "--set", "model.path=nobody/nothing") == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: model.path: no config.json could be read from 'nobody/nothing'")

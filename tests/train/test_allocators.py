@@ -17,14 +17,12 @@ WAVES = [
     "scheduler.keep_rule=pods",
     "learner.algorithm=dapo",
 ]
-OPTIONS = [
+STREAM = [
     "scheduler.refit_prior_every=1",
     "scheduler.cap_shares=4",
     "scheduler.token_costs=true",
     "budget.total_tokens=100000",
     "scheduler.value=graded",
-]
-STREAM = [
     "scheduler.streaming=true",
     "scheduler.rounds=2",
     "budget.total_rollouts=384",
@@ -58,9 +56,7 @@ SIGNAL = [
     ("name", "settings"),
     [
         ("waves", WAVES),
-        ("options", OPTIONS),
         ("streaming", STREAM),
-        ("critic", CRITIC),
         ("signal", SIGNAL),
     ],
 )
@@ -92,10 +88,9 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
         assert all(n == t for e in evidence[0] for n, t in zip(e["generated"], e["trials"]))
     else:
         assert last["budget/spent_rollouts"] == last["budget/total_rollouts"]
-    if name == "critic":
+    if name == "signal":
         assert min(n for e in evidence[0] for n in e["generated"]) == 1, "groups of one train too"
         assert all(m["baseline/strength"] > 0 for m in steps[1:])
-    if name == "signal":
         sizes = [sum(e["generated"]) for e in evidence[0]]
         assert len(sizes) > 4, "rounds are cut"
         assert len(set(sizes)) > 1, "by signal, not by rollouts"
@@ -109,9 +104,8 @@ def test_two_ranks_do_what_one_does_and_a_cut_run_goes_on(
         for ours, theirs in zip(steps[1:], one, strict=True):
             assert ours["baseline/strength"] == theirs["baseline/strength"]
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
-    if name == "options":
-        assert steps[-1]["budget/remaining_tokens"] < 100000
     if name == "streaming":
+        assert steps[-1]["budget/remaining_tokens"] < 100000
         assert [m["round"] for m in steps[1:]] == [0, 0, 0, 1, 1, 1]
         prices = [m["cero/slope_mean"] for m in steps[1:4]]
         assert len(set(prices)) == 3, "the duals moved inside the round"

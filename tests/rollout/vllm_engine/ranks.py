@@ -5,63 +5,49 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from warm_ranks import environment, free_port
+import warm_ranks
+from warm_ranks import WarmRank, environment, free_port
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def drive(name: str, *arguments: str, world: int = 1, code: int = 0) -> str:
-    """Run tests/rollout/vllm_engine/NAME with the same arguments on `world` ranks; every rank must
-    leave with `code`. Returns what they printed."""
-    port = str(free_port())
-    ranks = []
-    for rank in range(world):
-        env = {
-            **environment(),
-            "WORLD_SIZE": str(world),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-        }
-        command = [sys.executable, str(ROOT / "tests/rollout/vllm_engine" / name), *arguments]
-        env |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks.append(
-            subprocess.Popen(
-                command,
-                env=env,
-                cwd=ROOT,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+    """Run tests/rollout/vllm_engine/NAME with the same arguments on `world` ranks that have vLLM
+    imported; every rank must leave with `code`. Returns what they printed."""
+    where = {**environment(), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1"}
+    where["MASTER_PORT"] = str(free_port())
+    line = [f"tests/rollout/vllm_engine/{name}", *arguments]
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        logs = [Path(folder) / f"{rank}.log" for rank in range(world)]
+        ranks = [
+            WarmRank(
+                line,
+                ROOT,
+                {**where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                log,
+                imports="warm_vllm",
             )
-        )
-    texts = []
-    try:
-        for rank in ranks:
-            texts.append(rank.communicate(timeout=400)[0])
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [code] * world, "\n".join(texts)
-    return "\n".join(texts)
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            codes = [rank.wait(timeout=400) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+        text = "\n".join(log.read_text(encoding="utf-8", errors="replace") for log in logs)
+    assert codes == [code] * world, text
+    return text
 
 
 def train(
-    out: Path, name: str, settings: list[str], *, ranks: int = 2
+    out: Path, name: str, settings: list[str], *, ranks: int = 2, imports: str = "warm_vllm"
 ) -> subprocess.CompletedProcess[str]:
-    line = [
-        "deepspeed",
-        "--num_accelerators",
-        str(ranks),
-        "--master_port",
-        str(free_port()),
-        "--log_level",
-        "warning",
-    ]
-    line += ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml"]
+    """The shipped training command on small sizes. imports: of the ranks, before they begin."""
+    line = ["recipes/train_cero.py", "--config", "recipes/digits_cpu.yaml"]
     for setting in [
         "logging.tensorboard=false",
         "checkpoint.every_steps=0",
@@ -70,9 +56,9 @@ def train(
         *settings,
     ]:
         line += ["--set", setting]
-    return subprocess.run(
-        line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=500
-    )
+    where = {**environment(), "MASTER_PORT": str(free_port())}
+    logs = Path(tempfile.mkdtemp(prefix="ranks-", dir=out))
+    return warm_ranks.run(line, ROOT, where, logs, ranks=ranks, seconds=280.0, imports=imports)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

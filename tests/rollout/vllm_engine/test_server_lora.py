@@ -35,7 +35,7 @@ def test_an_adapter_reaches_a_server_that_dies_in_between(tmp_path: Path, model:
     try:
         server.wait_ready()
         with server.faulty({"kind": "kill", "skip": 1, "count": 1, "version": "v2"}):
-            done = train(tmp_path, "run", [*server.settings(), *settings])
+            done = train(tmp_path, "run", [*server.settings(), *settings], imports="warm_imports")
         assert done.returncode == 0, done.stdout + done.stderr
         assert server.done() == ["kill"]
     finally:

@@ -35,7 +35,7 @@ def test_a_run_of_two_ranks_keeps_parity_after_each_update(
         "optimizer.schedule=constant",
         "optimizer.learning_rate=0.003",
     ]
-    done = train(tmp_path, "run", settings)
+    done = train(tmp_path, "run", settings, imports="warm_imports")
     assert done.returncode == 0, done.stdout + done.stderr
     _, *steps, last = lines(tmp_path / "run/metrics.jsonl")
     assert [m["parity/version"] for m in steps] == [1, 2, 3, 4, 5]
@@ -96,7 +96,7 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(
         {"kind": "lose_one", "skip": 10},
     ]
     with server.faulty(*faults):
-        done = train(tmp_path, "run", run_settings(server, tmp_path))
+        done = train(tmp_path, "run", run_settings(server, tmp_path), imports="warm_imports")
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(server.done()) == {"status", "half", "lose_one", "kill"}
     assert "starting it again, 1 of 1" in server.log.read_text()
@@ -128,6 +128,7 @@ def test_a_server_that_stays_away_ends_the_run_with_one_line(
             tmp_path,
             "run",
             [*run_settings(server, tmp_path), "rollout.server.restart_timeout_seconds=2"],
+            imports="warm_imports",
         )
     assert server.process.wait(60) == 6  # its one restart was used
     assert "vLLM's server died 2 times (--restarts 1)" in server.log.read_text()
