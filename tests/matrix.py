@@ -126,6 +126,7 @@ BAD_INPUT = (
     "no rollout a group",
     "prompt and response longer than the model",
     "conflicting ZeRO options",
+    "sequence parallelism that does not fit",
     "GPU asked where there is none",
     "secret-looking literals",
     "run names with / or ..",

@@ -15,6 +15,7 @@ from torch import Tensor
 from cero_rl.checkpoint.progress import Progress
 from cero_rl.config import Config, load_config
 from cero_rl.data.pool import Data, load_data
+from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.job.watchdog import Watchdog
 from cero_rl.metrics.step import Clocks
@@ -115,6 +116,7 @@ class PlainPolicy:
         attention = choose_attention(config.model.attention)
         self.causal_lm = load_model(config.model.path, config.model.dtype, attention)
         self.adapter = None
+        self.block = Block()
         self._module = PolicyModule(self.causal_lm, temperature=config.rollout.temperature)
         self._optimizer = torch.optim.SGD(self._module.parameters(), lr=0.0)
 

@@ -36,7 +36,7 @@ FILES_OF = {
     "simulate_report slurm study train training validate",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets recipes rollout root run "
-    "scheduler sizes",
+    "scheduler sizes zero",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds stream tinker",
@@ -44,7 +44,7 @@ FILES_OF = {
     "adapters/verl": "__init__ settings trainer",
     "data": "__init__ encode files load messages pool prompts rows sources",
     "diagnosis": "__init__ critic diagnose gradients labels looks records sketch statistics",
-    "distributed": "__init__ group rendezvous",
+    "distributed": "__init__ block group rendezvous",
     "environments": "__init__ host marks pool tools worker",
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
     "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "

@@ -67,6 +67,7 @@ MAY_CHANGE = (  # keys and whole sections
     "zero.offload_states_in_rollout",
     "zero.overlap_comm",
     "zero.param_persistence_threshold",
+    "zero.sequence_parallel",
 )
 NAMES_CONTENT = {  # key -> the content it names
     "data.source": "data",

@@ -174,12 +174,16 @@ def _check(config: Config, job: Job) -> None:
     """What the run itself would refuse after hours in the queue."""
     if (prompts := count_prompts(config.data)) is not None:
         check_pool(config, prompts)
-    ranks, size = job.nodes * job.ranks_per_node, config.rollout.tensor_parallel
-    if ranks % size:
-        raise ConfigError(
-            f"rollout.tensor_parallel: {size} does not divide {job.nodes} nodes x "
-            f"{job.ranks_per_node} = {ranks} ranks; choose a divisor"
-        )
+    ranks = job.nodes * job.ranks_per_node
+    for key, size in (
+        ("rollout.tensor_parallel", config.rollout.tensor_parallel),
+        ("zero.sequence_parallel", config.zero.sequence_parallel),
+    ):
+        if ranks % size:
+            raise ConfigError(
+                f"{key}: {size} does not divide {job.nodes} nodes x {job.ranks_per_node} = {ranks} "
+                "ranks; choose a divisor"
+            )
 
 
 def log_dir(config: Config) -> Path:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from cero_rl.config.base import Section
 from cero_rl.config.data import BudgetConfig, DataConfig, ModelConfig, RewardConfig
-from cero_rl.config.learner import LearnerConfig, OptimizerConfig, ZeroConfig
+from cero_rl.config.learner import LearnerConfig, OptimizerConfig
 from cero_rl.config.lora import LoraConfig
 from cero_rl.config.paths import PathText
 from cero_rl.config.presets import fill
@@ -28,6 +28,7 @@ from cero_rl.config.run import (
     WatchdogConfig,
 )
 from cero_rl.config.scheduler import CERO_FAMILY, WAVE_SCHEDULERS, SchedulerConfig
+from cero_rl.config.zero import ZeroConfig
 from cero_rl.types import PARITY_BOUNDS
 
 _COLLECTIVE_MARGIN_SECONDS = 60.0
@@ -121,6 +122,7 @@ class Config(Section):
                 "zero.offload_states_in_rollout: got true with rollout.overlap, where learner and "
                 "sampler work at the same time; set one of them to false"
             )
+        self._slices_fit()
         if self.zero.gradient_dtype not in ("auto", self.gradient_dtype):
             raise ValueError(
                 f"zero.gradient_dtype: got {self.zero.gradient_dtype!r} with model.dtype "
@@ -149,6 +151,21 @@ class Config(Section):
                 "raise evaluation.samples_per_prompt (or final_samples_per_prompt), or drop that k"
             )
         return self
+
+    def _slices_fit(self) -> None:
+        """zero.sequence_parallel needs the packed attention without shared prompts."""
+        if (slices := self.zero.sequence_parallel) == 1:
+            return
+        if self.learner.shared_prefix is True:
+            raise ValueError(
+                f"zero.sequence_parallel: got {slices} with learner.shared_prefix: true, whose "
+                "packs cannot be cut; set learner.shared_prefix: false, or sequence_parallel: 1"
+            )
+        if self.model.attention == "flash_attention_2":
+            raise ValueError(
+                f"zero.sequence_parallel: got {slices} with model.attention: flash_attention_2, "
+                "which knows no slices; set model.attention: auto, or sequence_parallel: 1"
+            )
 
     def _best_can_be_told(self) -> None:
         """checkpoint.keep_best compares accuracies of the same number of samples a prompt."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cero_rl.config import Config
+from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.learner.packing import pack_rollouts
 from cero_rl.ops import group_advantage
@@ -33,6 +34,33 @@ class TrainingBatch:
     packed: RolloutBatch  # rollouts with a reward that the scheduler keeps
     advantages: Tensor  # f32[R]
     signal: Tensor  # bool[R] rollouts whose advantage is not 0, or not taken for it
+
+
+def of_block(batch: TrainingBatch, block: Block, device: torch.device) -> TrainingBatch:
+    """The batches of a block's ranks as one, in their order, on each of them; groups stay whole. A
+    collective of the block where it has several ranks; `device` is what they speak on."""
+    if block.size == 1:
+        return batch
+
+    def joined(values: Tensor) -> Tensor:
+        return torch.cat(block.gather(values, device))
+
+    def edges(offsets: Tensor) -> Tensor:
+        sums = joined(torch.diff(offsets)).cumsum(0)
+        return torch.nn.functional.pad(sums, (1, 0)).to(offsets.dtype)
+
+    own = batch.packed
+    packed = RolloutBatch(
+        tokens=joined(own.tokens),
+        cu_seqlens=edges(own.cu_seqlens),
+        prompt_lengths=joined(own.prompt_lengths),
+        loss_mask=joined(own.loss_mask),
+        logp_behavior=joined(own.logp_behavior),
+        rewards=joined(own.rewards),
+        group_offsets=edges(own.group_offsets),
+        prompt_ids=joined(own.prompt_ids),
+    )
+    return TrainingBatch(packed, joined(batch.advantages), joined(batch.signal))
 
 
 def share_with_signal(batch: TrainingBatch, group: Group) -> float:

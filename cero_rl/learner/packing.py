@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from cero_rl.config.learner import LearnerConfig
+from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.learner.sharing import Segments, parts_of, segments_of, tokens_of
 from cero_rl.ops import token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
 _Ints = npt.NDArray[np.int64]
+_ALONE = Block()
 
 
 def pack_rollouts(
@@ -136,6 +138,7 @@ def _micro_batch(
     weight: np.ndarray,
     chunks: int,
     device: torch.device,
+    block: Block,
 ) -> MicroBatch:
     lengths = segments.end - segments.start
     within = np.concatenate([np.arange(n, dtype=np.int64) for n in lengths])
@@ -163,10 +166,11 @@ def _micro_batch(
         trained_tokens=int(mask.sum()),
         max_seqlen_tokens=int(lengths.max()),
         seq_parent=seq_parent.to(device) if shares else None,
+        cut=block.cut_of(mask),
     )
 
 
-def _dummy(chunks: int, device: torch.device) -> MicroBatch:
+def _dummy(chunks: int, device: torch.device, block: Block = _ALONE) -> MicroBatch:
     """Two tokens, no loss: keeps this rank in step with the others' collectives."""
     zeros = torch.zeros(2, device=device)
     return MicroBatch(
@@ -182,6 +186,7 @@ def _dummy(chunks: int, device: torch.device) -> MicroBatch:
         is_dummy=True,
         trained_tokens=0,
         max_seqlen_tokens=2,
+        cut=block.cut_of(torch.zeros(2, dtype=torch.bool)),
     )
 
 
@@ -195,6 +200,7 @@ def build_step_plan(
     head_chunk_tokens: int,
     group: Group,
     longest_shared: int = 0,
+    block: Block = _ALONE,
 ) -> StepPlan:
     """Micro-batches of one optimizer step from advantages adv f32[R] and signal bool[R]. A
     collective.
@@ -205,6 +211,8 @@ def build_step_plan(
     micro-batches means that no rank has anything to learn from: all skip the step together.
 
     longest_shared: tokens of the longest sequence behind a shared prompt; 0: none is shared.
+    block: the ranks that cut each micro-batch between them. They are given the same batch, and
+    their group counts it once.
     """
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -241,7 +249,7 @@ def build_step_plan(
     # Of the run and not of the step: another number of calls of the head breaks ZeRO-3's record of
     # what is gathered when.
     most = max(config.max_micro_batch_tokens, max_response_tokens)
-    head_chunks = -(-most // head_chunk_tokens)
+    head_chunks = -(-most // (head_chunk_tokens * block.size))
     count = group.all_max(len(runs))
     denominator = group.all_sum([share])[0]
     starts = batch.cu_seqlens[:-1].numpy().astype(np.int64)
@@ -253,8 +261,9 @@ def build_step_plan(
             weight,
             head_chunks,
             group.device,
+            block,
         )
         for run in runs
     ]
-    micro_batches += [_dummy(head_chunks, group.device)] * (count - len(runs))
+    micro_batches += [_dummy(head_chunks, group.device, block)] * (count - len(runs))
     return StepPlan(tuple(micro_batches), denominator)

@@ -2,7 +2,9 @@
 a run has diverged.
 
 DeepSpeed averages gradients over ranks, so the local loss is sum(local) * world_size / global
-denominator and is not scaled again. A gradient that is not finite on any rank makes ZeRO skip the
+denominator and is not scaled again. Under sequence parallelism too: the ranks of a block bring the
+same loss, each the gradient of its own slice, which add up to that loss's; what is counted is
+counted once a block. A gradient that is not finite on any rank makes ZeRO skip the
 step on all; a batch without a live group is skipped before it starts.
 """
 
@@ -16,10 +18,11 @@ from typing import Any
 import torch
 
 from cero_rl.config import Config
+from cero_rl.distributed.block import Block, OncePerBlock
 from cero_rl.distributed.group import Group
 from cero_rl.errors import DivergedError, EngineError
 from cero_rl.job import faults
-from cero_rl.learner.batch import TrainingBatch
+from cero_rl.learner.batch import TrainingBatch, of_block
 from cero_rl.learner.losses import METRIC_NAMES, policy_loss, reduce_metrics
 from cero_rl.learner.mismatch import HISTOGRAM_BINS, ratio_quantiles
 from cero_rl.learner.packing import build_step_plan
@@ -71,9 +74,12 @@ class Learner:
         self._policy = policy
         self._reference = reference
         self._config = config
-        self._group = group
+        self._block: Block = policy.block
+        self._group = group if self._block.size == 1 else OncePerBlock.of(group, self._block)
         model, wanted = policy.causal_lm.config, config.learner.shared_prefix
         self._head_chunk = head_chunk_tokens(model.vocab_size)
+        if self._block.size > 1:
+            wanted = False
         self._longest_shared = longest_shared(model, wanted, group.device)
 
     def update(
@@ -81,6 +87,7 @@ class Learner:
     ) -> UpdateResult:
         """One optimizer step over the batch for each learning rate. A collective; the metrics are
         means over all ranks' tokens. `clock` is told of the steps alone as `optimizer`."""
+        batch = of_block(batch, self._block, self._group.device)
         plan = build_step_plan(
             batch.packed,
             batch.advantages,
@@ -90,6 +97,7 @@ class Learner:
             head_chunk_tokens=self._head_chunk,
             group=self._group,
             longest_shared=self._longest_shared,
+            block=self._block,
         )
         if not plan.micro_batches:
             return _nothing_to_learn(rates)

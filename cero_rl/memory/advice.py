@@ -68,7 +68,9 @@ def _ladder(config: Config, plan: Plan) -> list[tuple[str, str, list[Any]]]:
     rollout, tokens = config.rollout, config.learner.max_micro_batch_tokens
     share = round(rollout.gpu_memory_fraction * 20)
     higher = [step / 20 for step in range(share + 1, 19)] if plan.problem else []
-    widths = [n for n in (2, 4, 8) if n > rollout.tensor_parallel and plan.machine.ranks % n == 0]
+    divisors = [n for n in (2, 4, 8) if plan.machine.ranks % n == 0]
+    widths = [n for n in divisors if n > rollout.tensor_parallel]
+    slices = [n for n in divisors if n > config.zero.sequence_parallel]
     return [
         ("rollout", "gpu_memory_fraction", higher),
         ("rollout", "gpu_memory_fraction", [step / 20 for step in range(share - 1, 1, -1)]),
@@ -78,6 +80,7 @@ def _ladder(config: Config, plan: Plan) -> list[tuple[str, str, list[Any]]]:
         ("rollout", "sleep", [True]),
         ("zero", "stage", [3]),
         ("model", "gradient_checkpointing", [True]),
+        ("zero", "sequence_parallel", slices),
         ("rollout", "tensor_parallel", widths),
         ("zero", "offload_optimizer", ["cpu"]),
         ("zero", "offload_parameters", ["cpu"]),

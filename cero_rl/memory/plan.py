@@ -71,12 +71,17 @@ class Plan:
 
 
 def micro_shape(config: Config, shape: Shape, ranks: int) -> MicroShape:
-    """The largest micro-batch: sequences of full length, as many as fit or as a rank has."""
+    """A rank's part of the largest micro-batch: sequences of full length, as many as fit or as a
+    rank has. Ranks that cut it between them (zero.sequence_parallel) share more sequences, of each
+    a slice; and the fullest meets as much of the responses as a slice can."""
+    slices = config.zero.sequence_parallel
     longest = longest_sequence(config, shape)
-    most = rollouts_of_rank(config, ranks)
+    most = rollouts_of_rank(config, ranks // slices)
     count = min(max(config.learner.max_micro_batch_tokens // longest, 1), most)
     response = min(config.rollout.max_response_tokens, longest)
-    return MicroShape(count * longest, longest, count * response)
+    own = -(-longest // slices)
+    whole, rest = divmod(count * own, longest)
+    return MicroShape(count * own, own, whole * response + min(rest, response))
 
 
 def make_plan(
@@ -96,6 +101,8 @@ def make_plan(
     leave = config.zero.offload_states_in_rollout
     samples = (*fixed, *states.always, *(() if leave else states.offloaded), *copy)
     tokens = f"{micro.tokens} tokens in sequences of {micro.longest}"
+    if (slices := config.zero.sequence_parallel) > 1:
+        tokens = f"{micro.tokens} tokens, one of {slices} slices"
     activations = Item("activations", space.backward, f"{tokens}, run on shapes")
     passes = (*states.reduced, activations)
     if (

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 
 from cero_rl.config import Config
+from cero_rl.errors import ConfigError
 from cero_rl.memory.advice import Advice, advise, fewest_ranks
 from cero_rl.memory.plan import Plan, make_plan
 from cero_rl.memory.states import Machine
 from cero_rl.memory.workspace import MicroShape, Workspace, workspace_of
+from cero_rl.models.attention import refuse_indivisible_heads
 from cero_rl.models.shapes import find_config, shape_of
 
 GIB = 2**30
@@ -28,6 +30,8 @@ class Planner:
         self.config = config
         model, self.source = find_config(config.model.path, shape_file)
         self.shape = shape_of(model, config)
+        self._heads = model.num_attention_heads
+        refuse_indivisible_heads(config.model.path, model, config.zero.sequence_parallel)
 
         @cache
         def workspace(micro: MicroShape, dtype: str, checkpointing: bool) -> Workspace:
@@ -36,6 +40,13 @@ class Planner:
         self._workspace = workspace
 
     def plan(self, config: Config, machine: Machine) -> Plan:
+        """Raises ConfigError for ranks that the configuration cannot have."""
+        if machine.ranks % (slices := config.zero.sequence_parallel):
+            raise ConfigError(
+                f"zero.sequence_parallel: {slices} does not divide the {machine.ranks} ranks; "
+                "choose a divisor"
+            )
+
         def workspaces(config: Config, micro: MicroShape) -> Workspace:
             model = config.model
             return self._workspace(micro, model.dtype, model.gradient_checkpointing)
@@ -52,8 +63,9 @@ class Planner:
         return fewest_ranks(self.config, lambda c, ranks: self._on(c, ranks, machine))
 
     def _on(self, config: Config, ranks: int, machine: Machine) -> Plan | None:
-        """None for a number of ranks that the engine cannot have."""
-        if ranks % config.rollout.tensor_parallel:
+        """None for a number of ranks, or heads, that do not divide."""
+        slices = config.zero.sequence_parallel
+        if ranks % config.rollout.tensor_parallel or ranks % slices or self._heads % slices:
             return None
         return self.plan(config, Machine(ranks, machine.bytes, machine.gpu))
 

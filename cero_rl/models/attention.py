@@ -11,6 +11,7 @@ kernel takes the packed layout as it is. Sliding windows, caps on the scores (Ge
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from cero_rl.config import Config
+from cero_rl.distributed.block import Block
 from cero_rl.errors import ConfigError
 from cero_rl.models.shared_attention import SharedLayout, capped_scores, shared_attention
 
@@ -40,10 +42,12 @@ def packed_attention(
     packed_cells: Tensor | None = None,
     padded_shape: tuple[int, int] | None = None,
     shared: SharedLayout | None = None,
+    block: Block | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """query [1, H, T, D], key [1, Hkv, T, D], value [1, Hkv, T, Dv] -> ([1, T, H, Dv], None).
-    Layout as from `packed_layout` or `shared_layout`; s_aux [H] are the logits of sinks.
+    Layout as from `packed_layout` or `shared_layout`; s_aux [H] are the logits of sinks. With a
+    block T is this rank's slice of the tokens, and the layout that of all of them.
 
     transformers builds no mask for an implementation that has no mask function, so
     attention_mask is None. What a model passes beyond this is seen by the trial of `trial.py`.
@@ -59,6 +63,9 @@ def packed_attention(
         return shared_attention(query, key, value, shared, scaling, softcap, s_aux), None
     if packed_cells is None or padded_shape is None:
         raise ValueError("the layout of packed sequences does not reach its attention layers")
+    if block is not None:
+        query, key, value = _with_all_tokens(query, key, value, len(packed_cells), block)
+        s_aux = None if s_aux is None else block.own_heads(s_aux)
     sequences, longest = padded_shape
 
     # [1, H, T, D] -> [S, H, Lmax, D]; every cell is written once, so the gradient is a plain gather
@@ -92,7 +99,26 @@ def packed_attention(
     out = out.transpose(1, 2).flatten(0, 1)  # [S * Lmax, H, D]
     if query.shape[2] < out.shape[0]:
         out = out.index_select(0, packed_cells)
+    if block is not None:
+        all_tokens = block.size * block.slice_tokens(len(out))
+        out = block.to_tokens(F.pad(out, (0, 0, 0, 0, 0, all_tokens - len(out))))
     return out.unsqueeze(0), None
+
+
+def _with_all_tokens(
+    query: Tensor, key: Tensor, value: Tensor, tokens: int, block: Block
+) -> tuple[Tensor, Tensor, Tensor]:
+    """[1, H, t, D] of the block's ranks -> [1, H/N, T, D], and likewise keys and values, repeated
+    as often as makes their heads divisible: each query head still meets its own."""
+    repeats = block.size // math.gcd(key.shape[1], block.size)
+
+    def all_tokens(part: Tensor, repeats: int) -> Tensor:
+        by_token = part[0].transpose(0, 1)  # [t, H, D]
+        if repeats > 1:
+            by_token = by_token.repeat_interleave(repeats, dim=1)
+        return block.to_heads(by_token)[:tokens].transpose(0, 1).unsqueeze(0)
+
+    return all_tokens(query, 1), all_tokens(key, repeats), all_tokens(value, repeats)
 
 
 def _causal_mask(longest: int, window: int | None, device: torch.device) -> Tensor:
@@ -142,7 +168,9 @@ def packed_layout(
 def attention_of(config: Config) -> str:
     """That of the learner of a run."""
     shares = config.learner.shared_prefix is True
-    return choose_attention(config.model.attention, config.model.dtype, shares=shares)
+    cut = config.zero.sequence_parallel > 1  # which the packed one alone can
+    wanted = "sdpa" if cut else config.model.attention
+    return choose_attention(wanted, config.model.dtype, shares=shares)
 
 
 def choose_attention(wanted: str, dtype: str = "float32", *, shares: bool = False) -> str:
@@ -174,6 +202,19 @@ def choose_attention(wanted: str, dtype: str = "float32", *, shares: bool = Fals
         return "flash_attention_2"
     AttentionInterface.register(PACKED, packed_attention)
     return PACKED
+
+
+def refuse_indivisible_heads(path: str, model_config: Any, slices: int) -> None:
+    """Raises ConfigError where zero.sequence_parallel does not divide the attention heads. Heads of
+    keys and values need not be divisible: they are repeated."""
+    if slices == 1:
+        return
+    heads = model_config.num_attention_heads
+    if heads % slices:
+        raise ConfigError(
+            f"zero.sequence_parallel: {slices} does not divide the {heads} attention heads of "
+            f"{path!r}; choose a divisor"
+        )
 
 
 def longest_shared(model_config: Any, wanted: bool | str, device: torch.device) -> int:

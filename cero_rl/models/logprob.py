@@ -4,7 +4,9 @@ chunks.
 Only positions that predict a response token go through the head, a chunk of rows at a time; with
 several chunks each is recomputed in the backward pass, so no [T, V] tensor ever lives. Under
 ZeRO-3 every call of the head gathers its weight, a collective: the number of chunks is therefore
-part of the plan and the same on every rank, whatever the rank's own tokens.
+part of the plan and the same on every rank, whatever the rank's own tokens. A pack that is cut over
+a block of ranks (distributed/block.py) goes in whole and comes out whole on each of them; what lies
+between is of the rank's own slice.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cero_rl.distributed.block import Block
 from cero_rl.models.attention import PACKED, packed_layout
 from cero_rl.models.shared_attention import shared_layout
 from cero_rl.types import MicroBatch
@@ -37,9 +40,12 @@ class PolicyModule(nn.Module):
     anything else is found by `trial.py`.
     """
 
-    def __init__(self, causal_lm: Any, *, temperature: float = 1.0) -> None:
+    def __init__(
+        self, causal_lm: Any, *, temperature: float = 1.0, block: Block | None = None
+    ) -> None:
         super().__init__()
         self.causal_lm = causal_lm
+        self._block = block or Block()
         self._temperature = temperature
         config = causal_lm.config
         self._scale = (getattr(config, "logit_scale", None) or 1.0) / (
@@ -74,13 +80,14 @@ class PolicyModule(nn.Module):
         head_chunks: int,
         with_entropy: bool,
         parents: Tensor | None = None,
+        cut: tuple[int, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """tokens, positions i64[T], cu_seqlens i32[S+1], loss_mask bool[T] with `trained` times
-        True, parents i32[S] where prompts are shared -> (logp f32[T], entropy f32[T] in nats, no
-        gradient).
+        True, parents i32[S] where prompts are shared, cut: of each slice of a block, the tokens of
+        loss_mask that it predicts -> (logp f32[T], entropy f32[T] in nats, no gradient).
 
         Entry t is about token t given the tokens before it in its sequence; both are 0 where
-        loss_mask is False.
+        loss_mask is False. A collective of the block's ranks where the pack is cut.
         """
         if parents is not None:
             layout: dict[str, Any] = {"shared": shared_layout(cu_seqlens, parents)}
@@ -94,8 +101,14 @@ class PolicyModule(nn.Module):
                 "max_length_q": max_seqlen,
                 "max_length_k": max_seqlen,
             }
+        given, places, first = tokens, positions, 0
+        if cut is not None:
+            layout["block"] = self._block
+            given, places = self._block.slice_of(tokens), self._block.slice_of(positions)
+            first, trained = self._block.rank * len(given), cut[self._block.rank]
+            loss_mask = _within(loss_mask, first + 1, first + 1 + len(given))
         hidden = self.causal_lm.base_model(
-            input_ids=tokens[None], position_ids=positions[None], use_cache=False, **layout
+            input_ids=given[None], position_ids=places[None], use_cache=False, **layout
         ).last_hidden_state[0]
         target = loss_mask.nonzero_static(size=trained).squeeze(1)
         real = trained
@@ -104,8 +117,11 @@ class PolicyModule(nn.Module):
         if real < head_chunks:
             target = torch.cat([target, target.new_ones(head_chunks - real)])
         sizes = [len(part) for part in target.tensor_split(head_chunks)]
+        predicting = _before(target, cu_seqlens, parents)
+        if cut is not None:
+            predicting = (predicting - first).clamp(min=0)
         rows, wanted = (
-            hidden.index_select(0, _before(target, cu_seqlens, parents)).split(sizes),
+            hidden.index_select(0, predicting).split(sizes),
             tokens.index_select(0, target).split(sizes),
         )
         parts = [
@@ -119,9 +135,13 @@ class PolicyModule(nn.Module):
         )
         if real < target.shape[0]:
             out = out + 0.0 * logp[real:].sum()
-        return out, torch.zeros_like(out, requires_grad=False).index_put(
+        entropies = torch.zeros_like(out, requires_grad=False).index_put(
             (target[:real],), entropy[:real]
         )
+        if cut is not None:
+            out = self._block.whole(out)
+            entropies = self._block.whole(entropies) if with_entropy else entropies
+        return out, entropies
 
     def _head_chunk(
         self, rows: Tensor, wanted: Tensor, with_entropy: bool, *, recompute: bool
@@ -147,6 +167,13 @@ class PolicyModule(nn.Module):
             with torch.no_grad():
                 entropy = torch.special.entr(every.exp()).sum(-1)
         return logp, entropy
+
+
+def _within(mask: Tensor, first: int, last: int) -> Tensor:
+    """bool[T]: what is True of it from `first` to before `last`."""
+    out = torch.zeros_like(mask)
+    out[first:last] = mask[first:last]
+    return out
 
 
 def _before(target: Tensor, cu_seqlens: Tensor, parents: Tensor | None) -> Tensor:
@@ -175,4 +202,5 @@ def forward_micro(
         micro.head_chunks,
         with_entropy,
         micro.seq_parent,
+        micro.cut,
     )

@@ -10,7 +10,7 @@ from cero_rl.config import Config
 from cero_rl.data.pool import Data
 from cero_rl.distributed.group import Group
 from cero_rl.errors import ConfigError, DataError, RewardError
-from cero_rl.models.attention import attention_of
+from cero_rl.models.attention import attention_of, refuse_indivisible_heads
 from cero_rl.models.generation import exportable_generation_config, read_generation_config
 from cero_rl.models.load import (
     adapter_without_weights,
@@ -33,12 +33,14 @@ def check_model(config: Config, path: str, tokenizer: Any) -> None:
     engine = choose_engine(config, on_gpu=torch.cuda.is_available()).rollout.engine
     model = load_model_config(path)
     refuse_other_architectures(path, model, tokenizer)
+    refuse_indivisible_heads(path, model, config.zero.sequence_parallel)
     try_architecture(
         path,
         model,
         with_sampler=engine == "transformers",
         checkpointing=config.model.gradient_checkpointing,
-        shared_prefix=config.learner.shared_prefix is not False,
+        shared_prefix=config.learner.shared_prefix is not False
+        and config.zero.sequence_parallel == 1,
     )
     if config.lora.rank and path == config.model.path:
         adapter_without_weights(config)

@@ -39,17 +39,17 @@ def _zero_section(config: Config, *, on_gpu: bool, trains: bool) -> dict[str, An
 
 def refuse_unfit_zero(config: Config, world_size: int | None) -> None:
     """Raises ConfigError for a key of zero.deepspeed that DeepSpeed does not know, or a value that
-    it does not take; and for ranks, where they are known, that zero.hpz_partition_size does not
-    divide."""
+    it does not take; and for ranks, where they are known, that zero.hpz_partition_size or
+    zero.sequence_parallel does not divide."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
-    size = config.zero.hpz_partition_size
-    if world_size is not None and world_size % size:
-        raise ConfigError(
-            f"zero.hpz_partition_size: {size} does not divide the {world_size} ranks; choose a "
-            "divisor"
-        )
+    for key in ("hpz_partition_size", "sequence_parallel"):
+        size = getattr(config.zero, key)
+        if world_size is not None and world_size % size:
+            raise ConfigError(
+                f"zero.{key}: {size} does not divide the {world_size} ranks; choose a divisor"
+            )
     try:
         DeepSpeedZeroConfig(**config.zero.deepspeed)
     except ValidationError as error:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cero_rl.config import Config
+from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.lora import Adapter, add_adapter
@@ -62,7 +63,10 @@ class Policy:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self.adapter: Adapter | None = add_adapter(causal_lm, config) if config.lora.rank else None
-        self._module = PolicyModule(causal_lm, temperature=config.rollout.temperature)
+        slices = config.zero.sequence_parallel
+        self.block = Block.of(group, slices, config.collective_timeout_seconds)
+        temperature = config.rollout.temperature
+        self._module = PolicyModule(causal_lm, temperature=temperature, block=self.block)
         with _quiet_deepspeed():
             # DeepSpeed's annotation says Module
             parameters: Any = [p for p in self._module.parameters() if p.requires_grad]
@@ -176,7 +180,8 @@ def build_reference(config: Config, group: Group, policy: Policy) -> Any:
     with _quiet_deepspeed():
         causal_lm = load_for_engine(config, group, settings)
     causal_lm.requires_grad_(False)
-    module = PolicyModule(causal_lm, temperature=config.rollout.temperature).eval()
+    temperature = config.rollout.temperature
+    module = PolicyModule(causal_lm, temperature=temperature, block=policy.block).eval()
     with _quiet_deepspeed():
         engine, *_ = deepspeed.initialize(model=module, config=settings)
     engine.eval()

@@ -10,7 +10,7 @@ import pytest
 from cero_rl.config import Config, load_config
 from cero_rl.errors import ConfigError
 from cero_rl.memory.advice import advise
-from cero_rl.memory.plan import Plan
+from cero_rl.memory.plan import Plan, micro_shape
 from cero_rl.memory.planner import Planner, engine_of
 from cero_rl.memory.states import Machine, learner_states
 from cero_rl.memory.workspace import MicroShape, workspace_of
@@ -123,6 +123,27 @@ def test_states_by_stage(settings: tuple[str, ...], bytes_each: dict[str, float]
         assert sizes[name] == pytest.approx(each * shape.parameters, rel=1e-6), name
     if "zero.offload_optimizer=cpu" in settings:
         assert not {"float32 masters", "Adam's moments", "gradient sums"} & sizes.keys()
+
+
+def test_slices_hold_their_share_of_the_activations() -> None:
+    def activations(slices: int) -> int:
+        long = "rollout.max_response_tokens=39936"  # with the prompt the model's longest
+        plan = planned(recipe("qwen3_8b", f"zero.sequence_parallel={slices}", long), 8)
+        items = next(p.items for p in plan.phases if p.name == "learner")
+        return next(item.bytes for item in items if item.name == "activations")
+
+    one, two, four = (activations(n) for n in (1, 2, 4))
+    assert two < 0.65 * one  # a chunk of the head is what it was
+    assert four < 0.65 * two
+    config = recipe("qwen3_8b", "zero.sequence_parallel=4")
+    micro = micro_shape(config, Planner(config).shape, 8)
+    # of three sequences of 1024 + 4096 tokens three quarters of one, at most 3840 of them response
+    assert micro == MicroShape(3 * 1280, 1280, 3840)
+    whole = micro_shape(recipe("qwen3_8b"), Planner(config).shape, 8)
+    assert whole == MicroShape(3 * 5120, 5120, 3 * 4096)
+    for slices, ranks, words in ((3, 9, "32 attention heads"), (2, 3, "the 3 ranks")):
+        with pytest.raises(ConfigError, match=words):
+            planned(recipe("qwen3_8b", f"zero.sequence_parallel={slices}"), ranks)
 
 
 def test_what_is_handed_on_to_deepspeed_is_planned() -> None:

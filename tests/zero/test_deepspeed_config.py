@@ -77,6 +77,7 @@ def test_the_optimizer_is_fused_where_it_steps_on_a_gpu(on_gpu, settings, fused)
         ("zero.deepspeed={reduce_bucket: 5}", "zero.deepspeed: reduce_bucket: got 5; "),
         ("zero.deepspeed={reduce_bucket_size: many}", "reduce_bucket_size: got 'many'; "),
         ("zero.hpz_partition_size=3", "zero.hpz_partition_size: 3 does not divide the 4 ranks"),
+        ("zero.sequence_parallel=3", "zero.sequence_parallel: 3 does not divide the 4 ranks"),
     ],
 )
 def test_what_deepspeed_would_refuse_later_is_one_line_before(setting, words):
@@ -88,4 +89,4 @@ def test_what_deepspeed_would_refuse_later_is_one_line_before(setting, words):
 
 def test_what_fits_passes():
     refuse_unfit_zero(config_of("zero.deepspeed={reduce_bucket_size: 1e6}"), 4)
-    refuse_unfit_zero(config_of("zero.hpz_partition_size=2"), 4)
+    refuse_unfit_zero(config_of("zero.hpz_partition_size=2", "zero.sequence_parallel=4"), 4)
