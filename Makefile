@@ -117,7 +117,8 @@ test-faults: $(VENV)/.stamp-dev ## the faults and the bad input that a run is he
 	$(PY) -m pytest -q --matrix $(ARGS)
 
 test-architectures: $(VENV)/.stamp-dev ## every model architecture trained for 3 steps or refused (20 minutes); rows in docs/bench/
-	$(PY) -m pytest -q --architectures docs/bench/architectures.jsonl tests/models/test_architecture_matrix.py $(ARGS)
+	$(PY) -m pytest -q --architectures docs/bench/architectures.jsonl \
+	  tests/models/test_architecture_matrix.py tests/zero/test_cut_packs.py $(ARGS)
 
 golden-trace: $(VENV)/.stamp-dev ## 20 steps of real training, case by case, as digests to compare; ARGS="run --rows F"
 	$(PY) tools/golden_trace.py $(ARGS)

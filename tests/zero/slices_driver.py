@@ -1,7 +1,7 @@
 """One rank of a block that cuts packs between its ranks; writes how far losses and gradients are
 from those of one process, and what autograd keeps.
 
-RANK=0 WORLD_SIZE=2 ... python tests/learner/slices_driver.py OUT_DIR ARCHITECTURE ...
+RANK=0 WORLD_SIZE=2 ... python tests/zero/slices_driver.py OUT_DIR [ARCHITECTURE ...]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "models")]
+sys.path[:0] = [str(HERE.parent / "learner"), str(HERE.parent / "models")]
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "ppo": {"clip_low": 0.1, "clip_high": 0.1},
     "gspo": {"loss": "gspo", "aggregation": "seq_mean"},
@@ -37,7 +37,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 def make_cases(architectures: list[str]) -> list[tuple[str, str, int]]:
-    """(architecture, objective, tokens of a micro-batch)"""
+    """(architecture, objective, tokens of a micro-batch); all that are trained where none is
+    given."""
+    import architectures as known
+
+    architectures = architectures or [row.name for row in known.TRAINED]
     every = [("qwen3", name, budget) for name in OBJECTIVES for budget in (1000, 25)]
     return every + [(name, "ppo", 40) for name in architectures]
 
