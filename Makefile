@@ -191,7 +191,7 @@ $(VENV)/.stamp-torch:
 	@touch $@
 
 $(VENV)/.stamp-runtime: $(VENV)/.stamp-torch pyproject.toml $(LOCK)
-	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" runtime train report >build/runtime.txt
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" runtime train report view >build/runtime.txt
 	$(call stage,runtime packages,$(PIP) --no-build-isolation -r build/runtime.txt)
 	@touch $@
 
@@ -201,7 +201,7 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-runtime $(NATIVE)
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
-	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev lora procedural report >build/dev.txt
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev lora procedural report view >build/dev.txt
 	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
 	@touch $@
 

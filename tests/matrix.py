@@ -203,6 +203,9 @@ BAD_INPUT = (
     "evidence that contradicts what was asked for",
     "report of what is no run, half a run or another version's",
     "hostile completions in a report",
+    "view of what is no run, half a run or another version's",
+    "view without a terminal or without its extra",
+    "hostile completions in a view or on the console",
     "runs that are not comparable",
     "study file that is none",
 )

@@ -166,6 +166,7 @@ def test_lock_pins_every_direct_dependency() -> None:
         project["dependencies"]
         + extras["train"]
         + extras["report"]
+        + extras["view"]
         + extras["procedural"]
         + [d for d in extras["dev"] if not d.startswith("cero_rl")]
     )

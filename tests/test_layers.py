@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "cero_rl"
 # Floors from the ground up; a folder stands for its files. A file may import from its own floor and
 # from those below. What is not listed here fails.
 FLOORS = [
-    {"__init__", "errors", "types", "redact"},
+    {"__init__", "errors", "legible", "types", "redact"},
     {"config", "job", "ops", "scheduler", "distributed"},
     {"files", "data"},
     {"models", "rewards", "environments"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"zero"},
     {"learner", "checkpoint", "memory"},
     {"metrics", "diagnosis", "report"},
-    {"train", "study"},
+    {"train", "study", "view"},
     {"commands", "convert", "adapters"},
     {"__main__"},
 ]
@@ -33,7 +33,7 @@ FILES_OF = {
     "retention rollout_store saver",
     "commands": "__init__ checkpoints common compare diagnose diagnose_report evaluate init launch "
     "main plan parity rank recipes report schema serve simulate simulate_payoff simulate_pool "
-    "simulate_report slurm study train training validate",
+    "simulate_report slurm study train training validate view",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets recipes rollout root run "
     "scheduler sizes zero",
@@ -51,7 +51,7 @@ FILES_OF = {
     "watchdog",
     "learner": "__init__ batch coverage losses mismatch packing returns schedule sharing update",
     "memory": "__init__ advice peaks plan planner samplers states workspace",
-    "metrics": "__init__ console recorder samples step throughput",
+    "metrics": "__init__ completions console ending recorder samples step throughput",
     "models": "__init__ attention content decoding directory generation hub_names load logprob "
     "lora shapes shared_attention streaming weights",
     "parity": "__init__ judge probe questions samplers scorers vllm_llm",
@@ -66,13 +66,15 @@ FILES_OF = {
     "weight_files",
     "scheduler": "__init__ bisection budgeted cells cero critic decisions direction door export "
     "judging ledger live_signal offline open_round options plan planning pool posterior premise "
-    "prior progress protocol registry reserve rules sizes state tokens uniform utility value worth",
+    "prior progress protocol reasons registry reserve rules sizes state tokens uniform utility "
+    "value worth",
     "scheduler/rivals": "__init__ batch_rules common controls elimination greso keep pilots ragged "
     "selection waves",
     "scheduler/simulation": "__init__ measured payoff replay run study suites summary worlds",
     "study": "__init__ page plan runner tables",
     "train": "__init__ accuracy evaluate loop preflight profile room rounds run_directory "
     "scheduler trial weight_sync",
+    "view": "__init__ app overview picture prompts reasons screens tables words",
     "zero": "__init__ build_locks deepspeed_config gather launch loss_scale offload policy "
     "sharding shards",
 }
@@ -92,6 +94,7 @@ ONLY_IN = {
     "trl": ["adapters/trl/*"],
     "accelerate": ["adapters/*"],
     "verl": ["adapters/verl/*"],
+    "textual": ["view/app.py", "view/screens.py", "view/tables.py"],
     "tinker_cookbook": ["adapters/tinker.py"],
     "ray": ["adapters/verl/*"],
     "transfer_queue": ["adapters/verl/*"],
@@ -109,6 +112,7 @@ WITHOUT_TORCH = [
     "environments/*",
     "report/*",
     "study/*",
+    "view/*",
     "models/directory.py",
     "metrics/console.py",
     "commands/launch.py",
@@ -127,6 +131,7 @@ WITHOUT_TORCH = [
     "commands/study.py",
     "commands/simulate*.py",
     "commands/validate.py",
+    "commands/view.py",
 ]
 
 
@@ -188,7 +193,9 @@ def matches(path: Path, patterns: list[str]) -> bool:
 
 def test_every_file_is_listed() -> None:
     listed = {f"{folder}/{name}.py" for folder, names in FILES_OF.items() for name in names.split()}
-    listed |= {f"{name}.py" for name in ("__init__", "__main__", "errors", "types", "redact")}
+    listed |= {
+        f"{name}.py" for name in ("__init__", "__main__", "errors", "legible", "types", "redact")
+    }
     there = {name_of(path) for path in FILES}
     assert there - listed == set(), "give each new file a place in FILES_OF"
     assert listed - there == set(), "these are listed and gone"

@@ -32,6 +32,7 @@ from cero_rl.commands import (
     study,
     train,
     validate,
+    view,
 )
 from cero_rl.commands.common import Parser, guard
 
@@ -60,6 +61,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluate,
     diagnose,
     report,
+    view,
     compare,
     study,
     simulate,

@@ -99,6 +99,11 @@ class LoggingConfig(Section):
     samples_per_dump: PositiveInt = Field(
         default=8, description="groups of one step whose first rollout is written"
     )
+    table_every_steps: NonNegativeInt = Field(
+        default=50,
+        description="steps between the console's tables of completions, beside that of the first "
+        "step; 0: never",
+    )
 
 
 class ProfileConfig(Section):

@@ -43,6 +43,14 @@ class Prompt:
         """The prompt as reward functions get it: text, or a list of messages."""
         return self.text if self.text is not None else [dict(m) for m in self.messages or ()]
 
+    @property
+    def asked(self) -> str:
+        """For a person: the text, or what the last message says."""
+        if self.text is not None or not self.messages:
+            return self.text or ""
+        said = self.messages[-1].get("content")
+        return said if isinstance(said, str) else json.dumps(said)
+
 
 def make_prompt(
     content: str | Sequence[Mapping[str, Any]],

@@ -34,6 +34,7 @@ class TrainingBatch:
     packed: RolloutBatch  # rollouts with a reward that the scheduler keeps
     advantages: Tensor  # f32[R]
     signal: Tensor  # bool[R] rollouts whose advantage is not 0, or not taken for it
+    kept: Sequence[Rewards] = ()  # [G] rewards of this rank's groups, nan for what does not train
 
 
 def of_block(batch: TrainingBatch, block: Block, device: torch.device) -> TrainingBatch:
@@ -107,7 +108,7 @@ def make_batch(
     weight = config.learner.positive_weight if positive_weight is None else positive_weight
     if weight < 1.0:
         advantages = torch.where(advantages > 0, weight * advantages, advantages)
-    return TrainingBatch(packed, advantages, signal)
+    return TrainingBatch(packed, advantages, signal, kept)
 
 
 def _against_groups(batch: RolloutBatch, config: Config, group: Group) -> tuple[Tensor, Tensor]:

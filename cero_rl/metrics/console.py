@@ -5,7 +5,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cero_rl.metrics.completions import CompletionRow
+
+_HEAD = ("prompt", "completion", "reward", "advantage", "expected")
+_WIDTHS = (26, 40)  # of prompt and completion where there is no terminal
 
 
 class Console:
@@ -58,11 +65,8 @@ class Console:
             self._start_spent, self._started = spent, now
         done = spent - self._start_spent
         left = (self._total - spent) * (now - self._started) / done if done else math.nan
-        status = (
-            f"step {step}  reward {reward:.3f}  {signal}  "
-            f"budget {spent}/{self._total} ({spent / self._total:.0%})  "
-            f"{tokens_per_second:.0f} tokens/s  ETA {_clock(left)}"
-        )
+        said = step_in_words(step, reward, signal, spent, self._total, tokens_per_second)
+        status = f"{said}  ETA {_clock(left)}"
         if self._progress is not None:
             if not self._progress.live.is_started:
                 self._progress.start()
@@ -71,9 +75,90 @@ class Console:
             self._last_plain = now
             print(status, flush=True)
 
+    def completions(self, step: int, rows: Sequence[CompletionRow]) -> None:
+        """A table of some of a step's completions."""
+        title = f"step {step}: some completions of rank 0"
+        if not self._active:
+            return
+        if self._progress is None:
+            self.say("\n".join([title, *_plain_table(rows)]))
+            return
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title), title_justify="left", expand=True)
+        for name, ratio in zip(_HEAD[:2], (2, 3)):
+            table.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis")
+        for name in _HEAD[2:]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in _cells(row)))
+        self._progress.console.print(table)
+
+    def ending(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """The run's last words: a line, and what stands behind it."""
+        if not self._active:
+            return
+        if self._progress is None:
+            width = max(len(name) for name, _ in rows)
+            self.say("\n".join([title, *(f"  {name:{width}}  {text}" for name, text in rows)]))
+            return
+        from rich.panel import Panel
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2))
+        for name, text in rows:
+            grid.add_row(Text(name, style="bold"), Text(text))
+        self._progress.stop()
+        self._progress.console.print(Panel(grid, title=Text(title), title_align="left"))
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+def step_in_words(
+    step: int, reward: float, signal: str, spent: int, total: int, tokens_per_second: float
+) -> str:
+    """Spent and total are rollouts of the budget."""
+    return (
+        f"step {step}  reward {reward:.3f}  {signal}  budget {spent}/{total} ({spent / total:.0%})"
+        f"  {tokens_per_second:.0f} tokens/s"
+    )
+
+
+def signal_in_words(numbers: Mapping[str, float | int]) -> str:
+    """Of a line of metrics.jsonl: the share of its groups, or of its rollouts, that teaches."""
+    if "baseline/signal_share" in numbers:  # a group of one is never live, and teaches
+        return f"with signal {numbers['baseline/signal_share']:.0%}"
+    return f"live groups {numbers['cero/effective_group_rate']:.0%}"
+
+
+def _cells(row: CompletionRow) -> list[str]:
+    return [row.prompt, row.completion, *map(_number, (row.reward, row.advantage, row.expected))]
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "-"
+
+
+def _plain_table(rows: Sequence[CompletionRow]) -> list[str]:
+    """Cut to the widths of an ordinary log."""
+    lines = []
+    for prompt, completion, *numbers in [list(_HEAD), *map(_cells, rows)]:
+        texts = [_cut(text, width) for text, width in zip((prompt, completion), _WIDTHS)]
+        figures = [f"{text:>{len(name)}}" for text, name in zip(numbers, _HEAD[2:])]
+        lines.append("  " + "  ".join([*texts, *figures]))
+    return lines
+
+
+def _cut(text: str, width: int) -> str:
+    """To so many columns of a terminal."""
+    from rich.cells import cell_len, set_cell_size
+
+    fits = cell_len(text) <= width
+    return set_cell_size(text, width) if fits else set_cell_size(text, width - 1) + "…"
 
 
 def _clock(seconds: float) -> str:

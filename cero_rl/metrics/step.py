@@ -21,9 +21,11 @@ from cero_rl.distributed.group import Group
 from cero_rl.errors import CheckpointError
 from cero_rl.files.jsonl import append_jsonl
 from cero_rl.job import faults
+from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.update import UpdateResult
 from cero_rl.memory.peaks import Peaks
-from cero_rl.metrics.console import Console
+from cero_rl.metrics.completions import completion_rows, is_due
+from cero_rl.metrics.console import Console, signal_in_words
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.samples import dump_samples
 from cero_rl.metrics.throughput import Arithmetic, rates
@@ -31,6 +33,8 @@ from cero_rl.rewards.missing import first_reason
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.premise import premise_correlation
+from cero_rl.scheduler.reasons import Reasons
+from cero_rl.scheduler.reserve import STARVED_ALERT
 from cero_rl.types import Step
 
 # name, or its beginning up to a *, and what it says
@@ -101,7 +105,6 @@ NAMES = {
 }
 _SKEW = ("rollout", "reward", "learner")
 _ALWAYS_TIMED = ("rollout", "reward", "advantage", "reduce_counts", "learner", "sync", "scheduler")
-STARVED_ALERT = 0.5  # share of the prompts: docs/decisions/0039
 _CHECKPOINT_SECONDS = 1e-3  # below it nothing was saved
 _GIB = 2**30
 _MEASURED = ("rollout", "learner", "optimizer", "sync", "evaluate", "checkpoint")  # their memory
@@ -167,20 +170,25 @@ class StepMetrics:
         self.set_aside_said = self.starved_said = False
         self.missing_said = False
 
-    def open(self, step: Step, value: Floats, expected: Floats) -> StepLine:
+    def open(
+        self, step: Step, value: Floats, expected: Floats, reasons: Reasons | None = None
+    ) -> StepLine:
         """The line of a step that begins now. value f64[P] is what its prompts were thought to be
-        worth, expected f64[P] their success rates."""
-        return StepLine(self, step, value, expected)
+        worth, expected f64[P] their success rates, reasons why they were chosen."""
+        return StepLine(self, step, value, expected, reasons or Reasons())
 
 
 class StepLine:
     """Grows while the step is made, and is written at its end."""
 
-    def __init__(self, to: StepMetrics, step: Step, value: Floats, expected: Floats) -> None:
+    def __init__(
+        self, to: StepMetrics, step: Step, value: Floats, expected: Floats, reasons: Reasons
+    ) -> None:
         self._to = to
         self._step = step
         self._value = value
         self._expected = expected
+        self._reasons = reasons
         self._started = time.perf_counter()
         self._numbers: Numbers = {}
         self.step_seconds = 0.0
@@ -252,7 +260,7 @@ class StepLine:
             entry = {"step": step, "round": self._step.round, "groups": len(rollouts.prompt_ids)}
             append_jsonl(to.run_dir / "ledger.jsonl", {**entry, **to.progress.ledger.state()})
             faults.point("log.ledger")
-            evidence = evidence_entry(step, rollouts, self._value, self._expected)
+            evidence = evidence_entry(step, rollouts, self._value, self._expected, self._reasons)
             append_jsonl(to.run_dir / "evidence.jsonl", evidence)
             faults.point("log.evidence")
             if to.config.logging.sample_dumps:
@@ -289,6 +297,14 @@ class StepLine:
             f"missing (counted, never 0); {reason}"
         )
 
+    def show(self, rollouts: Rollouts, batch: TrainingBatch) -> None:
+        """Some completions, on the console, where that is due."""
+        to = self._to
+        every = to.config.logging.table_every_steps
+        if to.group.is_main and is_due(to.progress.step, every):
+            rows = completion_rows(rollouts, batch, to.pool.prompts, self._expected)
+            to.console.completions(to.progress.step, rows)
+
     def add(self, metrics: Mapping[str, float | int]) -> None:
         """What an evaluation, the critic or the batch has to say."""
         self._numbers |= metrics
@@ -311,23 +327,21 @@ class StepLine:
             faults.point("log.metrics")
 
         self._together(append)
-        signal = f"live groups {numbers['cero/effective_group_rate']:.0%}"
-        if "baseline/signal_share" in numbers:  # a group of one is never live, and teaches
-            signal = f"with signal {numbers['baseline/signal_share']:.0%}"
         self._to.console.progress(
             step,
             spent,
             reward=numbers["reward"],
-            signal=signal,
+            signal=signal_in_words(numbers),
             tokens_per_second=numbers["perf/tokens_per_second"],
         )
 
 
 def evidence_entry(
-    step: int, rollouts: Rollouts, value: Floats, expected: Floats
+    step: int, rollouts: Rollouts, value: Floats, expected: Floats, reasons: Reasons
 ) -> dict[str, Any]:
     """One line of evidence.jsonl: what was allocated and what came of it, enough to replay the
-    scheduler; and what it believed before, of worth and success rate f64[P], to hold against it."""
+    scheduler; and what it believed before, of worth and success rate f64[P], to hold against it,
+    and why it chose as it did."""
     evidence = rollouts.evidence
     ids = evidence.prompt_ids
     return {
@@ -339,6 +353,7 @@ def evidence_entry(
         "successes": evidence.successes.tolist(),
         "worth": np.round(value[ids], 5).tolist(),
         "expected": np.round(expected[ids], 5).tolist(),
+        **reasons.entry(ids),
     }
 
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cero_rl import __version__
+from cero_rl.legible import legible
 from cero_rl.report.compare import Comparison
 from cero_rl.report.drawing import Figure, need_matplotlib, short
 from cero_rl.report.facts import Facts
 from cero_rl.report.figures import accuracy_figures, figures_of
-from cero_rl.report.samples import Sample, legible, sorted_samples
+from cero_rl.report.samples import Sample, sorted_samples
 from cero_rl.report.tables import Table, comparison_tables, heldout_table, waste_table
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -28,7 +28,8 @@ from cero_rl.scheduler.sizes import Ids
 
 RESOLVED = "config.resolved.yaml"
 _COUNTS = ("prompt_ids", "generated", "trials", "successes")
-_BELIEFS = ("worth", "expected")
+_BELIEFS = ("worth", "expected", "slope")
+RESERVED = ("", "probe", "floor")  # what a reserve put first in its round (scheduler/reasons.py)
 _MOST_LABELS = 24  # values of a column that still names kinds of prompts
 _NO_LABEL = ("answer",)
 
@@ -47,6 +48,8 @@ class Groups:
     successes: Floats  # [N] sum of their rewards
     worth: Floats  # [N] of a rollout, as the allocator believed before; nan: not written
     expected: Floats  # [N] success rate, as it believed before; nan: not written
+    slope: Floats  # [N] of its utility, what a price is held against; nan: not written
+    reserved: Ids  # [N] index into RESERVED
 
     @property
     def knows_beliefs(self) -> bool:
@@ -66,6 +69,7 @@ class Run:
     num_prompts: int  # P; where no file says it, those that were ever sampled
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # column -> [P] kinds
     keys: Sequence[str] = ()  # [P] of the prompts, in pool order, where they are known
+    prompts: Sequence[Prompt] = ()  # [P] themselves, where the data is still there
     notes: Sequence[str] = ()
 
     @property
@@ -107,7 +111,7 @@ def read_run(path: Path) -> Run:
     prompts = _prompts(config, notes)
     if not keys and prompts and _same_order(prompts, groups, samples):
         keys = [prompt.key for prompt in prompts]  # a running run: the file's order is the pool's
-    labels = _labels(prompts, keys, notes)
+    pool = _in_pool_order(prompts, keys, notes)
     return Run(
         path=path,
         config=config,
@@ -118,10 +122,22 @@ def read_run(path: Path) -> Run:
         ranks=_ranks(path),
         finished=any(line.get("final") is True for line in lines),
         num_prompts=max(len(keys), int(groups.prompt.max()) + 1),
-        labels=labels,
+        labels=_labels(pool),
         keys=tuple(keys),
+        prompts=pool,
         notes=tuple(notes),
     )
+
+
+def read_groups(path: Path) -> tuple[Groups, list[str]]:
+    """The groups of a run's directory alone, and notes of what could not be read. Raises DataError
+    where there is none."""
+    notes: list[str] = []
+    evidence = path / "evidence.jsonl"
+    entries = _lines(evidence, notes)
+    if not entries:
+        raise DataError(f"{evidence}: holds no group of rollouts; wait for the first step")
+    return _groups(evidence, entries), notes
 
 
 def _config(path: Path) -> Config:
@@ -175,7 +191,7 @@ def _lines(path: Path, notes: list[str], *, optional: bool = False) -> list[Line
 
 def _groups(path: Path, entries: list[Line]) -> Groups:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in (*_COUNTS, *_BELIEFS)}
-    steps, rounds = [], []
+    steps, rounds, reserved = [], [], []
     for entry in entries:
         try:
             parts = {name: np.asarray(entry[name], dtype=np.float64) for name in _COUNTS}
@@ -189,6 +205,10 @@ def _groups(path: Path, entries: list[Line]) -> Groups:
             if not bool((wins <= tries + 1e-6).all()) or (parts["prompt_ids"] < 0).any():
                 raise ValueError("more successes than trials, or prompt ids below 0")
             step, at = int(entry["step"]), int(entry["round"])
+            first = np.zeros(size, dtype=np.int64)
+            for index, name in enumerate(RESERVED[1:], 1):
+                if name in entry:
+                    first[np.isin(parts["prompt_ids"], entry[name])] = index
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             said = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
@@ -199,6 +219,7 @@ def _groups(path: Path, entries: list[Line]) -> Groups:
             columns[name].append(part)
         steps.append(np.full(size, step))
         rounds.append(np.full(size, at))
+        reserved.append(first)
     whole = {name: np.concatenate(parts) for name, parts in columns.items()}
     if not whole["prompt_ids"].size:
         raise DataError(f"{path}: holds no group of rollouts; wait for the first step")
@@ -212,6 +233,8 @@ def _groups(path: Path, entries: list[Line]) -> Groups:
         whole["successes"],
         whole["worth"],
         whole["expected"],
+        whole["slope"],
+        np.concatenate(reserved),
     )
 
 
@@ -251,19 +274,22 @@ def _prompts(config: Config, notes: list[str]) -> tuple[Prompt, ...]:
     return split.train
 
 
-def _labels(
+def _in_pool_order(
     prompts: Sequence[Prompt], keys: Sequence[str], notes: list[str]
-) -> dict[str, Sequence[str]]:
-    """Columns of few values, in pool order."""
+) -> Sequence[Prompt]:
     if not prompts:
-        return {}
+        return ()
     by_key = {prompt.key: prompt for prompt in prompts}
     if not keys or any(key not in by_key for key in keys):
         notes.append("labels of the prompts are not known: data.source is not what the run read")
-        return {}
-    pool = [by_key[key] for key in keys]
+        return ()
+    return tuple(by_key[key] for key in keys)
+
+
+def _labels(pool: Sequence[Prompt]) -> dict[str, Sequence[str]]:
+    """Columns of few values, in pool order."""
     found: dict[str, Sequence[str]] = {}
-    for name in pool[0].columns:
+    for name in pool[0].columns if pool else ():
         values = [str(prompt.columns.get(name)) for prompt in pool]
         if name not in _NO_LABEL and 1 < len(set(values)) <= _MOST_LABELS:
             found[name] = values

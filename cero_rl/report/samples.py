@@ -1,68 +1,96 @@
-"""Sampled completions for a person: sorted by worth, by surprise, by reward; and text from
-anywhere made fit for a page.
+"""Sampled completions for a person: sorted by worth, by surprise, by reward.
 
-What a model wrote is hostile until shown otherwise: the template escapes markup, `legible` takes
-out what no HTML page may hold (lone surrogates, control characters) and shows what would turn the
-reading direction; texts are cut, and the cut is said.
+What a model wrote is hostile until shown otherwise: the template escapes markup, `legible` does the
+rest.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from cero_rl.legible import legible, one_line
 from cero_rl.report.reader import Line, Run, number
 
 _EACH = 12  # of every order
 _MOST_TEXT = 8_000  # characters of a text on the page
 _FIRST = 90  # of its summary
-_KEPT = "\n\t"
 
 
 @dataclass(frozen=True)
 class Sample:
+    """Texts are made fit for a page when they are asked for."""
+
+    line: Line  # of samples.jsonl
     step: int
-    prompt: str
-    completion: str
-    answer: str
     reward: float  # nan: missing
     worth: float  # before it was sampled; nan where it was not written
     expected: float
-    finish: str
-    first: str  # the beginning of the completion, in one line
+    group: int  # index into the run's groups; -1: not known
 
     @property
     def surprise(self) -> float:
         return abs(self.reward - self.expected)
 
+    @property
+    def prompt(self) -> str:
+        return text_of(self.line.get("prompt"))
+
+    @property
+    def completion(self) -> str:
+        return text_of(self.line.get("completion"))
+
+    @property
+    def answer(self) -> str:
+        return text_of(self.line.get("answer"))
+
+    @property
+    def finish(self) -> str:
+        return legible(str(self.line.get("finish_reason")), 40)
+
+    @property
+    def first(self) -> str:
+        """The beginning of the completion, in one line."""
+        return one_line(_plain(self.line.get("completion")), _FIRST) or "(empty)"
+
+    @property
+    def asked(self) -> str:
+        """The beginning of the prompt, in one line."""
+        return one_line(_plain(self.line.get("prompt")), _FIRST)
+
+
+# name, how to read it, what is largest first; of equals the latest
+ORDERS: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
+    (
+        "by surprise",
+        "reward furthest from what was expected: wrong keys, luck and news come first",
+        lambda s: s.surprise,
+    ),
+    ("by worth", "what the allocator thought most worth a rollout", lambda s: s.worth),
+    ("highest reward", "what is being reinforced; the latest first", lambda s: s.reward),
+    ("lowest reward", "what is being discouraged; the latest first", lambda s: -s.reward),
+)
+
 
 def sorted_samples(run: Run) -> list[tuple[str, str, list[Sample]]]:
     """(order, how to read it, the first of it); orders of which nothing is known are left out."""
-    samples = [_sample(*known) for known in _believed(run)]
-    orders: list[tuple[str, str, Callable[[Sample], float]]] = [
-        (
-            "by surprise",
-            "reward furthest from what was expected: wrong keys, luck and news come first",
-            lambda s: s.surprise,
-        ),
-        ("by worth", "what the allocator thought most worth a rollout", lambda s: s.worth),
-        ("highest reward", "what is being reinforced; the latest first", lambda s: s.reward),
-        ("lowest reward", "what is being discouraged; the latest first", lambda s: -s.reward),
-    ]
-    found = []
-    for name, aid, key in orders:
-        known = [sample for sample in samples if math.isfinite(key(sample))]
-        known.sort(key=lambda sample: (-key(sample), -sample.step))
-        if known:
+    samples, found = samples_of(run), []
+    for name, aid, key in ORDERS:
+        if known := in_order(samples, key):
             found.append((name, aid, known[:_EACH]))
     return found
 
 
-def _believed(run: Run) -> list[tuple[Line, float, float]]:
-    """Each sample with the worth and success rate of its prompt before its step."""
+def in_order(samples: Sequence[Sample], key: Callable[[Sample], float]) -> list[Sample]:
+    """Those that have such a number, the largest first."""
+    known = [sample for sample in samples if math.isfinite(key(sample))]
+    return sorted(known, key=lambda sample: (-key(sample), -sample.step))
+
+
+def samples_of(run: Run) -> list[Sample]:
+    """Each with the worth and success rate of its prompt before its step."""
     at = {key: index for index, key in enumerate(run.keys)}
     groups = run.groups
     place = {
@@ -71,54 +99,24 @@ def _believed(run: Run) -> list[tuple[Line, float, float]]:
     }
     found = []
     for line in run.samples:
-        key = (line.get("step"), at.get(str(line.get("prompt_key")), -1))
-        index = place.get(key)  # pyright: ignore[reportArgumentType]
-        if index is None:
-            found.append((line, math.nan, math.nan))
-        else:
-            found.append((line, float(groups.worth[index]), float(groups.expected[index])))
+        step = line.get("step")
+        step = step if isinstance(step, int) else -1
+        index = place.get((step, at.get(str(line.get("prompt_key")), -1)), -1)
+        worth = expected = math.nan
+        if index >= 0:
+            worth, expected = float(groups.worth[index]), float(groups.expected[index])
+        found.append(Sample(line, step, number(line.get("reward")), worth, expected, index))
     return found
 
 
-def _sample(line: Line, worth: float, expected: float) -> Sample:
-    completion = _text(line.get("completion"))
-    first = " ".join(completion[: 4 * _FIRST].split())
-    step = line.get("step")
-    return Sample(
-        step=step if isinstance(step, int) else -1,
-        prompt=_text(line.get("prompt")),
-        completion=completion,
-        answer=_text(line.get("answer")),
-        reward=number(line.get("reward")),
-        worth=worth,
-        expected=expected,
-        finish=legible(str(line.get("finish_reason")), 40),
-        first=first[:_FIRST] or "(empty)",
-    )
+def text_of(value: object) -> str:
+    """Of a text or of chat messages, fit for a page."""
+    return legible(_plain(value), _MOST_TEXT)
 
 
-def _text(value: object) -> str:
-    """Of a text or of chat messages."""
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
-        value = "\n".join(f"[{m.get('role')}] {m.get('content')}" for m in value)
-    elif not isinstance(value, str):
-        value = json.dumps(value)
-    return legible(value, _MOST_TEXT)
-
-
-def legible(text: str, most: int) -> str:
-    """At most `most` characters and the number of those left out; see the module's docstring."""
-    shown = "".join(map(_character, text[:most]))
-    left = len(text) - most
-    return f"{shown} … [{left:,} more characters are in samples.jsonl]" if left > 0 else shown
-
-
-def _character(c: str) -> str:
-    if c in _KEPT or (" " <= c <= "~"):
-        return c
-    kind = unicodedata.category(c)
-    if kind in ("Cs", "Cn", "Co"):
-        return "\N{REPLACEMENT CHARACTER}"
-    if kind in ("Cc", "Cf", "Zl", "Zp"):
-        return f"\\u{ord(c):04x}"
-    return c
+        return "\n".join(f"[{m.get('role')}] {m.get('content')}" for m in value)
+    return json.dumps(value)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cero_rl.legible import legible
 from cero_rl.report.compare import Comparison
 from cero_rl.report.drawing import short
 from cero_rl.report.facts import Facts
 from cero_rl.report.paired import Difference
-from cero_rl.report.samples import legible
 
 _CELL = 60
 _ARM_HEAD = (

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from cero_rl.legible import legible
 from cero_rl.report.compare import Comparison
 from cero_rl.report.facts import Facts
-from cero_rl.report.samples import legible
 from cero_rl.report.tables import Table, comparison_tables, heldout_table, markdown, waste_table
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.protocol import ExpectedTokens, Mask
+from cero_rl.scheduler.reasons import Reasons
 from cero_rl.scheduler.sizes import Evidence, Ids, Samples, StateDict
 from cero_rl.types import Allocation
 
@@ -43,6 +44,10 @@ class Decisions:
     def _serve(self, ids: Ids, units: Ids) -> None:
         """Called with the units that prompts get when a wave is planned; with units below 0 when
         rollouts turn out not to have been generated."""
+
+    def reasons(self) -> Reasons:
+        """Why the open round's prompts were chosen, as far as more is known than their worth."""
+        return Reasons()
 
     def _check(self, ids: Ids, wins: Floats, squares: Floats | None) -> None:
         """Called with evidence that is about to be taken in; may refuse it by a ValueError."""

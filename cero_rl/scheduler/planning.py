@@ -21,12 +21,14 @@ from cero_rl.scheduler.plan import proximal_plan, ranked_plan
 from cero_rl.scheduler.posterior import Floats, blocks
 from cero_rl.scheduler.progress import LearningProgress
 from cero_rl.scheduler.protocol import ExpectedTokens, Mask
+from cero_rl.scheduler.reasons import Reasons, Reserved, put_first
 from cero_rl.scheduler.reserve import LastLooks, Reserve
 from cero_rl.scheduler.rules import fair_units, resolve_plan, thompson_score
 from cero_rl.scheduler.sizes import BudgetSpec, Ids, Samples, Shared, require
 from cero_rl.scheduler.tokens import TokenCosts
 from cero_rl.scheduler.utility import utility_of
 from cero_rl.scheduler.worth import Worth, per_prompt
+from cero_rl.types import Allocation
 
 # What a run changes in its rounds, whatever their number, sets these memories: parts of a run.
 _CELL_MEMORY = 5.0
@@ -146,6 +148,31 @@ class CeroPlans(BudgetedScheduler):
             if self.options.cap_shares is None
             else min(most, self.options.cap_shares * self.spec.budget_units / self.spec.num_prompts)
         )
+
+    def reasons(self) -> Reasons:
+        """Slopes before the open round: the dual's own, or the utility's at the exposure so far."""
+        before, first = self._exposure.copy(), {}
+        if self._current is not None:
+            opened = self._current.allocation
+            units = self._current.served(self.spec.rollouts_per_unit)
+            before[opened.prompt_ids] -= units
+            first = self._put_first(opened)
+        if self.options.plan == "duals":
+            slope = self._slope.copy()
+        else:
+            rate = self.utility_rate() * self._wear
+            slope = self.utility.slope(rate, before) / (self.slope_max * self._wear)
+        if self.options.token_costs and self.tokens is not None:
+            slope = slope / self.tokens.relative()
+        return Reasons(slope, first)
+
+    def _put_first(self, opened: Allocation) -> dict[Reserved, Ids]:
+        """Of the open round's prompts, those of the reserve."""
+        if self.reserve is None:
+            return {}
+        asked = -(-opened.rollouts.astype(np.int64) // self.spec.rollouts_per_unit)
+        due = self.reserve.due_units(self._round, self._fair_units())
+        return put_first(opened.prompt_ids, asked, self.reserve.probes, due)
 
     def utility_rate(self) -> Floats:
         """f64[P] c_i in 1/unit under today's posterior: the slope of prompt i's utility at

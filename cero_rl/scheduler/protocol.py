@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.reasons import Reasons
 from cero_rl.scheduler.sizes import Evidence, Samples, StateDict
 from cero_rl.types import Allocation
 
@@ -56,6 +57,10 @@ class Scheduler(Protocol):
 
     def metrics(self) -> dict[str, float | int]:
         """What it believes and asks, under the names of metrics.jsonl."""
+        ...
+
+    def reasons(self) -> Reasons:
+        """Why the open round's prompts were chosen."""
         ...
 
     @property

@@ -29,6 +29,7 @@ from cero_rl.scheduler.state import read_array
 Flags = npt.NDArray[np.bool_]
 _NEVER = -1
 _STREAM = 0xB10B  # keeps this stream apart from the others of the same seed
+STARVED_ALERT = 0.5  # share of the prompts: docs/decisions/0039
 _PASSES = 2.0  # rounds of so many uniform passes without a look: starved
 
 
@@ -85,6 +86,12 @@ class Reserve:
         if probe_share:
             self.probes = draw_probes(labels, probe_share, [seed, _STREAM])
         self.looks = LastLooks(count)
+
+    def due_units(self, round_index: int, fair_units: float) -> int:
+        """Of a round, if budget and pool have room for them."""
+        shares = self.probe_share if self.probes.any() else 0.0, self.explore_share
+        wanted = [share_of_round(share, fair_units, round_index) for share in shares]
+        return min(wanted[0], int(self.probes.sum())) + wanted[1]
 
     def due(
         self,

@@ -32,6 +32,7 @@ from cero_rl.learner.schedule import Spending, learning_rates
 from cero_rl.learner.update import Learner, UpdateResult, refuse_divergence
 from cero_rl.memory.peaks import Peaks
 from cero_rl.metrics.console import Console
+from cero_rl.metrics.ending import Rows, ending
 from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.step import StepLine, StepMetrics
 from cero_rl.metrics.throughput import Arithmetic
@@ -46,6 +47,7 @@ from cero_rl.train.rounds import Rounds
 from cero_rl.train.run_directory import restore
 from cero_rl.train.scheduler import cells_of, save_evidence
 from cero_rl.train.weight_sync import WeightSync
+from cero_rl.types import Step
 from cero_rl.zero.policy import Policy, build_reference
 
 GO_ON = "Go on with the same command and --resume auto"
@@ -162,7 +164,7 @@ class Trainer:
         while (step := self.rounds.next_step()) is not None:
             faults.at_step(self.progress.step + 1)
             self.profiler.before(self.progress.step + 1)
-            line = self.metrics.open(step, self.scheduler.value, self.scheduler.posterior_mean)
+            line = self.open_line(step)
             rollouts = self.collector.finish(step, line.clock)  # wave after wave
             line.add(self.rounds.observe(rollouts))  # ledger books, scheduler observes
             line.believes(self.scheduler.metrics())
@@ -179,6 +181,7 @@ class Trainer:
                 parity = self.sync()
             self.progress.step += 1
             line.log(rollouts, update, parity, version)  # ledger, evidence, samples
+            line.show(rollouts, batch)  # now and then, to a person
             score = self.evaluate_if_due(line)
             stop = self.stop_agreed(line, rollouts)  # one answer on all ranks
             line.write(self.saver.failed_saves)  # metrics.jsonl, trackers, console
@@ -195,6 +198,11 @@ class Trainer:
         """The policy's weights to the sampler, proved. Returns parity/* metrics."""
         self.policy.rest()
         return self.weights.push(self.progress.updates)
+
+    def open_line(self, step: Step) -> StepLine:
+        """With what the scheduler believes before the step, and why it chose its prompts."""
+        plan = self.scheduler
+        return self.metrics.open(step, plan.value, plan.posterior_mean, plan.reasons())
 
     def begin_ahead(self) -> None:
         if not self.config.rollout.overlap:
@@ -393,10 +401,12 @@ class Trainer:
             raise unjudged
         faults.point("finish.saved")
         numbers: dict[str, float | int] = dict(ledger.metrics())
+        accuracy: dict[str, float | int] = {}
         if len(self.data.heldout):
             after = self.evaluate(final=True)
             faults.point("finish.evaluated")
-            numbers |= after.metrics()
+            accuracy = after.metrics()
+            numbers |= accuracy
             before = self.progress.eval_before
             self.console.say(
                 f"held-out accuracy{after.change_from(before)}, {after.describe(before)}"
@@ -412,9 +422,15 @@ class Trainer:
             self.console.say("no step had a group whose rewards differ: nothing was learned")
         if left := ledger.leftover():
             self.console.say(left)
-        self.console.say(f"one page on it: cero-rl report {self.run_dir}")
-        self.console.say(f"done: {spent}; {where}")
+        if self.group.is_main:
+            self.console.ending(f"done: {spent}; {where}", self.ending(accuracy))
         return 0
+
+    def ending(self, after: dict[str, float | int]) -> Rows:
+        ledger, before = self.progress.ledger, self.progress.eval_before
+        exported = self.config.checkpoint.export
+        prompts = self.data.train.prompts
+        return ending(self.run_dir, ledger, prompts, before, after, exported=exported)
 
     def write_posterior(self) -> None:
         if self.group.is_main:

@@ -11,6 +11,7 @@ import numpy as np
 from cero_rl.scheduler.cero import Cero
 from cero_rl.scheduler.plan import ranked_plan
 from cero_rl.scheduler.posterior import Floats
+from cero_rl.scheduler.reasons import Reserved
 from cero_rl.scheduler.sizes import Ids
 from cero_rl.scheduler.uniform import even_share
 from cero_rl.types import Allocation
@@ -36,6 +37,9 @@ class RandomMatchedScheduler(Cero):
         )
         return drawn[: units.shape[0]], units
 
+    def _put_first(self, opened: Allocation) -> dict[Reserved, Ids]:
+        return {}
+
 
 class FixedPriceScheduler(Cero):
     """CERO with the price held at 0: every round spends the same quota on the largest slopes,
@@ -50,6 +54,9 @@ class FixedPriceScheduler(Cero):
         most = self.spec.max_units_per_prompt
         quota = even_share(units_left, rounds_left, self.spec.capacity_units, most)
         return ranked_plan(self._slope, 0.0, self._tie_rank, most, quota, quota)
+
+    def _put_first(self, opened: Allocation) -> dict[Reserved, Ids]:
+        return {}
 
     def _learn(self, allocation: Allocation, wins: Floats, tries: Ids) -> None:
         super()._learn(allocation, wins, tries)

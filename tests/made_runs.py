@@ -13,7 +13,7 @@ from cero_rl.data.load import load_prompts
 from cero_rl.scheduler.export import export_posterior
 from cero_rl.scheduler.posterior import BetaPosterior
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes/frontier_cpu.yaml"
 PROMPTS, STEPS, GROUPS, SIZE = 40, 12, 8, 4
 
@@ -73,6 +73,7 @@ def make_run(
                 "successes": wins.astype(float).tolist(),
                 "worth": [0.25] * GROUPS,
                 "expected": [0.5] * GROUPS,
+                "slope": [0.7] * (GROUPS - 1) + [0.4],
             }
         )
         spent = step * GROUPS * SIZE

@@ -1,0 +1,165 @@
+"""One reading of a run's directory, with all that the tabs show of it, made outside of the screen.
+
+In: runs/NAME. Out: `Picture`. The report's reader and facts are the only ones that read; what they
+raise (no run, another version, no step yet) goes through.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cero_rl.job.restarts import FILE as ATTEMPTS
+from cero_rl.job.restarts import Attempt, read_attempts
+from cero_rl.metrics.console import signal_in_words, step_in_words
+from cero_rl.report.facts import Facts, facts_of
+from cero_rl.report.reader import Line, Run, number, read_run
+from cero_rl.report.samples import Sample, samples_of
+from cero_rl.scheduler.reserve import STARVED_ALERT
+from cero_rl.view.prompts import Prompts
+from cero_rl.view.words import clock
+
+WATCHED = ("metrics.jsonl", "evidence.jsonl", "samples.jsonl", ATTEMPTS, "posterior.parquet")
+_RECENT = 20  # steps that an alert looks at
+_SILENT_STEPS, _SILENT_SECONDS = 20.0, 300.0  # without a line: killed, or stuck
+Stamp = tuple[tuple[int, int] | None, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    run: Run
+    facts: Facts
+    prompts: Prompts
+    samples: Sequence[Sample]
+    state: str  # of the run, in words
+    alerts: Sequence[str]
+    log: Sequence[str]
+    stamp: Stamp  # of the files it was read from
+    read_seconds: float
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Size and time of change of each file that is watched; it differs when the run has grown."""
+    found: list[tuple[int, int] | None] = []
+    for name in WATCHED:
+        try:
+            status = (path / name).stat()
+            found.append((status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return tuple(found)
+
+
+def look(path: Path) -> Picture:
+    """Raises what `read_run` raises."""
+    started, stamp = time.monotonic(), stamp_of(path)
+    run = read_run(path)
+    facts = facts_of(run)
+    attempts = read_attempts(path)
+    return Picture(
+        run=run,
+        facts=facts,
+        prompts=Prompts.of(facts),
+        samples=samples_of(run),
+        state=_state(run, attempts, _age(path)),
+        alerts=alerts_of(run),
+        log=log_of(run, attempts),
+        stamp=stamp,
+        read_seconds=time.monotonic() - started,
+    )
+
+
+def _age(path: Path) -> float:
+    """Seconds since the newest step was written."""
+    try:
+        return max(time.time() - (path / "metrics.jsonl").stat().st_mtime, 0.0)
+    except OSError:
+        return math.nan
+
+
+def _state(run: Run, attempts: Sequence[Attempt], age: float) -> str:
+    if run.finished:
+        return "finished"
+    step = int(run.steps[-1]["step"])
+    if attempts and (code := attempts[-1].exit_code) is not None:
+        return f"not finished: ended with exit code {code} after step {step}"
+    usual = number(run.steps[-1].get("step_time"))
+    if age > max(_SILENT_SECONDS, _SILENT_STEPS * (usual if math.isfinite(usual) else 0.0)):
+        return f"no step for {clock(age)} after step {step}: killed, or stuck"
+    return f"running: step {step}, {clock(age)} ago"
+
+
+def alerts_of(run: Run) -> list[str]:
+    """What a person should look at, of the newest steps, with what the reader could not read."""
+    newest, recent = run.steps[-1], run.steps[-_RECENT:]
+    found = []
+    starved = number(newest.get("cero/starved_share"))
+    if starved > STARVED_ALERT:
+        found.append(
+            f"starvation: {starved:.0%} of the prompts were not looked at for two uniform passes"
+        )
+    for name, what in (("timeout", "ran out of time"), ("error", "failed")):
+        rates = [number(line.get(f"reward/{name}_rate")) for line in recent]
+        known = [rate for rate in rates if math.isfinite(rate)]
+        if known and (rate := sum(known) / len(known)) > 0:
+            found.append(f"rewards: the verifier {what} on {rate:.1%} of the latest rollouts")
+    aside = number(newest.get("cero/set_aside_prompts"))
+    if aside > 0:
+        found.append(f"{aside:.0f} prompts are set aside: their rollouts have no reward")
+    if (failed := number(newest.get("checkpoint/failed_saves"))) > 0:
+        found.append(f"checkpoints: the latest {failed:.0f} saves failed")
+    if skipped := sum(number(line.get("skipped_updates")) > 0 for line in recent):
+        found.append(f"updates: skipped in {skipped} of the latest {len(recent)} steps")
+    return [*found, *run.notes]
+
+
+# --- the log
+
+
+def log_of(run: Run, attempts: Sequence[Attempt]) -> list[str]:
+    """Every start of the run, its steps as the console says them, and what was held out."""
+    lines: list[tuple[float, int, str]] = []
+    for attempt in attempts:
+        job = f", job {attempt.job_id}" if attempt.job_id else ""
+        said = f"attempt {attempt.attempt}: from step {attempt.start_step}, {attempt.time}{job}"
+        if attempt.exit_code is not None:
+            said += f", exit code {attempt.exit_code}"
+        if attempt.changes:
+            said += f", changed {', '.join(attempt.changes)}"
+        lines.append((attempt.start_step, 2, said))
+    total = int(number(run.steps[-1].get("budget/total_rollouts")) or 1)
+    for line in run.steps:
+        lines.append((number(line["step"]), 0, _step(line, total)))
+    for line in run.evaluations:
+        lines.append((number(line["step"]), 1, _heldout(line)))
+    return [said for _, _, said in sorted(lines, key=lambda line: line[:2])]
+
+
+def _step(line: Line, total: int) -> str:
+    spent = number(line.get("budget/spent_rollouts"))
+    numbers: Mapping[str, float] = {
+        name: number(value)
+        for name, value in line.items()
+        if name in ("baseline/signal_share", "cero/effective_group_rate")
+    }
+    return step_in_words(
+        int(line["step"]),
+        number(line.get("reward")),
+        signal_in_words({"cero/effective_group_rate": math.nan, **numbers}),
+        int(spent) if math.isfinite(spent) else 0,
+        max(total, 1),
+        number(line.get("perf/tokens_per_second")),
+    )
+
+
+def _heldout(line: Line) -> str:
+    numbers = [
+        f"{name.removeprefix('eval/')} {number(value):.3f}"
+        for name, value in line.items()
+        if name.startswith(("eval/avg@", "eval/pass@", "eval/maj@"))
+    ]
+    when = "at the end" if line.get("final") is True else f"after step {line['step']}"
+    return f"held-out {when}: {', '.join(numbers)}"
