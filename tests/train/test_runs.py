@@ -27,6 +27,8 @@ def uncut(out) -> Path:
     done = launch_for_real(out, "uncut")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "held-out accuracy" in done.stdout
+    assert "step 1: some completions of rank 0\n  prompt " in done.stdout
+    assert f"  next          cero-rl view {out / 'uncut'}\n" in done.stdout
     return out / "uncut"
 
 
