@@ -53,12 +53,12 @@ class Sample:
     @property
     def first(self) -> str:
         """The beginning of the completion, in one line."""
-        return one_line(_plain(self.line.get("completion")), _FIRST) or "(empty)"
+        return one_line(plain_text(self.line.get("completion")), _FIRST) or "(empty)"
 
     @property
     def asked(self) -> str:
         """The beginning of the prompt, in one line."""
-        return one_line(_plain(self.line.get("prompt")), _FIRST)
+        return one_line(plain_text(self.line.get("prompt")), _FIRST)
 
 
 # name, how to read it, what is largest first; of equals the latest
@@ -111,10 +111,11 @@ def samples_of(run: Run) -> list[Sample]:
 
 def text_of(value: object) -> str:
     """Of a text or of chat messages, fit for a page."""
-    return legible(_plain(value), _MOST_TEXT)
+    return legible(plain_text(value), _MOST_TEXT)
 
 
-def _plain(value: object) -> str:
+def plain_text(value: object) -> str:
+    """As it came: `legible` makes it fit for a page."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):

@@ -48,7 +48,7 @@ _SAMPLES = (
     Column("expected", 8),
     Column("surprise", 9),
     Column("worth", 6),
-    Column("prompt", 12, share=0.35),
+    Column("prompt", 10, share=0.35),
     Column("completion", 12, share=0.65),
 )
 _FILTER = "words of text or label   enter: to the table, escape: no filter"
@@ -64,6 +64,7 @@ class RunView(App[None]):
     #overview, #sample { padding: 1 2; }
     #note { height: 1; padding: 0 1; color: $text-muted; }
     #head { padding: 0 1; max-height: 8; }
+    #log { padding: 0 1; }
     #filter { height: 1; padding: 0 1; }
     TabbedContent, TabPane { height: 1fr; }
     .aid { height: 1; padding: 0 1; color: $text-muted; }
@@ -80,7 +81,7 @@ class RunView(App[None]):
         Binding("slash", "filter", "filter"),
         Binding("u", "reread", "update"),
         Binding("q", "quit", "quit"),
-        Binding("escape", "leave_filter", show=False),
+        Binding("escape", "leave_filter", "no filter"),
         *(Binding(key, f"sort('{key}')", show=False) for key in {*SORTS, *_SAMPLE_SORTS}),
     ]
 
@@ -144,8 +145,8 @@ class RunView(App[None]):
             to_top=to_top,
         )
         found = f"{min(ids.size, _MOST_ROWS):,} of {self._picture.run.num_prompts:,} prompts"
-        if self._words:
-            found += f", {ids.size:,} with these words"
+        if self._words and ids.size > _MOST_ROWS:
+            found = f"{_MOST_ROWS} of {ids.size:,} found"
         said = _aid(found, SORTS, falling=self._falling, enter="history")
         self.query_one("#prompts-aid", Static).update(Text(said))
 
@@ -212,6 +213,8 @@ class RunView(App[None]):
             return False
         if action == "filter":
             return self._active == "tab-prompts"
+        if action == "leave_filter":
+            return self.is_mounted and self.query_one("#filter").display
         return True
 
     @property
@@ -235,12 +238,14 @@ class RunView(App[None]):
         field = self.query_one("#filter", Input)
         field.display = True
         field.focus()
+        self.refresh_bindings()
 
     def action_leave_filter(self) -> None:
         """Back to the table, with no filter."""
         field = self.query_one("#filter", Input)
         field.value, field.display = "", False
         self._focus_tab(self._active)
+        self.refresh_bindings()
 
     def on_input_changed(self, event: Input.Changed) -> None:
         self._words = event.value

@@ -77,13 +77,13 @@ def _alerts(alerts: Sequence[str]) -> RenderableType:
 def _heldout(found: Accuracy, width: int) -> list[tuple[str, Text]]:
     if not found.value.size:
         return [("held-out accuracy", Text("not measured yet"))]
-    same = found.samples == found.samples[-1]
-    first = int(np.flatnonzero(same)[0])
-    said = Text(_point(found, -1), style="bold")
-    if first != found.value.size - 1:
-        change = (found.value[-1] - found.value[first]) * 100
-        said = Text.assemble(f"{_point(found, first)} -> ", said, f"  ({change:+.1f} points)")
-    at = f"  95 %, avg@{found.samples[-1]}, step {found.step[-1]}"
+    said, first_of, of = Text(_point(found, -1), style="bold"), *found.samples[[0, -1]].tolist()
+    if found.value.size > 1 and first_of == of:
+        change = (found.value[-1] - found.value[0]) * 100
+        said = Text.assemble(f"{_point(found, 0)} -> ", said, f"  ({change:+.1f} points)")
+    elif found.value.size > 1:
+        said = Text.assemble(f"{_point(found, 0)} (avg@{first_of}) -> ", said)
+    at = f"  95 %, avg@{of}, step {found.step[-1]}"
     said.append(at, style="dim")
     rows = [("held-out accuracy", said)]
     if found.value.size > 2:

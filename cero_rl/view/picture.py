@@ -129,7 +129,7 @@ def log_of(run: Run, attempts: Sequence[Attempt]) -> list[str]:
             said += f", exit code {attempt.exit_code}"
         if attempt.changes:
             said += f", changed {', '.join(attempt.changes)}"
-        lines.append((attempt.start_step, 2, said))
+        lines.append((attempt.start_step or -1, 2, said))  # the first before everything
     total = int(number(run.steps[-1].get("budget/total_rollouts")) or 1)
     for line in run.steps:
         lines.append((number(line["step"]), 0, _step(line, total)))

@@ -15,6 +15,7 @@ import numpy as np
 from cero_rl.legible import one_line
 from cero_rl.report.facts import Facts
 from cero_rl.report.reader import Run
+from cero_rl.report.samples import plain_text
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.sizes import Ids
 
@@ -50,7 +51,7 @@ class Prompts:
         worth, expected = np.full(pool, math.nan), np.full(pool, math.nan)
         worth[groups.prompt] = groups.worth  # of several groups the latest stays
         expected[groups.prompt] = groups.expected
-        newest = int(run.steps[-1]["step"])
+        newest = max(int(run.steps[-1]["step"]), int(groups.step[-1]))
         age = np.where(facts.last_look < 0, math.inf, newest - facts.last_look)
         return cls(
             run,
@@ -70,7 +71,8 @@ class Prompts:
         if prompt < len(self.run.prompts):
             return one_line(self.run.prompts[prompt].asked, _TEXT)
         if prompt < len(self.run.keys):
-            return one_line(self.run.keys[prompt], _TEXT)
+            key = self.run.keys[prompt]
+            return one_line(self._sampled.get(key, key), _TEXT)
         return f"#{prompt}"
 
     def labels(self, prompt: int) -> str:
@@ -91,6 +93,12 @@ class Prompts:
 
     def _holds(self, prompt: int, wanted: list[str]) -> bool:
         return all(word in self._searched[prompt] for word in wanted)
+
+    @cached_property
+    def _sampled(self) -> dict[str, str]:
+        """By key: what is known of prompts whose data is elsewhere."""
+        lines = self.run.samples
+        return {str(line.get("prompt_key")): plain_text(line.get("prompt")) for line in lines}
 
     @cached_property
     def _searched(self) -> list[str]:

@@ -33,7 +33,7 @@ _HISTORY = (
     Column("price", 5),
     Column("why", 20, share=1.0),
 )
-_BACK = Binding("escape,backspace,left", "app.pop_screen", "back")
+_BACK = Binding("escape,backspace", "app.pop_screen", "back")
 
 
 class PromptScreen(Screen[None]):

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launch import ROOT, environment, launch, launch_for_real, line, lines, repeatable
 
@@ -81,6 +82,7 @@ def test_the_report_reads_what_the_allocator_believed(uncut):
     assert facts.spent.sum() == facts.summary["rollouts"] == 384
     assert facts.summary["heldout"][-1]["rollouts"] == 384
     assert run.groups.knows_beliefs
+    assert np.isfinite(run.groups.slope).all()
 
 
 def test_cut_and_resumed_equals_uncut_bit_for_bit(out, uncut):
