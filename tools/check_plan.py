@@ -75,6 +75,7 @@ CASES = {
     "16m_zero0": Case(SMALL, 1, ("zero.stage=0",)),
     "16m_bfloat16": Case(SMALL, 2, ("model.dtype=bfloat16",)),
     "16m_lora": Case(SMALL, 2, ("lora.rank=8",)),
+    "16m_cut": Case(SMALL, 2, ("zero.sequence_parallel=2",)),
     "16m_reference": Case(SMALL, 2, ("learner.kl_coefficient=0.01",)),
 }
 

@@ -8,8 +8,8 @@ from launch import launch, lines, repeatable
 
 pytestmark = pytest.mark.slow
 SETTINGS = [
-    "scheduler.rounds=4",
-    "budget.total_rollouts=256",
+    "scheduler.rounds=3",
+    "budget.total_rollouts=192",
     "learner.kl_coefficient=0.02",
     "learner.updates_per_batch=2",
     "learner.max_micro_batch_tokens=256",
@@ -25,9 +25,9 @@ def test_a_run_on_two_ranks_is_that_of_one_and_resumes_bitwise(tmp_path):
         done = launch(tmp_path, name, ranks=ranks, settings=settings)
         assert done.returncode == 0, done.stdout + done.stderr
     one, cut = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "cut"))
-    assert [row["step"] for row in cut] == [0, 1, 2, 3, 4, 4]
+    assert [row["step"] for row in cut] == [0, 1, 2, 3, 3]
     largest = 0.0
-    for row, other in zip(one[1:5], cut[1:5], strict=True):
+    for row, other in zip(one[1:4], cut[1:4], strict=True):
         assert row["trained_tokens"] == other["trained_tokens"] > 0
         assert row["num_tokens"] == other["num_tokens"]  # counted once, not once a rank
         assert row["micro_batches"] == other["micro_batches"] > 1
@@ -36,15 +36,15 @@ def test_a_run_on_two_ranks_is_that_of_one_and_resumes_bitwise(tmp_path):
                 bound = 1e-5 if name in ("loss", "kl", "entropy") else 1e-4
                 assert other[name] == pytest.approx(value, abs=bound, rel=1e-4), name
         largest = max(largest, abs(row["loss"] - other["loss"]))
-    print(f"largest difference of a loss over 4 steps: {largest:.2g}")
+    print(f"largest difference of a loss over 3 steps: {largest:.2g}")
     for name in ("evidence.jsonl", "ledger.jsonl"):  # every rollout booked once
         rows, others = (lines(tmp_path / run / name) for run in ("one", "cut"))
         assert [r.get("generated") for r in rows] == [r.get("generated") for r in others]
         assert [r.get("spent_rollouts") for r in rows] == [r.get("spent_rollouts") for r in others]
-    assert others[-1]["spent_rollouts"] == others[-1]["total_rollouts"] == 256
+    assert others[-1]["spent_rollouts"] == others[-1]["total_rollouts"] == 192
 
     back = tmp_path / "cut/checkpoints/step_000002"
     done = launch(tmp_path, "cut", "--resume", str(back), settings=CUT)
     assert done.returncode == 0, done.stdout + done.stderr
     again = lines(tmp_path / "cut/metrics.jsonl")
-    assert [repeatable(row) for row in again[1:5]] == [repeatable(row) for row in cut[1:5]]
+    assert [repeatable(row) for row in again[1:4]] == [repeatable(row) for row in cut[1:4]]
