@@ -102,11 +102,13 @@ def _train(arguments: argparse.Namespace) -> int:
         time.time(),
     )
     from cero_rl.job import faults
+    from cero_rl.metrics.trackers import refuse_missing
     from cero_rl.models.directory import find_model
     from cero_rl.rewards.pool import check_reward
 
     faults.check()
     refuse_unfit()
+    refuse_missing(config)
     if arguments.dry_run and os.environ.get("RANK", "0") != "0":
         return 0
     # several ranks first meet: one that leaves alone would leave the others waiting

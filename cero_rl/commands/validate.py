@@ -71,11 +71,13 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
     from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
     from cero_rl.environments.pool import tools_of_environment
+    from cero_rl.metrics.trackers import refuse_missing
     from cero_rl.models.directory import find_model
     from cero_rl.rewards.pool import check_reward
     from cero_rl.rewards.trial import try_reward
 
     check_reward(config.reward)
+    refuse_missing(config)
     _check_handed_on(config)
     where = find_model(config.model.path)
     rewards: list[str] = []

@@ -93,6 +93,20 @@ class LoggingConfig(Section):
     wandb_project: str | None = Field(
         default=None, description="None: the environment's WANDB_PROJECT, else cero_rl"
     )
+    wandb_entity: str | None = Field(
+        default=None, description="user or team; None: the environment's, else your own"
+    )
+    group: str | None = Field(
+        default=None,
+        description="of runs that belong together, e.g. the seeds of an arm (wandb, trackio)",
+    )
+    tags: list[str] = Field(default=[], description="for filtering (wandb)")
+    trackio: bool = Field(
+        default=False,
+        description="needs the extra [trackio]; local unless TRACKIO_SPACE_ID or "
+        "TRACKIO_SERVER_URL says where",
+    )
+    trackio_project: str = Field(default="cero_rl", description="what `trackio show` asks for")
     sample_dumps: bool = Field(
         default=True, description="write some rollouts of each step to samples.jsonl"
     )

@@ -24,6 +24,7 @@ from cero_rl.job import faults
 from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.update import UpdateResult
 from cero_rl.memory.peaks import Peaks
+from cero_rl.metrics.alerts import Alert
 from cero_rl.metrics.completions import completion_rows, is_due
 from cero_rl.metrics.console import Console, signal_in_words
 from cero_rl.metrics.recorder import Recorder
@@ -167,7 +168,7 @@ class StepMetrics:
         self.peaks = peaks
         self.arithmetic = arithmetic
         self.clocks = Clocks(peaks)
-        self.set_aside_said = self.starved_said = False
+        self.set_aside_said = False
         self.missing_said = False
 
     def open(
@@ -198,7 +199,6 @@ class StepLine:
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""
         self._numbers |= metrics
-        self._alert_of_starvation(metrics.get("cero/starved_share"))
         aside = metrics["cero/set_aside_prompts"]
         if aside and not self._to.set_aside_said:
             self._to.set_aside_said = True
@@ -269,21 +269,6 @@ class StepLine:
 
         self._together(append)
 
-    def _alert_of_starvation(self, share: float | int | None) -> None:
-        """When most prompts have not been looked at for two uniform passes; again once that was
-        over in between."""
-        to = self._to
-        if share is None:
-            return
-        starved = share > STARVED_ALERT
-        if starved and not to.starved_said:
-            to.console.say(
-                f"starvation: {share:.0%} of the prompts were not looked at for two uniform passes "
-                "(cero/starved_share); what the model has learned to solve since among them stays "
-                "unseen. scheduler.forgetting: 0.98 or scheduler.explore_share look again"
-            )
-        to.starved_said = starved
-
     def _say_missing(self, rollouts: Rollouts) -> None:
         """Once: that rewards are missing, and why. A collective where some are."""
         to, counts = self._to, rollouts.counts
@@ -322,11 +307,15 @@ class StepLine:
         numbers |= memory_numbers(self._to.peaks, self._to.group)
         step, spent = self._to.progress.step, self._to.progress.ledger.spent_rollouts
 
+        alerts: list[Alert] = []
+
         def append() -> None:
-            self._to.recorder.write(step, numbers)
+            alerts.extend(self._to.recorder.write(step, numbers))
             faults.point("log.metrics")
 
         self._together(append)
+        for alert in alerts:
+            self._to.console.say(str(alert))
         self._to.console.progress(
             step,
             spent,

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cero_rl.metrics.alerts import alerts_of, by_name
 from cero_rl.report.reader import Groups, Line, Run, number
 from cero_rl.scheduler.offline import water_filling
 from cero_rl.scheduler.posterior import Floats, expected_variance
@@ -419,6 +420,7 @@ def _summary(found: Facts, price: float | None) -> dict[str, Any]:
             if np.isfinite(column := run.column(f"timing_s/{name}")).any()
         },
         "notes": list(run.notes),
+        "alerts": by_name(alerts_of(run.steps, run.config.parity_bound)),
     }
 
 

