@@ -83,7 +83,7 @@ def make_run(
             "reward": float(wins.sum() / trials.sum()),
             "num_tokens": 640,
             "step_time": 2.0,
-            "entropy": 1.0 / step,
+            "entropy": 0.2 + 0.8 / step,
             "completions/clipped_ratio": 0.25,
             "completions/mean_length": 10.0,
             "trained_tokens": 0.75 * 10.0 * GROUPS * SIZE,

@@ -2,7 +2,7 @@
 
 In: the lines of metrics.jsonl, one after the other. Out: alerts, the same for the same lines, so
 that a resumed run, the report and the trackers say what the run itself said. An alert comes once,
-and again when it was over in between or has become twice as bad. Standard library only.
+and again when it was over in between or has become twice as bad. No torch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cero_rl.scheduler.reserve import STARVED_ALERT
+
 Line = Mapping[str, Any]
 PARITY_SHARE = 0.5  # of the bound that ends a run
-STARVED = 0.5  # share of the prompts: docs/decisions/0039
 DEAD = 0.95  # share of groups without a difference, over DEAD_STEPS steps
 DEAD_STEPS = 3
 CUT = 0.3  # share of responses cut at the limit
@@ -61,7 +62,8 @@ def _parity(lines: list[Line], bound: float) -> tuple[float, str] | None:
 
 
 def _missing(lines: list[Line], bound: float) -> tuple[float, str] | None:
-    share = _number(lines[-1], "reward/timeout_rate") + _number(lines[-1], "reward/error_rate")
+    rates = (_number(lines[-1], f"reward/{why}_rate") for why in ("timeout", "error"))
+    share = sum(rate for rate in rates if math.isfinite(rate))
     if not share > MISSING:
         return None
     return share, f"{share:.0%} of the rewards of this step are missing"
@@ -69,12 +71,19 @@ def _missing(lines: list[Line], bound: float) -> tuple[float, str] | None:
 
 def _starved(lines: list[Line], bound: float) -> tuple[float, str] | None:
     share = _number(lines[-1], "cero/starved_share")
-    if not share > STARVED:
+    if not share > STARVED_ALERT:
         return None
     return share, (
         f"{share:.0%} of the prompts were not looked at for two uniform passes "
         "(cero/starved_share); what the model has learned to solve since among them stays unseen"
     )
+
+
+def _set_aside(lines: list[Line], bound: float) -> tuple[float, str] | None:
+    count = _number(lines[-1], "cero/set_aside_prompts")
+    if not count > 0:
+        return None
+    return count, f"{count:.0f} prompts are set aside: their rollouts came back without a reward"
 
 
 def _dead(lines: list[Line], bound: float) -> tuple[float, str] | None:
@@ -122,6 +131,7 @@ def _saves(lines: list[Line], bound: float) -> tuple[float, str] | None:
 RULES = (
     Rule("parity", "look for another dtype, an adapter or quantisation: docs/parity.md", _parity),
     Rule("rewards missing", "run the reward on samples.jsonl; reward.timeout_seconds", _missing),
+    Rule("set aside", "see whether the verifier can judge them (samples.jsonl)", _set_aside),
     Rule(
         "starvation",
         "scheduler.forgetting: 0.98 or scheduler.explore_share look again",

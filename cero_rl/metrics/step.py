@@ -35,7 +35,6 @@ from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.premise import premise_correlation
 from cero_rl.scheduler.reasons import Reasons
-from cero_rl.scheduler.reserve import STARVED_ALERT
 from cero_rl.types import Step
 
 # name, or its beginning up to a *, and what it says
@@ -168,7 +167,6 @@ class StepMetrics:
         self.peaks = peaks
         self.arithmetic = arithmetic
         self.clocks = Clocks(peaks)
-        self.set_aside_said = False
         self.missing_said = False
 
     def open(
@@ -199,13 +197,6 @@ class StepLine:
     def believes(self, metrics: Mapping[str, float | int]) -> None:
         """What the scheduler said before it learned from this step's round."""
         self._numbers |= metrics
-        aside = metrics["cero/set_aside_prompts"]
-        if aside and not self._to.set_aside_said:
-            self._to.set_aside_said = True
-            self._to.console.say(
-                f"{aside} prompts are set aside for now: their rollouts came back without a "
-                "reward (cero/set_aside_prompts says how many there are from here on)"
-            )
 
     def log(
         self, rollouts: Rollouts, update: UpdateResult, parity: Mapping[str, float], version: int

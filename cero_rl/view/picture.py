@@ -18,12 +18,10 @@ from cero_rl.metrics.console import signal_in_words, step_in_words
 from cero_rl.report.facts import Facts, facts_of
 from cero_rl.report.reader import Line, Run, number, read_run
 from cero_rl.report.samples import Sample, samples_of
-from cero_rl.scheduler.reserve import STARVED_ALERT
 from cero_rl.view.prompts import Prompts
 from cero_rl.view.words import clock
 
 WATCHED = ("metrics.jsonl", "evidence.jsonl", "samples.jsonl", ATTEMPTS, "posterior.parquet")
-_RECENT = 20  # steps that an alert looks at
 _SILENT_STEPS, _SILENT_SECONDS = 20.0, 300.0  # without a line: killed, or stuck
 Stamp = tuple[tuple[int, int] | None, ...]
 
@@ -35,7 +33,7 @@ class Picture:
     prompts: Prompts
     samples: Sequence[Sample]
     state: str  # of the run, in words
-    alerts: Sequence[str]
+    alerts: Sequence[str]  # of the run (docs/tracking.md), and what the reader could not read
     log: Sequence[str]
     stamp: Stamp  # of the files it was read from
     read_seconds: float
@@ -65,7 +63,7 @@ def look(path: Path) -> Picture:
         prompts=Prompts.of(facts),
         samples=samples_of(run),
         state=_state(run, attempts, _age(path)),
-        alerts=alerts_of(run),
+        alerts=[*facts.summary["alerts"], *run.notes],
         log=log_of(run, attempts),
         stamp=stamp,
         read_seconds=time.monotonic() - started,
@@ -90,30 +88,6 @@ def _state(run: Run, attempts: Sequence[Attempt], age: float) -> str:
     if age > max(_SILENT_SECONDS, _SILENT_STEPS * (usual if math.isfinite(usual) else 0.0)):
         return f"no step for {clock(age)} after step {step}: killed, or stuck"
     return f"running: step {step}, {clock(age)} ago"
-
-
-def alerts_of(run: Run) -> list[str]:
-    """What a person should look at, of the newest steps, with what the reader could not read."""
-    newest, recent = run.steps[-1], run.steps[-_RECENT:]
-    found = []
-    starved = number(newest.get("cero/starved_share"))
-    if starved > STARVED_ALERT:
-        found.append(
-            f"starvation: {starved:.0%} of the prompts were not looked at for two uniform passes"
-        )
-    for name, what in (("timeout", "ran out of time"), ("error", "failed")):
-        rates = [number(line.get(f"reward/{name}_rate")) for line in recent]
-        known = [rate for rate in rates if math.isfinite(rate)]
-        if known and (rate := sum(known) / len(known)) > 0:
-            found.append(f"rewards: the verifier {what} on {rate:.1%} of the latest rollouts")
-    aside = number(newest.get("cero/set_aside_prompts"))
-    if aside > 0:
-        found.append(f"{aside:.0f} prompts are set aside: their rollouts have no reward")
-    if (failed := number(newest.get("checkpoint/failed_saves"))) > 0:
-        found.append(f"checkpoints: the latest {failed:.0f} saves failed")
-    if skipped := sum(number(line.get("skipped_updates")) > 0 for line in recent):
-        found.append(f"updates: skipped in {skipped} of the latest {len(recent)} steps")
-    return [*found, *run.notes]
 
 
 # --- the log

@@ -40,6 +40,7 @@ def told(lines: list[dict[str, Any]]) -> list[tuple[int, str]]:
     [
         ("parity", [{}, {"parity/gap": 0.006}, {"parity/gap": 0.009}], [2]),
         ("rewards missing", [{"reward/timeout_rate": 0.15, "reward/error_rate": 0.1}], [1]),
+        ("set aside", [{"cero/set_aside_prompts": n} for n in (0, 3, 5, 6, 0, 1)], [2, 4, 6]),
         ("starvation", [{"cero/starved_share": s} for s in (0.5, 0.6, 0.7, 0.4, 0.51)], [2, 5]),
         ("no signal", [{"frac_reward_zero_std": s} for s in (1, 0.96, 0.9, 1, 1, 0.97)], [6]),
         ("truncation", [{"completions/clipped_ratio": s} for s in (0.35, 0.6, 0.7)], [1, 3]),

@@ -15,7 +15,7 @@ from textual.widgets import Input, Static, TabbedContent
 
 from cero_rl.commands.main import main
 from cero_rl.view.app import RunView
-from cero_rl.view.picture import alerts_of, log_of, look
+from cero_rl.view.picture import log_of, look
 from cero_rl.view.prompts import SORTS
 from cero_rl.view.screens import PromptScreen, SampleScreen
 from cero_rl.view.tables import Rows
@@ -164,16 +164,15 @@ def test_what_a_person_should_look_at_is_said(tmp_path: Path) -> None:
     )
     picture = look(run)
     said = "\n".join(picture.alerts)
-    assert "starvation: 75% of the prompts" in said
-    assert "the verifier failed on 50.0% of the latest rollouts" in said
-    assert "3 prompts are set aside" in said
-    assert "the latest 2 saves failed" in said
-    assert "skipped in 1 of the latest 12 steps" in said
+    assert "starvation (step 12): 75% of the prompts" in said
+    assert "rewards missing (step 12): 50% of the rewards" in said
+    assert "set aside (step 12): 3 prompts" in said
+    assert "failed saves (step 12): 2 save(s)" in said
     assert "metrics.jsonl: 1 lines could not be read and are left out" in said
     assert picture.state == "not finished: ended with exit code 75 after step 12"
     assert picture.log[0] == "attempt 1: from step 0, t, job 7, exit code 75"
     assert picture.log[1].startswith("held-out after step 0: avg@2 0.300")
-    assert alerts_of(look(make_run(tmp_path, "well")).run) == []
+    assert look(make_run(tmp_path, "well")).alerts == []
 
 
 # --- the command
