@@ -1,9 +1,9 @@
 """Trackers beside metrics.jsonl: TensorBoard, wandb, trackio, behind one small protocol.
 
-A tracker is a class and its line in TRACKERS; the key `logging.<name>` turns it on. All of them go
-on where a resumed run does: TensorBoard is told from which step on earlier points are void, wandb
-and trackio get the run's id or name again. Addresses and logins are the environment's, as each
-tracker's own documentation has them.
+A tracker is a class and its line in TRACKERS; the key of its name in `logging` turns it on. All of
+them go on where a resumed run does: TensorBoard is told from which step on earlier points are void,
+wandb and trackio get the run's id or name again. Addresses and logins are the environment's, as
+each tracker's own documentation has them.
 """
 
 from __future__ import annotations
