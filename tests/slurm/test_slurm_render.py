@@ -195,6 +195,10 @@ def test_overrides_reach_the_ranks_as_they_were_given(capsys):
             [*SHAPE, *VLLM_OVER_4],
             "rollout.tensor_parallel: 4 does not divide 2 nodes x 1 = 2 ranks",
         ),
+        (
+            [*SHAPE, "--set", "zero.sequence_parallel=4"],
+            "zero.sequence_parallel: 4 does not divide 2 nodes x 1 = 2 ranks",
+        ),
         ([*SHAPE, "--set", "output_dir=a b"], "wanted letters, digits and"),
         ([*SHAPE, "--set", "reward.function=a\nb"], "--set: a value has a line break"),
         (
