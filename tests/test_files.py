@@ -146,6 +146,21 @@ def test_every_page_of_the_docs_is_on_the_map() -> None:
     assert [page for page in pages if page != "index.md" and f"({page})" not in index] == []
 
 
+def test_every_page_of_the_docs_is_in_the_sites_navigation() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    from site_hooks import nav_entries, source_of
+
+    named = {source_of(entry) for entry in nav_entries()}
+    lost = [
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]
+        if path.parent.name != "decisions" and path not in named
+    ]
+    assert not lost, f"not in the navigation; add a line under nav in mkdocs.yml: {lost}"
+    absent = [str(path) for path in named if "*" not in path.name and not path.is_file()]
+    assert not absent, f"mkdocs.yml names what is not there: {absent}"
+
+
 def test_links_of_the_docs_lead_somewhere() -> None:
     pages = [path for path in FILES if path.suffix == ".md"]
     dead = [

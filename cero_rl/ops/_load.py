@@ -61,5 +61,6 @@ _INFO = _load()
 
 
 def build_info() -> BuildInfo:
-    """What this process loaded, for `cero-rl doctor`."""
+    """Which builds of the native operators this process loaded, and why CUDA's is not among them;
+    for `cero-rl doctor`."""
     return _INFO

@@ -32,6 +32,8 @@ _CUDA_NOTE = build_info().cuda_note  # why CUDA tensors cannot be used; empty wh
 
 
 class GroupAdvantage(NamedTuple):
+    """What `group_advantage` gives: R rollouts, G groups."""
+
     adv: Tensor  # f32[R]
     mean: Tensor  # f32[G] 0 for an empty group
     std: Tensor  # f32[G] 0 for a dead group
@@ -40,6 +42,8 @@ class GroupAdvantage(NamedTuple):
 
 
 class TokenAdvantage(NamedTuple):
+    """The same with advantages spread over T packed tokens."""
+
     adv: Tensor  # f32[R]
     token_adv: Tensor  # f32[T] 0 where loss_mask is False
     mean: Tensor  # f32[G]

@@ -26,7 +26,7 @@ LONG_TOKENS = PROBE_PROMPT_TOKENS  # longer than a block of vLLM's prefix cache
 
 @dataclass(frozen=True, slots=True)
 class ParityOptions:
-    """Raises ConfigError naming the field."""
+    """What is asked of a sampler, and its bound. Raises ConfigError naming the field."""
 
     temperature: float = 1.0  # of the training
     logps: Literal["processed", "raw"] = "processed"  # what the trainer takes them for

@@ -60,6 +60,8 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
+    """Arms over paired seeds: differences with intervals, and the sentence they allow."""
+
     facts: Sequence[Facts]
     arms: Mapping[str, Mapping[int, Facts]]  # name (its first run's) -> seed -> run
     baseline: str
@@ -94,6 +96,7 @@ class Comparison:
         return " ".join(said)
 
     def as_json(self) -> dict[str, Any]:
+        """Plain data, as `cero-rl compare --format json` prints it."""
         return {
             "baseline": self.baseline,
             "verdict": self.verdict,
@@ -111,7 +114,9 @@ class Comparison:
 
 
 def compare(facts: Sequence[Facts]) -> Comparison:
-    """See the module's docstring."""
+    """Runs side by side, the baseline's first; runs that differ in the seed alone are one arm.
+    Raises ConfigError for runs of another pool, other held-out prompts or another budget, and for a
+    seed that stands twice in an arm."""
     runs = [f.run for f in facts]
     for run in runs[1:]:
         _refuse_unlike(runs[0], run)

@@ -81,6 +81,9 @@ class Waste:
 
 @dataclass(frozen=True)
 class Facts:
+    """What the report says of one run, as numbers: each field is a figure or a table of the page,
+    `summary` the whole of `--format json`."""
+
     run: Run
     accuracy: Accuracy
     spent: Ids  # [P] rollouts of each prompt
@@ -96,7 +99,8 @@ class Facts:
 
 
 def facts_of(run: Run, price_per_hour: float | None = None) -> Facts:
-    """price_per_hour: of one GPU (or rank), for the columns of money."""
+    """Everything the report draws, from a `Run`. price_per_hour: of one GPU (or rank), for the
+    columns of money."""
     groups = run.groups
 
     def by_prompt(weights: np.ndarray) -> Floats:

@@ -58,6 +58,9 @@ class Groups:
 
 @dataclass(frozen=True)
 class Run:
+    """A run's directory, read once: its configuration, every step's metrics, every group, and what
+    could not be read (`notes`)."""
+
     path: Path
     config: Config
     steps: Sequence[Line]  # of metrics.jsonl, one an optimizer step
@@ -88,7 +91,9 @@ def number(value: object) -> float:
 
 
 def read_run(path: Path) -> Run:
-    """See the module's docstring."""
+    """A run's directory, finished, running or cut off by a kill. Lines that cannot be read and
+    files that are missing are counted in `Run.notes`. Raises ConfigError for a directory that is no
+    run's or another version's, DataError for a run without a finished step."""
     notes: list[str] = []
     config = _config(path)
     lines = _lines(path / "metrics.jsonl", notes)

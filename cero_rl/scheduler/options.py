@@ -18,6 +18,7 @@ from cero_rl.scheduler.value import ValueFunction, ValueName
 
 DirectionName: TypeAlias = Literal["off", "first_looks"]
 PlanName: TypeAlias = Literal["duals", "resolve", "thompson"]
+"""What `scheduler.plan` takes: how a round's prompts are chosen from their worth."""
 
 
 @dataclass(frozen=True, slots=True)

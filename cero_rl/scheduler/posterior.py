@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 Counts: TypeAlias = npt.NDArray[np.int64]
-# pseudo-counts (a0, b0), one pair or [P] each
 Prior: TypeAlias = tuple[float, float] | tuple[npt.ArrayLike, npt.ArrayLike]
+"""Pseudo-counts (a0, b0) in rollouts, one pair for the pool or f64[P] each."""
 
 # entries: the temporaries of a block stay in the cache, so a pass costs its arithmetic and no
 # memory

@@ -91,7 +91,10 @@ ALLOCATORS: dict[str, Allocator] = {
     "reinforce_ada": Allocator(ReinforceAdaScheduler, ReinforceAdaOptions),
     "aero": Allocator(AeroScheduler, AeroOptions),
 }
+"""Every allocator by the name that `make_scheduler` and `scheduler.name` take, with the class of
+its options."""
 SCHEDULER_NAMES = tuple(ALLOCATORS)
+"""The names of all allocators, the published CERO first."""
 
 
 def allocator(name: str) -> Allocator:

@@ -18,6 +18,7 @@ from cero_rl.types import Allocation
 
 Scalar: TypeAlias = int | float | str | bool
 StateDict: TypeAlias = dict[str, npt.NDArray[np.generic] | Scalar]
+"""A scheduler's state as flat arrays and scalars: what a checkpoint stores, and no code."""
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 Ids: TypeAlias = npt.NDArray[np.int64]
 

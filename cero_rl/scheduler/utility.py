@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 UtilityName: TypeAlias = Literal["exponential", "logarithmic", "hyperbolic"]
+"""What `scheduler.utility` takes: how fast further rollouts of a prompt lose their worth."""
 
 
 def _times(c: npt.ArrayLike, z: npt.ArrayLike) -> Floats:
@@ -174,6 +175,7 @@ class Utility:
 EXPONENTIAL = Utility(
     "exponential", utility_value, utility_slope, _exponential_gain, supporting_exposure
 )
+"""1 - exp(-c z): the family of arXiv 2606.05606 and the default."""
 LOGARITHMIC = Utility(
     "logarithmic",
     lambda c, z: np.log1p(_times(c, z)),
@@ -181,12 +183,15 @@ LOGARITHMIC = Utility(
     _logarithmic_gain,
     _logarithmic_exposure,
 )
+"""log(1 + c z): worth falls slowest and has no upper end."""
 HYPERBOLIC = Utility(
     "hyperbolic", _hyperbolic_value, _hyperbolic_slope, _hyperbolic_gain, _hyperbolic_exposure
 )
+"""c z / (1 + c z): like the exponential, with a heavier tail."""
 UTILITIES: dict[str, Utility] = {
     family.name: family for family in (EXPONENTIAL, LOGARITHMIC, HYPERBOLIC)
 }
+"""The families of utilities by name, as `scheduler.utility` chooses them."""
 
 
 def utility_of(name: str) -> Utility:

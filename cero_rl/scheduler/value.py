@@ -40,8 +40,9 @@ from cero_rl.scheduler.posterior import Floats, expected_variance
 ValueName: TypeAlias = Literal[
     "variance", "hit", "live", "graded", "progress", "deviation", "maxrl", "pass_at_k"
 ]
-# (a [n], b [n]) -> worth [n] in [0, 1/4]
+"""What `scheduler.value` takes: which property of a posterior makes a rollout worth sampling."""
 ValueFunction: TypeAlias = Callable[[Floats, Floats], Floats]
+"""A value of one's own: pseudo-counts a f64[n], b f64[n] to worth f64[n] in [0, 1/4]."""
 VALUES: tuple[ValueName, ...] = get_args(ValueName)
 _SHIFT = 8  # from here on four terms of the root ratio's series are good to 1e-10
 

@@ -32,6 +32,7 @@ class CeroSettings:
 
     @classmethod
     def read(cls, block: Mapping[str, Any] | None) -> CeroSettings:
+        """The settings of verl's configuration. Raises ValueError for a name that is none."""
         known = {field.name for field in fields(cls)}
         given = dict(block or {})
         unknown = sorted(set(given) - known)
