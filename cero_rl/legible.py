@@ -27,6 +27,17 @@ def one_line(text: str, most: int) -> str:
     return f"{shown}…" if len(line) > most or len(text) > 4 * most else shown
 
 
+def both_ends(text: str, most: int) -> str:
+    """In one line; of a text of more than `most` characters the beginning and the end, where an
+    answer stands."""
+    if len(text) <= most:
+        return one_line(text, most)
+    last = most // 3
+    head, tail = (" ".join(part.split()) for part in (text[: 4 * most], text[-4 * most :]))
+    first = legible(head[: most - last], most)
+    return f"{first} … {legible(tail[-last:], most)}"
+
+
 def _character(c: str) -> str:
     if c in _KEPT or (" " <= c <= "~"):
         return c

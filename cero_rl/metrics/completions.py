@@ -15,7 +15,7 @@ import numpy as np
 
 from cero_rl.data.prompts import Prompt
 from cero_rl.learner.batch import TrainingBatch
-from cero_rl.legible import one_line
+from cero_rl.legible import both_ends, one_line
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
 
@@ -56,7 +56,7 @@ def completion_rows(
         rows.append(
             CompletionRow(
                 one_line(prompt.asked, _PROMPT),
-                one_line(group.completions[k].text, _COMPLETION),
+                both_ends(group.completions[k].text, _COMPLETION),
                 float(rollouts.rewards[places[index][0]][k]),
                 of_all[index],
                 float(expected[group.prompt_id]),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cero_rl.metrics.completions import CompletionRow
 
 _HEAD = ("prompt", "completion", "reward", "advantage", "expected")
-_WIDTHS = (26, 40)  # of prompt and completion where there is no terminal
+_LOG, _LEAST = 90, 50  # columns of a table's cells where there is no terminal, and at least
 
 
 class Console:
@@ -86,14 +86,13 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title), title_justify="left", expand=True)
-        for name, ratio in zip(_HEAD[:2], (2, 3)):
-            table.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis")
-        for name in _HEAD[2:]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in _cells(row)))
-        self._progress.console.print(table)
+        console = self._progress.console
+        table = Table(title=Text(title), title_justify="left")
+        for name in _HEAD:
+            table.add_column(name, justify="left" if name in _HEAD[:2] else "right", no_wrap=True)
+        for cells in _table(rows, max(console.width - 3 * len(_HEAD) - 1, _LEAST)):
+            table.add_row(*map(Text, cells))
+        console.print(table)
 
     def ending(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """The run's last words: a line, and what stands behind it."""
@@ -144,21 +143,34 @@ def _number(value: float) -> str:
 
 
 def _plain_table(rows: Sequence[CompletionRow]) -> list[str]:
-    """Cut to the widths of an ordinary log."""
+    """Of the width of an ordinary log."""
+    head, *lines = _table([None, *rows], _LOG)
+    return ["  " + "  ".join(cells) for cells in (head, *lines)]
+
+
+def _table(rows: Sequence[CompletionRow | None], width: int) -> list[list[str]]:
+    """Cells of so many columns of a terminal in all, two fifths of what the numbers leave
+    for the prompt; None: the headings."""
+    room = width - sum(map(len, _HEAD[2:]))
+    widths = room * 2 // 5, room - room * 2 // 5
     lines = []
-    for prompt, completion, *numbers in [list(_HEAD), *map(_cells, rows)]:
-        texts = [_cut(text, width) for text, width in zip((prompt, completion), _WIDTHS)]
+    for prompt, completion, *numbers in (
+        list(_HEAD) if row is None else _cells(row) for row in rows
+    ):
+        texts = [_cut(text, size) for text, size in zip((prompt, completion), widths)]
         figures = [f"{text:>{len(name)}}" for text, name in zip(numbers, _HEAD[2:])]
-        lines.append("  " + "  ".join([*texts, *figures]))
+        lines.append([*texts, *figures])
     return lines
 
 
 def _cut(text: str, width: int) -> str:
-    """To so many columns of a terminal."""
+    """To so many columns of a terminal; both ends stay."""
     from rich.cells import cell_len, set_cell_size
 
-    fits = cell_len(text) <= width
-    return set_cell_size(text, width) if fits else set_cell_size(text, width - 1) + "…"
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    last = width // 3
+    return set_cell_size(text, width - last - 1) + "…" + set_cell_size(text[::-1], last)[::-1]
 
 
 def _clock(seconds: float) -> str:

@@ -214,7 +214,7 @@ class RunView(App[None]):
         if action == "filter":
             return self._active == "tab-prompts"
         if action == "leave_filter":
-            return self.is_mounted and self.query_one("#filter").display
+            return self._active == "tab-prompts" and self.query_one("#filter").display
         return True
 
     @property
