@@ -121,10 +121,16 @@ class RunView(App[None]):
     def show(self, picture: Picture) -> None:
         """A new reading, in every tab."""
         self._picture = picture
-        self.query_one("#overview", Static).update(overview(picture, self.size.width))
+        self._show_state()
         self._show_prompts()
         self._show_samples()
         self._show_log()
+
+    def _show_state(self) -> None:
+        """The first tab and the line at the bottom, as they are now: a run that was killed does not
+        grow."""
+        picture = self._picture
+        self.query_one("#overview", Static).update(overview(picture, self.size.width))
         step = int(picture.run.steps[-1]["step"])
         self._note(f"{self._path}: {picture.state}; read up to step {step}")
 
@@ -264,8 +270,12 @@ class RunView(App[None]):
     # --- a run that grows
 
     def _poll(self) -> None:
-        if not self._reading and stamp_of(self._path) != self._picture.stamp:
+        if self._reading:
+            return
+        if stamp_of(self._path) != self._picture.stamp:
             self.action_reread()
+        elif not self._picture.run.finished:
+            self._show_state()
 
     def action_reread(self) -> None:
         if not self._reading:

@@ -32,11 +32,24 @@ class Picture:
     facts: Facts
     prompts: Prompts
     samples: Sequence[Sample]
-    state: str  # of the run, in words
     alerts: Sequence[str]  # of the run (docs/tracking.md), and what the reader could not read
     log: Sequence[str]
+    attempts: Sequence[Attempt]
     stamp: Stamp  # of the files it was read from
     read_seconds: float
+
+    @property
+    def state(self) -> str:
+        """Of the run at this moment, in words."""
+        if self.run.finished:
+            return "finished"
+        step = int(self.run.steps[-1]["step"])
+        if self.attempts and (code := self.attempts[-1].exit_code) is not None:
+            return f"not finished: ended with exit code {code} after step {step}"
+        age, usual = _age(self.run.path), number(self.run.steps[-1].get("step_time"))
+        if age > max(_SILENT_SECONDS, _SILENT_STEPS * (usual if math.isfinite(usual) else 0.0)):
+            return f"no step for {clock(age)} after step {step}: killed, or stuck"
+        return f"running: step {step}, {clock(age)} ago"
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -62,7 +75,7 @@ def look(path: Path) -> Picture:
         facts=facts,
         prompts=Prompts.of(facts),
         samples=samples_of(run),
-        state=_state(run, attempts, _age(path)),
+        attempts=attempts,
         alerts=[*facts.summary["alerts"], *run.notes],
         log=log_of(run, attempts),
         stamp=stamp,
@@ -76,18 +89,6 @@ def _age(path: Path) -> float:
         return max(time.time() - (path / "metrics.jsonl").stat().st_mtime, 0.0)
     except OSError:
         return math.nan
-
-
-def _state(run: Run, attempts: Sequence[Attempt], age: float) -> str:
-    if run.finished:
-        return "finished"
-    step = int(run.steps[-1]["step"])
-    if attempts and (code := attempts[-1].exit_code) is not None:
-        return f"not finished: ended with exit code {code} after step {step}"
-    usual = number(run.steps[-1].get("step_time"))
-    if age > max(_SILENT_SECONDS, _SILENT_STEPS * (usual if math.isfinite(usual) else 0.0)):
-        return f"no step for {clock(age)} after step {step}: killed, or stuck"
-    return f"running: step {step}, {clock(age)} ago"
 
 
 # --- the log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -172,6 +173,11 @@ def test_what_a_person_should_look_at_is_said(tmp_path: Path) -> None:
     assert picture.state == "not finished: ended with exit code 75 after step 12"
     assert picture.log[0] == "attempt 1: from step 0, t, job 7, exit code 75"
     assert picture.log[1].startswith("held-out after step 0: avg@2 0.300")
+    (run / "attempts.jsonl").unlink()
+    picture = look(run)
+    assert picture.state.startswith("running: step 12, ")
+    os.utime(run / "metrics.jsonl", (0, 0))
+    assert picture.state.endswith("after step 12: killed, or stuck"), "without reading anew"
     assert look(make_run(tmp_path, "well")).alerts == []
 
 
