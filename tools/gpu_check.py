@@ -137,11 +137,11 @@ def checks() -> Iterator[Check]:
         yield Check("tests", command, 120, {"CERO_REQUIRE_GPU": "1"})
     else:  # the same checks without a test runner
         yield Check("tests", [python, cases], 120)
-    for name, file in (
-        ("shared prefix", "tests/models/test_shared_attention.py"),
-        ("host waits", "tests/learner/test_host_syncs.py"),
+    for name, files in (
+        ("shared prefix", ["tests/models/test_shared_attention.py"]),
+        ("learner", ["tests/learner/test_host_syncs.py", "tests/learner/test_batch.py"]),
     ):
-        command = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", file]
+        command = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
         yield Check(name, command, 120, {}, lacking("pytest", "hypothesis", "transformers"))
     yield smoke("bfloat16")
     yield smoke("float32")

@@ -15,7 +15,7 @@ from cero_rl.config import Config
 from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.learner.packing import pack_rollouts
-from cero_rl.ops import group_advantage
+from cero_rl.ops import group_advantage_tokens, op_device
 from cero_rl.ops.advantage import Norm
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.rollout.truncation import without_cut
@@ -35,6 +35,8 @@ class TrainingBatch:
     advantages: Tensor  # f32[R]
     signal: Tensor  # bool[R] rollouts whose advantage is not 0, or not taken for it
     kept: Sequence[Rewards] = ()  # [G] rewards of this rank's groups, nan for what does not train
+    # f32[T] the advantages over the packed tokens, where the fused op made both; on its device
+    token_adv: Tensor | None = None
 
 
 def of_block(batch: TrainingBatch, block: Block, device: torch.device) -> TrainingBatch:
@@ -61,7 +63,8 @@ def of_block(batch: TrainingBatch, block: Block, device: torch.device) -> Traini
         group_offsets=edges(own.group_offsets),
         prompt_ids=joined(own.prompt_ids),
     )
-    return TrainingBatch(packed, joined(batch.advantages), joined(batch.signal))
+    spread = None if batch.token_adv is None else joined(batch.token_adv)
+    return TrainingBatch(packed, joined(batch.advantages), joined(batch.signal), (), spread)
 
 
 def share_with_signal(batch: TrainingBatch, group: Group) -> float:
@@ -91,10 +94,12 @@ def make_batch(
     measured = packed
     if config.learner.advantage_over == "all":
         measured = pack_rollouts(rollouts.groups, rollouts.rewards)
+    token_adv = None
     if predicted is None:
-        advantages, signal = _against_groups(measured, config, group)
+        advantages, signal, token_adv = _against_groups(measured, config, group)
     else:
         advantages, signal = _against_posterior(measured, predicted, config)
+    before = advantages
     if measured is not packed:
         trains = [~np.isnan(k[~np.isnan(r)]) for k, r in zip(kept, rollouts.rewards)]
         chosen = torch.from_numpy(np.concatenate([np.zeros(0, bool), *trains]))
@@ -108,12 +113,16 @@ def make_batch(
     weight = config.learner.positive_weight if positive_weight is None else positive_weight
     if weight < 1.0:
         advantages = torch.where(advantages > 0, weight * advantages, advantages)
-    return TrainingBatch(packed, advantages, signal, kept)
+    if advantages is not before:  # something came between
+        token_adv = None
+    return TrainingBatch(packed, advantages, signal, kept, token_adv)
 
 
-def _against_groups(batch: RolloutBatch, config: Config, group: Group) -> tuple[Tensor, Tensor]:
-    """(advantages f32[R], signal bool[R]) by the native op: a group is measured by itself; under
-    whiten by nothing yet."""
+def _against_groups(
+    batch: RolloutBatch, config: Config, group: Group
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(advantages f32[R], signal bool[R], the advantages over the tokens f32[T]) by the fused op,
+    where the learner computes: a group is measured by itself; under whiten by nothing yet."""
     learner = config.learner
     sizes = torch.diff(batch.group_offsets.long())
     weight = _group_weight(sizes, learner.group_weight, group)
@@ -121,19 +130,23 @@ def _against_groups(batch: RolloutBatch, config: Config, group: Group) -> tuple[
         advantages = batch.rewards.clone()
         if weight is not None:
             advantages *= torch.repeat_interleave(weight, sizes)
-        return advantages, torch.ones_like(advantages, dtype=torch.bool)
+        return advantages, torch.ones_like(advantages, dtype=torch.bool), None
     norm: Norm = "center"
     if learner.advantage not in ("batch_std", "whiten_group"):
         norm = learner.advantage
-    stats = group_advantage(
-        batch.rewards,
-        batch.group_offsets,
+    device = op_device(group.device)
+    stats = group_advantage_tokens(
+        batch.rewards.to(device),
+        batch.group_offsets.to(device),
+        batch.cu_seqlens.to(device),
+        batch.loss_mask.to(device),
         norm=norm,
         eps=learner.advantage_eps,
         ddof=learner.advantage_ddof,
-        group_weight=weight,
+        group_weight=None if weight is None else weight.to(device),
     )
-    return stats.adv, torch.repeat_interleave(stats.live.cpu(), sizes)
+    signal = torch.repeat_interleave(stats.live.cpu(), sizes)
+    return stats.adv.cpu(), signal, stats.token_adv
 
 
 def _group_weight(sizes: Tensor, kind: str, group: Group) -> Tensor | None:

@@ -8,6 +8,7 @@ how tokens fall into micro-batches and ranks does not change the loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -19,7 +20,7 @@ from cero_rl.config.learner import LearnerConfig
 from cero_rl.distributed.block import Block
 from cero_rl.distributed.group import Group
 from cero_rl.learner.sharing import Segments, parts_of, segments_of, tokens_of
-from cero_rl.ops import token_advantage
+from cero_rl.ops import op_device, token_advantage
 from cero_rl.types import MicroBatch, RolloutBatch, RolloutGroup, StepPlan
 
 _Ints = npt.NDArray[np.int64]
@@ -131,10 +132,35 @@ def split_by_tokens(lengths: _Ints, max_tokens: int) -> list[_Ints]:
     return [order[a:b] for a, b in pairwise([*cuts, len(order)]) if b > a]
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """What micro-batches are cut from, brought to the learner's device once a step; [T] each."""
+
+    tokens: Tensor
+    loss_mask: Tensor
+    logp_behavior: Tensor
+    token_adv: Tensor
+
+    @classmethod
+    def of(
+        cls, batch: RolloutBatch, adv: Tensor, token_adv: Tensor | None, device: torch.device
+    ) -> _Staged:
+        """adv f32[R] is spread over the tokens unless it comes spread already."""
+        if token_adv is None:
+            at = op_device(device)
+            token_adv = token_advantage(adv.to(at), batch.cu_seqlens.to(at), batch.loss_mask.to(at))
+        return cls(
+            batch.tokens.to(device),
+            batch.loss_mask.to(device),
+            batch.logp_behavior.to(device),
+            token_adv.to(device),
+        )
+
+
 def _micro_batch(
     batch: RolloutBatch,
+    staged: _Staged,
     segments: Segments,
-    adv: Tensor,
     weight: np.ndarray,
     chunks: int,
     device: torch.device,
@@ -150,14 +176,15 @@ def _micro_batch(
         for x in (np.cumsum([0, *lengths]), segments.rollout, segments.parent)
     )
     shares = bool((segments.parent != np.arange(len(lengths))).any())
+    there = source.to(device)
     return MicroBatch(
-        tokens=batch.tokens[source].to(device),
+        tokens=staged.tokens[there],
         positions=torch.from_numpy(within + np.repeat(segments.position, lengths)).to(device),
         cu_seqlens=cu_seqlens.to(device),
         seq_rollout=seq_rollout.to(device),
-        loss_mask=mask.to(device),
-        logp_behavior=batch.logp_behavior[source].to(device),
-        token_adv=token_advantage(adv.cpu(), cu_seqlens, mask, seq_rollout=seq_rollout).to(device),
+        loss_mask=staged.loss_mask[there],
+        logp_behavior=staged.logp_behavior[there],
+        token_adv=staged.token_adv[there],
         seq_weight=torch.where(mask, torch.from_numpy(weight.astype(np.float32))[owner], 0.0).to(
             device
         ),
@@ -201,6 +228,7 @@ def build_step_plan(
     group: Group,
     longest_shared: int = 0,
     block: Block = _ALONE,
+    token_adv: Tensor | None = None,
 ) -> StepPlan:
     """Micro-batches of one optimizer step from advantages adv f32[R] and signal bool[R]. A
     collective.
@@ -213,6 +241,7 @@ def build_step_plan(
     longest_shared: tokens of the longest sequence behind a shared prompt; 0: none is shared.
     block: the ranks that cut each micro-batch between them. They are given the same batch, and
     their group counts it once.
+    token_adv: f32[T] adv over the packed tokens, where the fused op made it; else it is made here.
     """
     offsets = batch.group_offsets.numpy().astype(np.int64)
     group_of = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -253,11 +282,12 @@ def build_step_plan(
     count = group.all_max(len(runs))
     denominator = group.all_sum([share])[0]
     starts = batch.cu_seqlens[:-1].numpy().astype(np.int64)
+    staged = _Staged.of(batch, adv, token_adv, group.device)
     micro_batches = [
         _micro_batch(
             batch,
+            staged,
             segments_of(run, starts, prompt, response),
-            adv,
             weight,
             head_chunks,
             group.device,

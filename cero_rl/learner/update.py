@@ -98,6 +98,7 @@ class Learner:
             group=self._group,
             longest_shared=self._longest_shared,
             block=self._block,
+            token_adv=batch.token_adv,
         )
         if not plan.micro_batches:
             return _nothing_to_learn(rates)

@@ -8,6 +8,7 @@ from cero_rl.ops.advantage import (
     TokenAdvantage,
     group_advantage,
     group_advantage_tokens,
+    op_device,
     token_advantage,
 )
 
@@ -17,6 +18,7 @@ __all__ = [
     "build_info",
     "group_advantage",
     "group_advantage_tokens",
+    "op_device",
     "reference",
     "token_advantage",
 ]

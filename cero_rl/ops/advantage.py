@@ -31,6 +31,12 @@ _NORMS: dict[str, int] = {"center": 0, "std": 1, "rloo": 2, "maxrl": 3}
 _CUDA_NOTE = build_info().cuda_note  # why CUDA tensors cannot be used; empty when they can
 
 
+def op_device(wanted: torch.device) -> torch.device:
+    """Where the operators run for a learner on `wanted`: there, or on the CPU where they were built
+    without CUDA; the bits are the same."""
+    return torch.device("cpu") if wanted.type == "cuda" and _CUDA_NOTE else wanted
+
+
 class GroupAdvantage(NamedTuple):
     """What `group_advantage` gives: R rollouts, G groups."""
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from step_cases import config_of, made_group, made_rollouts
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cero_rl.config import Config
 from cero_rl.config.scheduler import NAMES
@@ -19,6 +22,7 @@ from cero_rl.learner.batch import (
     make_batch,
     share_with_signal,
 )
+from cero_rl.learner.packing import build_step_plan
 from cero_rl.ops import reference
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.critic import Prediction
@@ -254,6 +258,8 @@ def test_the_root_mean_square_is_that_of_all_ranks(baseline: str):
         return found
 
     class Sum(Group):
+        device = torch.device("cpu")
+
         def __init__(self) -> None:
             self.added: list[list[float]] = []
             self.total: list[float] | None = None
@@ -267,6 +273,79 @@ def test_the_root_mean_square_is_that_of_all_ranks(baseline: str):
     group.total = np.sum(group.added, axis=0).tolist()
     together = [a for rank in sent(group) for a in rank]
     assert together == pytest.approx(alone.advantages.tolist(), rel=1e-5)
+
+
+class Calls(TorchDispatchMode):
+    """How often each of this project's operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "cero":
+            self.of[func._schema.name.removeprefix("cero::")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("overrides", "fused"),
+    [
+        ([], True),
+        (["learner.advantage=std", "learner.advantage_ddof=0"], True),
+        (["learner.advantage=maxrl", "learner.group_weight=sqrt_size"], True),
+        (["learner.advantage=whiten"], False),
+        (["learner.advantage=batch_std"], False),
+        (["learner.positive_weight=0.5"], False),
+        (["learner.advantage_over=all"], False),
+        (["learner.baseline=posterior"], False),
+    ],
+    ids=lambda value: "-".join(value) or "default" if isinstance(value, list) else "",
+)
+def test_a_step_asks_the_operators_once_however_many_micro_batches(
+    overrides: list[str], fused: bool, device: str
+) -> None:
+    """Advantages and their spread over the tokens in one fused call, or in one call each where
+    something stands between them; micro-batches are cut from the result."""
+    small = ["learner.max_micro_batch_tokens=16", "learner.shared_prefix=false"]
+    config, group = config_of(*overrides, *small), Group.alone(device)
+    predicted = PREDICTED if "learner.baseline=posterior" in overrides else None
+    groups = [([3, 8, 5, 2], [0, 1, 0, 1]), ([7, 1], [1, 0]), ([4, 6, 8], [0, nan, 1])]
+    with Calls() as calls:
+        batch = make_batch(rollouts_of(*groups), keep_all, config, group, predicted)
+        plan = build_step_plan(
+            batch.packed,
+            batch.advantages,
+            batch.signal,
+            config=config.learner,
+            max_response_tokens=16,
+            head_chunk_tokens=64,
+            group=group,
+            token_adv=batch.token_adv,
+        )
+    assert len(plan.micro_batches) > 3
+    assert calls.of["group_advantage_tokens"] <= 1
+    assert calls.of["token_advantage"] == (0 if fused else 1)
+    assert calls.of["group_advantage"] == 0
+    assert (batch.token_adv is not None) == fused
+    for micro in plan.micro_batches:
+        adv = torch.repeat_interleave(
+            batch.advantages[micro.seq_rollout.cpu().long()], torch.diff(micro.cu_seqlens).cpu()
+        )
+        assert torch.equal(micro.token_adv.cpu(), torch.where(micro.loss_mask.cpu(), adv, 0.0))
 
 
 @pytest.mark.parametrize("keep_rule", [None, *KEEP_RULES])

@@ -131,7 +131,7 @@ def test_the_checks_are_the_promised_ones_and_could_start():
         "build",
         "tests",
         "shared prefix",
-        "host waits",
+        "learner",
         "ZeRO-3 smoke, bfloat16",
         "ZeRO-3 smoke, float32",
         "memcheck",
