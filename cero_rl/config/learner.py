@@ -245,6 +245,13 @@ class LearnerConfig(Section):
     updates_per_batch: PositiveInt = Field(
         default=1, description="passes over one batch of rollouts"
     )
+    old_logps: Literal["learner", "sampler"] = Field(
+        default="learner",
+        description="log-probs that the clipped ratio is measured against: the learner's own, "
+        "which cost a forward pass where a batch has several passes or the KL is in the reward, "
+        "or those that the rollouts came with; then the ratio holds what importance_sampling "
+        "weighs, and the clip bounds it",
+    )
     max_nonfinite_steps: PositiveInt = Field(
         default=3, description="skipped steps in a row that end the run (exit 7)"
     )
@@ -290,6 +297,13 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"group_weight: {self.group_weight} with baseline: posterior, which weighs "
                 "rollouts and not groups; leave it out, or set baseline: group"
+            )
+        masked = self.importance_sampling == "mask" or self.importance_mask != "none"
+        if self.old_logps == "sampler" and masked:
+            raise ValueError(
+                "old_logps: sampler with a mask by pi_learner / pi_sampler, which is the clipped "
+                "ratio then; leave importance_mask out and importance_sampling at auto, or set "
+                "old_logps: learner"
             )
         bounds = self.importance_mask_range
         if bounds is not None and not bounds[0] <= 1 <= bounds[1]:

@@ -150,7 +150,8 @@ def policy_loss(
     and the ratio is exactly 1.
 
     The surrogate, not the KL term, is weighted by pi_old / pi_sampler where
-    learner.importance_sampling asks for it.
+    learner.importance_sampling asks for it. With learner.old_logps "sampler" pi_old is pi_sampler:
+    the weight is 1, and the mismatch is told of the policy as it is.
     """
     mask = micro.loss_mask
     zero = torch.zeros((), device=logp.device)
@@ -159,8 +160,11 @@ def policy_loss(
     advantage = torch.where(mask, micro.token_adv, zero)
     terms = TokenTerms(now, old, advantage, mask, micro.cu_seqlens)
     surrogate = LOSSES[config.loss](terms, config)
-    correction = importance_weights(old, micro.logp_behavior, mask, micro.cu_seqlens, config)
-    token_loss = surrogate.loss * correction.weight
+    of_sampler = config.old_logps == "sampler"
+    learner = now.detach() if of_sampler else old
+    correction = importance_weights(learner, micro.logp_behavior, mask, micro.cu_seqlens, config)
+    weight = torch.ones_like(now) if of_sampler else correction.weight
+    token_loss = surrogate.loss * weight
     kl = torch.zeros_like(now)
     if config.kl_coefficient > 0 and micro.logp_reference is not None:
         kl = kl_estimate(now, torch.where(mask, micro.logp_reference, zero), config.kl_estimator)
@@ -179,8 +183,8 @@ def policy_loss(
                 (mask & surrogate.dual).sum().float(),
                 gap.sum(),
                 correction.logs.sum(),
-                torch.where(mask, correction.weight, zero).sum(),
-                correction.cut.sum().float(),
+                torch.where(mask, weight, zero).sum(),
+                correction.cut.sum().float() * (not of_sampler),
             ]
         )
     return LossTerms(

@@ -119,7 +119,9 @@ class Learner:
 
     @torch.no_grad()
     def _with_fixed_logps(self, micro: MicroBatch, *, old: bool) -> MicroBatch:
-        if old:
+        if self._config.learner.old_logps == "sampler":
+            micro = replace(micro, logp_old=micro.logp_behavior)
+        elif old:
             micro = replace(micro, logp_old=self._policy.logps(micro, with_entropy=False)[0])
         if self._reference is not None:
             reference = forward_micro(self._reference, micro, with_entropy=False)[0]

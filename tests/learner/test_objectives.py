@@ -10,15 +10,17 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from learner_cases import make_batch, plan_on_ranks, source_index
-from step_cases import config_of, made_group, made_rollouts
+from learner_cases import advantages, make_batch, plan_on_ranks, source_index
+from step_cases import PlainPolicy, config_of, made_group, made_rollouts
 
 from cero_rl.config.learner import PRESETS, LearnerConfig
 from cero_rl.distributed.group import Group
+from cero_rl.learner.batch import TrainingBatch
 from cero_rl.learner.batch import make_batch as training_batch
-from cero_rl.learner.losses import LOSSES, policy_loss
+from cero_rl.learner.losses import LOSSES, METRIC_NAMES, policy_loss
 from cero_rl.learner.mismatch import importance_weights
 from cero_rl.learner.returns import with_kl_in_reward
+from cero_rl.learner.update import Learner
 from cero_rl.types import MicroBatch
 
 LENGTHS = [4, 1, 7, 3, 5, 2]  # response tokens; each sequence has one prompt token before them
@@ -117,6 +119,50 @@ def test_surrogates(kind: str, low: float, high: float, dual: float | None) -> N
     assert worst < 1e-12
     assert decided["ppo"] > 0
     assert (decided["dual"] > 0) == (dual is not None)
+
+
+@pytest.mark.parametrize("kind", sorted(LOSSES))
+@pytest.mark.parametrize("sampling", ["auto", "truncate"])
+def test_the_samplers_log_probs_in_the_place_of_old_ones(kind: str, sampling: str) -> None:
+    """The ratio is pi / pi_sampler and no weight stands beside it; the mismatch is still told."""
+    now, behavior = responses(seed=3)
+    config = LearnerConfig.model_validate(
+        {"loss": kind, "old_logps": "sampler", "importance_sampling": sampling}
+    )
+    micro = micro_of(behavior)
+    nan = np.array([np.nan])
+    logp = torch.from_numpy(np.concatenate([np.append(nan, row) for row in now])).requires_grad_()
+    terms = policy_loss(logp, torch.zeros_like(logp), micro, config)
+    terms.loss_sum.backward()
+    limits = (config.clip_low, config.clip_high, math.inf)
+    wanted = [reference(kind, n, b, a, *limits) for n, b, a in zip(now, behavior, ADVANTAGES)]
+    assert terms.loss_sum.item() == pytest.approx(sum(loss for loss, _ in wanted), rel=1e-12)
+    gradients = np.concatenate([np.append(0.0, gradient) for _, gradient in wanted])
+    np.testing.assert_allclose(logp.grad.nan_to_num(), gradients, atol=1e-12)
+    sums = dict(zip(METRIC_NAMES, terms.metric_sums.tolist()))
+    assert sums["weight"] == sums["tokens"] == sum(LENGTHS)
+    assert sums["cut"] == 0
+    apart = sum(float((n - b).sum()) for n, b in zip(now, behavior))
+    assert sums["log_ratio"] == pytest.approx(apart, rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "passes"), [("learner", 3), ("sampler", 2)])
+def test_the_samplers_log_probs_save_a_forward_pass(kind: str, passes: int) -> None:
+    """Of a step of two updates."""
+    config = config_of("learner.updates_per_batch=2", f"learner.old_logps={kind}")
+    policy: Any = PlainPolicy(config)
+    inner, seen = policy.logps, []
+
+    def watched(micro: MicroBatch, *, with_entropy: bool) -> Any:
+        seen.append(micro)
+        return inner(micro, with_entropy=with_entropy)
+
+    policy.logps = watched
+    batch = make_batch(np.random.default_rng(0), [[3, 2], [4]], [[1.0, 0.0], [1.0]])
+    batch.tokens.remainder_(16)
+    given = TrainingBatch(batch, *advantages(batch))
+    result = Learner(policy, None, config, Group.alone()).update(given, [1e-3, 1e-3])
+    assert len(seen) == passes * result.metrics["micro_batches"]
 
 
 def test_every_named_loss_is_in_the_map() -> None:
@@ -300,6 +346,14 @@ def test_kl_in_the_reward_leaves_the_loss() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (
+            {"old_logps": "sampler", "importance_sampling": "mask"},
+            "old_logps: sampler with a mask",
+        ),
+        (
+            {"old_logps": "sampler", "importance_mask": "kpop"},
+            "old_logps: sampler with a mask",
+        ),
         ({"loss": "gspo", "dual_clip": 3.0}, "dual_clip: 3.0 with loss: gspo"),
         ({"dual_clip": 1.1}, "below 1 \\+ clip_high"),
         ({"advantage": "rloo", "advantage_ddof": 0}, "advantage_ddof: 0 with advantage: rloo"),
