@@ -221,6 +221,8 @@ class Reader:
             files = [word for word in (first, *rest) if word.endswith((".py", ".yaml"))]
             flags = [word.split("=")[0] for word in rest if word.startswith("--")]
             return all(map(self.finds, files)) and all(map(self.knows, flags))
+        if first == "--set":
+            return all(is_setting(word) for word in rest if word != "--set")
         if first.startswith("--"):
             return self.knows(first)
         if setting := re.fullmatch(r"([\w.]+)(: |=).*", text):
@@ -278,6 +280,10 @@ def holds_a_file(folder: Path) -> bool:
     return any(f.is_file() and "__pycache__" not in f.parts for f in folder.rglob("*"))
 
 
+def is_setting(word: str) -> bool:
+    return word.partition("=")[0] in {*KEYS, "section.key", "key"}
+
+
 def knows_command(words: Sequence[str]) -> bool:
     name, *rest = words
     flags = {word.split("=")[0] for word in rest if word.startswith("-")}
@@ -285,7 +291,12 @@ def knows_command(words: Sequence[str]) -> bool:
     own = (
         rest[0].split("|") if takes_own and rest[:1] and rest[0].replace("|", "").islower() else []
     )
-    return name in commands() and flags | set(own) <= commands()[name]
+    settings = [word for word in rest if re.match(r"[a-z][\w.]*=", word)]
+    return (
+        name in commands()
+        and flags | set(own) <= commands()[name]
+        and all(map(is_setting, settings))
+    )
 
 
 def is_of_others(word: str) -> bool:
@@ -356,6 +367,7 @@ RIGHT = """
 `cero_rl/train/loop.py`, `train/`, `loop.py`, `tests/test_layers.py`, `vllm*.py`, `make test`,
 `make gpu-check PY=python3`, `budget.total_rollouts`, `rollout.server.urls`, `lora.rank: 16`,
 `cero-rl checkpoints list|verify|prune RUN`, `cero-rl simulate --suite rivals`, `--resume auto`,
+`--set scheduler.name=uniform --set name=x`,
 `python -m cero_rl validate --config FILE`, `python -m cero_rl.rewards.worker`, `open_round`,
 `Group.together`, `Cero.pending`, `scheduler.next_wave(evidence)`, `config.root.Config`, `skew/*`,
 `budget/{total,spent}_rollouts`, `parity/gap`, `stacks_rankN.txt`, `Evidence(ids, wins, trials)`,
@@ -371,12 +383,14 @@ WRONG = """
 `budget.rollouts`
 `rollout.server.key: x`
 `cero-rl practise`
+`cero-rl train my.yaml scheduler.nam=uniform`
 `cero-rl validate --suite rivals`
 `--no-such-flag`
 `python -m cero_rl.worker`
 `KeepScheduler`
 `update_groups`
 `Group.optimize`
+`--set scheduler.nam=uniform`
 `Cero.answer`
 `next_wave(Observed(successes, trials))`
 `config.root.Settings`
