@@ -1,6 +1,6 @@
 """Does `pip install cero_rl[EXTRA]` resolve from the package index today? The base and every extra
 of pyproject.toml, each for the oldest Python that is supported, and all together but vLLM under
-requirements/lock.txt, for the Python that runs this.
+requirements/lock.txt.
 
 `make extras` prints a line for each; exit code 1, with the resolver's reason, where one fails.
 
@@ -44,7 +44,7 @@ def main() -> int:
     cases: list[tuple[str, list[str], list[str]]] = [
         ("cero_rl", [], oldest),
         *((f"cero_rl[{extra}]", [extra], oldest) for extra in extras),
-        ("all but vllm, locked", locked, ["-c", str(LOCK)]),
+        ("all but vllm, locked", locked, ["-c", str(LOCK), *oldest]),
     ]
     with ThreadPoolExecutor(4) as pool:  # most of it is waiting for the index
         answers = pool.map(lambda case: resolve(case[1], *case[2]), cases)

@@ -1,37 +1,53 @@
-"""The comment beside a field of a record as its description in the API reference (an extension of
-griffe, named in mkdocs.yml): the records of cero_rl say what a field is on its line.
+"""The comments beside the fields of a record as a list in the API reference (an extension of
+griffe, named in mkdocs.yml): the records of cero_rl say what a field is on its line, or above it.
 
-In: the attributes that griffe finds. Out: the same, with `# [P] rollouts of each prompt` as the
-docstring of `spent: Ids  # [P] rollouts of each prompt`.
+In: the classes that griffe finds. Out: the same, with `spent: [P] rollouts of each prompt` in the
+docstring for the line `spent: Ids  # [P] rollouts of each prompt`.
 """
 
 from __future__ import annotations
 
 import io
 import tokenize
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import griffe  # pyright: ignore[reportMissingImports]
 
 
+@cache
+def comments(path: Path) -> dict[int, tuple[str, bool]]:
+    """line -> (the comment on it, does it stand alone there)"""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    return {
+        token.start[0]: (token.string.lstrip("# "), token.line.strip() == token.string)
+        for token in tokens
+        if token.type == tokenize.COMMENT
+    }
+
+
+def said_of(path: Path, first: int, last: int) -> str:
+    """What the comment on a field's last line says, or those that stand alone above its first."""
+    said = comments(path)
+    beside, alone = said.get(last, ("", True))
+    if not alone and not beside.startswith(("pyright:", "noqa")):
+        return beside
+    above: list[str] = []
+    while said.get(first - 1, ("", False))[1]:
+        first -= 1
+        above.insert(0, said[first][0])
+    return " ".join(above)
+
+
 class Comments(griffe.Extension):
-    def __init__(self) -> None:
-        self._read: dict[Path, dict[int, str]] = {}
-
-    def _comments(self, path: Path) -> dict[int, str]:
-        """line -> the comment that ends it"""
-        if path not in self._read:
-            tokens = tokenize.generate_tokens(io.StringIO(path.read_text("utf-8")).readline)
-            self._read[path] = {
-                token.start[0]: token.string.lstrip("# ")
-                for token in tokens
-                if token.type == tokenize.COMMENT and token.line.strip() != token.string
-            }
-        return self._read[path]
-
-    def on_attribute_instance(self, *, attr: Any, **_: Any) -> None:
-        if attr.docstring is None and attr.parent.is_class and attr.endlineno:
-            said = self._comments(attr.filepath).get(attr.endlineno, "")
-            if said and not said.startswith(("pyright:", "noqa")):
-                attr.docstring = griffe.Docstring(said[:1].upper() + said[1:] + ".", parent=attr)
+    def on_class_members(self, *, cls: Any, **_: Any) -> None:
+        found = []
+        for name, member in cls.members.items():
+            if member.is_attribute and not name.startswith("_") and member.endlineno:
+                said = said_of(member.filepath, member.lineno, member.endlineno)
+                if said and member.docstring is None:
+                    found.append(f"- `{name}`: {said}")
+        if found:
+            own = cls.docstring.value if cls.docstring else ""
+            cls.docstring = griffe.Docstring("\n".join([own, "", *found]), parent=cls)
