@@ -43,9 +43,9 @@ class Console:
         if not self._active:
             return
         if self._progress is not None and self._progress.live.is_started:
-            self._progress.console.print(text, highlight=False, markup=False)
+            self._progress.console.print(_printable(text), highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(_printable(text), flush=True)
 
     def progress(
         self,
@@ -91,7 +91,7 @@ class Console:
         for name in _HEAD:
             table.add_column(name, justify="left" if name in _HEAD[:2] else "right", no_wrap=True)
         for cells in _table(rows, max(console.width - 3 * len(_HEAD) - 1, _LEAST)):
-            table.add_row(*map(Text, cells))
+            table.add_row(*(Text(_printable(cell)) for cell in cells))
         console.print(table)
 
     def ending(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -108,13 +108,21 @@ class Console:
 
         grid = Table.grid(padding=(0, 2))
         for name, text in rows:
-            grid.add_row(Text(name, style="bold"), Text(text))
+            grid.add_row(Text(name, style="bold"), Text(_printable(text)))
         self._progress.stop()
-        self._progress.console.print(Panel(grid, title=Text(title), title_align="left"))
+        head = Text(_printable(title))
+        self._progress.console.print(Panel(grid, title=head, title_align="left"))
 
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+def _printable(text: str) -> str:
+    """With a question mark for what standard output's encoding does not have: a completion in
+    another script must not end a run under a locale of Latin letters."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def step_in_words(

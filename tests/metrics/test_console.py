@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,6 +180,22 @@ def test_the_console_prints_completions_as_text(
         assert len({cell_len(line) for line in lines[1:]}) == 1
         assert lines[-2].endswith("       -          -     0.188")
         assert lines[-1].endswith("   1.000      0.000     0.188")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_locale_of_latin_letters_ends_no_run(terminal: bool, monkeypatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    prints_on(terminal, 100, monkeypatch)
+    console = Console(True, total_rollouts=4)
+    console.completions(1, [CompletionRow("è 日本", "long " * 40 + "…", 1.0, 0.5, 0.5)])
+    console.ending("done: ü", [("where", "/runs/日本")])
+    console.say("日本")
+    out.flush()
+    printed = out.buffer.getvalue().decode("latin-1")
+    assert "è ??" in printed
+    assert "done: ü" in printed
+    assert "/runs/??" in printed
 
 
 @pytest.mark.parametrize("terminal", [False, True])
