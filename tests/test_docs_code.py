@@ -10,6 +10,7 @@ import builtins
 import importlib
 import inspect
 import json
+import os
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -123,7 +125,7 @@ def take(program: Path, words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [str(program), *words])
     monkeypatch.syspath_prepend(str(program.parent))
-    with pytest.raises(ParsedError):
+    with mock.patch.dict(os.environ), pytest.raises(ParsedError):  # some set variables for theirs
         runpy.run_path(str(program), run_name="__main__")
 
 
