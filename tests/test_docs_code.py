@@ -152,9 +152,22 @@ def check_pip(words: list[str]) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"][
         "optional-dependencies"
     ]
+    lock = (ROOT / "requirements" / "lock.txt").read_text("utf-8").splitlines()
     for word in words:
+        assert "==" not in word or word in lock, f"{word} is not the tested version"
         for extra in re.findall(r"^(?:cero_rl|\.)\[([\w,-]+)\]", word):
             assert set(extra.split(",")) <= set(extras), f"no such extra: {word}"
+
+
+def check_docker(words: list[str]) -> None:
+    known = re.findall(r"(?m)^ARG (\w+)", (ROOT / "Dockerfile").read_text("utf-8"))
+    given = [words[i + 1] for i, word in enumerate(words) if word == "--build-arg"]
+    assert {word.partition("=")[0] for word in given} <= set(known), f"the image takes {known}"
+    if words[0] == "run":
+        image = next(i for i, word in enumerate(words) if word.startswith("cero_rl"))
+        check_cero(words[image + 1 :])
+    else:
+        assert words[0] == "build"
 
 
 def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +181,8 @@ def check(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         check_cero(rest)
     elif first == "make":
         check_make(rest)
+    elif first == "docker":
+        check_docker(rest)
     elif first == "pip":
         check_pip(rest)
     elif first in ("python", "deepspeed") and script is not None:
@@ -211,6 +226,8 @@ pip install 'cero_rl[coffee]'
 deepspeed recipes/train_cero.py --config my.yaml --set scheduler.nam=cero
 python tools/testbeds.py --task none --out x
 python tools/no_such_tool.py
+docker build --build-arg BAES=x .
+docker run --rm cero_rl trian quickstart_cpu
 curl somewhere
 """
 
