@@ -210,7 +210,7 @@ $(VENV)/.stamp-package: $(VENV)/.stamp-runtime $(NATIVE)
 	@touch $@
 
 $(VENV)/.stamp-dev: $(VENV)/.stamp-package
-	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev lora procedural report view wandb trackio >build/dev.txt
+	@mkdir -p build; $(PY) -c "$$LIST_DEPENDENCIES" dev lora procedural report view wandb trackio completion >build/dev.txt
 	$(call stage,test and lint packages,$(PIP) -r build/dev.txt)
 	@touch $@
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m cero_rl` and the `cero-rl` script."""
 
 from typing import NoReturn

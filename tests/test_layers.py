@@ -31,9 +31,9 @@ FLOORS = [
 FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
-    "commands": "__init__ checkpoints common compare diagnose diagnose_report evaluate init launch "
-    "main plan parity rank recipes report schema serve simulate simulate_payoff simulate_pool "
-    "simulate_report slurm study train training validate view",
+    "commands": "__init__ answers checkpoints common compare complete diagnose diagnose_report "
+    "evaluate init launch main plan parity rank recipes report schema serve simulate "
+    "simulate_payoff simulate_pool simulate_report slurm study train training validate view",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets recipes rollout root run "
     "scheduler sizes zero",

@@ -4,12 +4,14 @@ what may go. Starts without torch."""
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cero_rl.checkpoint import prune, read_manifest, step_dirs, unfinished, verify
 from cero_rl.checkpoint.lineage import abandoned, put_back
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import CheckpointError, ConfigError
 from cero_rl.job.lock import is_locked
@@ -20,7 +22,6 @@ HELP = "list, verify or prune the checkpoints of a run"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="step, size, ranks and held-out accuracy of each")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
     actions.add_parser(
         "verify",
         help="read every file and compare its sha256 with the manifest; exit 4 if one differs",
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument(
             "run", type=path_argument, metavar="RUN", help="a run's directory, e.g. runs/quickstart"
         )
+        add_json(action)
         action.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
@@ -70,55 +72,55 @@ def _megabytes(directory: Path) -> str:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    found = step_dirs(arguments.run)
-    if not found and not arguments.json:
-        print(f"{arguments.run}: no committed checkpoint")
+    run: Path = arguments.run
+    found, listed = step_dirs(run), list[dict[str, Any]]()
+    if not found:
+        print(f"{run}: no committed checkpoint")
     for directory in found:
         try:
             manifest = read_manifest(directory)
         except CheckpointError as error:
-            print(
-                json.dumps({"directory": str(directory), "error": str(error)})
-                if arguments.json
-                else f"{directory.name}  {error}"
-            )
+            listed.append({"directory": str(directory), "error": str(error)})
+            print(f"{directory.name}  {error}")
             continue
+        parent = (manifest.get("parent") or {}).get("step")
         entry = {
             "step": manifest["step"],
             "directory": str(directory),
             "bytes": _bytes(directory),
             "world_size": manifest["world_size"],
-        }
-        parent = (manifest.get("parent") or {}).get("step")
-        entry |= {
             "parent": parent,
             "score": manifest.get("score"),
             "cero_rl": manifest["cero_rl"],
             "torch": manifest["torch"],
         }
-        if arguments.json:
-            print(json.dumps(entry))
-            continue
+        listed.append(entry)
         score = "" if entry["score"] is None else f"  held-out accuracy {entry['score']:.3f}"
         after = "" if parent is None else f"  after step {parent}"
         size, ranks = _megabytes(directory), entry["world_size"]
         print(f"{directory.name}  {size}  {ranks} rank(s){after}{score}")
-    for directory in [] if arguments.json else unfinished(arguments.run):
+    left, aside = unfinished(run), abandoned(run)
+    for directory in left:
         print(
             f"{directory.name}  {_megabytes(directory)}  "
-            f"unfinished{', a job is at work' if is_locked(arguments.run) else ''}"
+            f"unfinished{', a job is at work' if is_locked(run) else ''}"
         )
-    for directory in [] if arguments.json else abandoned(arguments.run):
+    for directory in aside:
         steps = ", ".join(step.name for step in reversed(step_dirs(directory)))
         print(
-            f"{directory.relative_to(arguments.run)}  {_megabytes(directory)}  set aside when the "
+            f"{directory.relative_to(run)}  {_megabytes(directory)}  set aside when the "
             f"run went back: {steps}"
         )
+    answer(arguments, checkpoints=listed, unfinished=_names(left), set_aside=_names(aside))
     return 0
 
 
+def _names(directories: Sequence[Path]) -> list[str]:
+    return [str(directory) for directory in directories]
+
+
 def _verify(arguments: argparse.Namespace) -> int:
-    found, bad = step_dirs(arguments.run), []
+    found, bad = step_dirs(arguments.run), dict[str, str]()
     if not found:
         raise CheckpointError(f"{arguments.run}: no committed checkpoint to verify")
     for directory in found:
@@ -126,8 +128,10 @@ def _verify(arguments: argparse.Namespace) -> int:
             manifest = verify(directory)
             print(f"{directory.name}  ok: {len(manifest['files'])} files, {_megabytes(directory)}")
         except CheckpointError as error:
-            bad.append(directory.name)
+            bad[directory.name] = str(error)
             print(f"{directory.name}  damaged: {error}")
+    intact = [directory.name for directory in found if directory.name not in bad]
+    answer(arguments, intact=intact, damaged=bad)
     if bad:
         raise CheckpointError(
             f"{arguments.run}: {len(bad)} of {len(found)} checkpoints are damaged "
@@ -159,6 +163,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     removed = prune(arguments.run, **rules, dry_run=arguments.dry_run)
     for directory in removed:
         print(f"{word} {directory.name}")
-    if not stale and not removed:
+    gone = [directory.name for directory in (*stale, *removed)]
+    answer(arguments, removed=gone, dry_run=arguments.dry_run)
+    if not gone:
         print("nothing to remove")
     return 0

@@ -28,7 +28,16 @@ from cero_rl.errors import (
 )
 
 INSTALL_TRAIN = "models and training need pip install 'cero_rl[train]'"
+Ended = Callable[[str, str, int], None]
 _OF_TRAIN = {"torch", "deepspeed", "transformers", "safetensors", "datasets", "httpx2"}
+
+
+class UsageExit(SystemExit):
+    """The command line cannot be read; `line` is what was said of it."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(ConfigError.exit_code)
+        self.line = line
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,8 +48,9 @@ class Parser(argparse.ArgumentParser):
         if word:
             near = difflib.get_close_matches(word[1], re.findall(r"[\w.-]+", word[2]), n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        print(f"error: {redact.text(message)}; {hint}see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(2)
+        line = f"{redact.text(message)}; {hint}see {self.prog} --help"
+        print(f"error: {line}", file=sys.stderr)
+        raise UsageExit(line)
 
 
 def _flags(parser: argparse.ArgumentParser) -> list[str]:
@@ -84,35 +94,37 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
-def guard(action: Callable[[], int], *, debug: bool) -> int:
+def guard(action: Callable[[], int], *, debug: bool, ended: Ended | None = None) -> int:
     """Turn expected errors into one line and an exit code. Errors that every rank meets alike are
-    printed by rank 0 alone."""
+    printed by rank 0 alone. `ended` is told the error's type, its line and the exit code."""
     try:
         return action()
     except CeroError as error:
         rank = os.environ.get("RANK", "0")  # known only now where srun started it
+        line = redact.text(str(error))
         if debug:
             print(redact.text(traceback.format_exc()), end="", file=sys.stderr, flush=True)
         elif rank == "0" or not isinstance(
             error, (ConfigError, DataError, RewardError, CheckpointError, NoProgressError)
         ):
-            line = redact.text(str(error))
             tell(f"error: {line}" if rank == "0" else f"error (rank {rank}): {line}")
-        return error.exit_code
+        kind, code = type(error).__name__, error.exit_code
     except KeyboardInterrupt:
-        return EXIT_INTERRUPT
+        kind, line, code = "KeyboardInterrupt", "interrupted", EXIT_INTERRUPT
     except BrokenPipeError:
         raise
     except Exception as error:
         if debug:
             raise
         if isinstance(error, ModuleNotFoundError) and error.name in _OF_TRAIN:
-            tell(f"error: {error.name} is not installed here; {INSTALL_TRAIN}")
-            return EngineError.exit_code
-        tell(
-            redact.text(
-                f"error: unexpected {type(error).__name__}: {first_line(error)}; --debug shows "
-                "where. Please report it"
+            kind, code = "EngineError", EngineError.exit_code
+            line = f"{error.name} is not installed here; {INSTALL_TRAIN}"
+        else:
+            kind, code = type(error).__name__, CeroError.exit_code
+            line = redact.text(
+                f"unexpected {kind}: {first_line(error)}; --debug shows where. Please report it"
             )
-        )
-        return CeroError.exit_code
+        tell(f"error: {line}")
+    if ended is not None:
+        ended(kind, line, code)
+    return code

@@ -34,4 +34,4 @@ def run(arguments: argparse.Namespace) -> int:
             f"compare {arguments.runs[0]}: one run has nothing beside it; give two or more, or use "
             "cero-rl report"
         )
-    return write_report(arguments.runs, arguments.format, arguments.out, None)
+    return write_report(arguments, None)

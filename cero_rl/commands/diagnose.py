@@ -2,7 +2,7 @@
 weights of a run.
 
 Arguments and configuration are checked before torch is imported. Progress goes to standard error,
-the table to standard output, JSON to where --json says.
+the table to standard output; everything as JSON with --json, or to the file of --out.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_overrides
 from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
@@ -27,7 +28,7 @@ RESOLVED, EXPORT = "config.resolved.yaml", "export"
 _NEEDED = ("torch", "transformers", "numpy", "safetensors")
 _EPILOG = """examples:
   cero-rl diagnose recipes/quickstart_cpu.yaml --by family      the start model, about a minute
-  cero-rl diagnose runs/quickstart --by family --json out.json  the newest weights of a run
+  cero-rl diagnose runs/quickstart --by family --out out.json   the newest weights of a run
 
 One process, no DeepSpeed; samples with transformers. How each number is estimated, and what it
 cannot tell: docs/diagnose.md."""
@@ -68,11 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="value by this column of the data, or source (may be repeated)",
     )
     parser.add_argument(
-        "--json",
-        dest="json_path",
-        metavar="FILE|-",
-        help="write everything as JSON; -: and only it",
+        "--out", type=path_argument, metavar="FILE", help="write everything there, as JSON"
     )
+    add_json(parser)
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
@@ -148,16 +147,15 @@ def _diagnose(
     found = diagnoser.run(path, start if of_run else None, request, of_run=of_run)
     if knows:
         found.notes.append(knows)
-    if arguments.json_path is not None:
-        text = json.dumps(as_json(found), indent=2, allow_nan=False)
-        if arguments.json_path == "-":
-            print(text)
-            return 0
+    tree = as_json(found)
+    answer(arguments, **tree)
+    if arguments.out is not None:
+        text = json.dumps(tree, indent=2, allow_nan=False)
         try:
-            Path(arguments.json_path).write_text(text + "\n", encoding="utf-8")
+            arguments.out.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise ConfigError(
-                f"--json {arguments.json_path}: {error.strerror}; name a file that can be written"
+                f"--out {arguments.out}: {error.strerror}; name a file that can be written"
             ) from None
     print_report(found, sys.stdout)
     progress("done")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TextIO
 
+from cero_rl.commands.answers import finite
 from cero_rl.diagnosis.records import Diagnosis, NoiseReport, PoolReport, Row
 from cero_rl.diagnosis.statistics import Gain, Measured, progress
 
@@ -22,15 +23,7 @@ def as_json(found: Diagnosis) -> dict[str, Any]:
             x = found.noise.regime.batch_over_noise.value
             keys = ("same_rate", "tuned_rate", "same_signal_a_step")
             tree["gains"][name]["progress"] = dict(zip(keys, progress(own.snr.value, x)))
-    return _finite(tree)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite(tree)
 
 
 def number(value: Measured | float | None, digits: int = 2) -> str:

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_config
 from cero_rl.config import load_config
 from cero_rl.config.paths import text_argument
@@ -18,6 +19,7 @@ HELP = "held-out accuracy of a model, e.g. of a run's export/"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
+    add_json(parser)
     parser.add_argument(
         "--model",
         type=text_argument,
@@ -65,7 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
             result = evaluate(engine, heldout, rewards, group, watchdog, config, final=True)
         if group.is_main:
             print("\n".join(result.table()), file=sys.stderr)
-            print(json.dumps({"model": str(path), "prompts": result.prompts, **result.metrics()}))
+            found = {"model": str(path), "prompts": result.prompts, **result.metrics()}
+            answer(arguments, **found)
+            if not arguments.json:
+                print(json.dumps(found))
         if not result.is_known:
             raise RewardError(
                 f"{result.describe()}; wanted at least {config.evaluation.min_judged_rate:.0%} "

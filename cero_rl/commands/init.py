@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_debug
 from cero_rl.config import Config
 from cero_rl.config.io import build_config
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--yes", action="store_true", help="ask nothing: what no flag says is the default"
     )
+    add_json(parser)
     add_debug(parser)
 
 
@@ -76,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         out.write_text(_written(settings, out), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--out {out}: cannot be written ({error.strerror})") from None
+    answer(arguments, config=str(out), prompts=prompts, rollouts=total)
     print(f"{out}: {prompts} prompts to train on, {total:,} rollouts")
     print(f"next: cero-rl validate --config {out}")
     print(f"      cero-rl train {out}")

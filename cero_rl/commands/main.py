@@ -14,6 +14,7 @@ from typing import Protocol
 
 from cero_rl import __version__
 from cero_rl.commands import (
+    answers,
     checkpoints,
     compare,
     diagnose,
@@ -34,7 +35,9 @@ from cero_rl.commands import (
     validate,
     view,
 )
-from cero_rl.commands.common import Parser, guard
+from cero_rl.commands.common import Parser, UsageExit, guard
+from cero_rl.commands.complete import complete
+from cero_rl.errors import ConfigError
 
 
 class Command(Protocol):
@@ -73,18 +76,46 @@ COMMANDS: tuple[Command, ...] = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def build_parser() -> Parser:
     what = "Rollout allocation for RL with verifiable rewards: check, evaluate, inspect."
     parser = Parser(prog="cero-rl", description=what, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    by_name = {command.__name__.rpartition(".")[2]: command for command in COMMANDS}
-    for name, command in by_name.items():
-        own = commands.add_parser(name, allow_abbrev=False, help=command.HELP)
+    for command in COMMANDS:
+        own = commands.add_parser(_name(command), allow_abbrev=False, help=command.HELP)
         command.add_arguments(own)
+    return parser
+
+
+def _name(command: Command) -> str:
+    return command.__name__.rpartition(".")[2]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    complete(parser)
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["train"]:
         words = train.spelled_out(words)
-    arguments = parser.parse_args(words)
-    chosen = by_name[arguments.command]
-    return guard(lambda: chosen.run(arguments), debug=arguments.debug)
+    by_name = {_name(command): command for command in COMMANDS}
+    if not answers.is_wanted(words):
+        arguments = parser.parse_args(words)
+        chosen = by_name[arguments.command]
+        return guard(lambda: chosen.run(arguments), debug=arguments.debug)
+    try:
+        arguments = parser.parse_args(words)
+    except UsageExit as error:
+        said = answers.error_of("UsageError", error.line, ConfigError.exit_code)
+        answers.write(sys.stdout, None, said)
+        raise
+    return _in_json(arguments, by_name[arguments.command])
+
+
+def _in_json(arguments: argparse.Namespace, chosen: Command) -> int:
+    """The command's words on standard error, its answer or error as one document."""
+    errors: list[dict[str, object]] = []
+    ended = lambda kind, line, code: errors.append(answers.error_of(kind, line, code))
+    with answers.words_to_stderr() as out:
+        status = guard(lambda: chosen.run(arguments), debug=arguments.debug, ended=ended)
+    answers.write(out, arguments.answer, errors[0] if errors else None)
+    return status

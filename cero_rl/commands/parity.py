@@ -7,11 +7,11 @@ they mean, and exit status 0 (it runs them) or 6 (it does not, or could not be a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from cero_rl import redact
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.config.paths import path_argument, text_argument
 from cero_rl.errors import ConfigError, EngineError
 from cero_rl.models.directory import find_model
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bound", type=float, metavar="NATS", help="default: by dtype and what rounding does")
     add("--version", metavar="LABEL", help="the weights' name, where the server tells one")
     add("--timeout", type=float, default=60.0, metavar="S", help="of every call (default 60)")
-    add("--json", action="store_true", help="print the whole report as one JSON object")
+    add_json(parser)
     add("--debug", action="store_true", help="show a traceback with an error")
 
 
@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         others={name: load(path, tokenizer=False) for name, path in others.items()},
     )
     if arguments.json:
-        print(json.dumps(report.to_json()))
+        answer(arguments, **report.to_json())
     else:
         print("\n".join(redact.text(line) for line in report.lines()), file=sys.stderr)
         verdict = "runs these weights" if report.same else "does NOT run these weights"

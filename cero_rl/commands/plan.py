@@ -6,10 +6,10 @@ Exit status 0 where it fits, 2 where it does not.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_config
 from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a config.json in the place of the model's own",
     )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, and only it")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     planner = Planner(config, arguments.shape)
     plan = planner.plan(config, (processes_of if arguments.cpu else gpus_of)(ranks, gib))
     if arguments.json:
-        print(json.dumps(_report(planner, plan), indent=1))
+        answer(arguments, **_report(planner, plan))
     else:
         print("\n".join([*_table(planner, plan), "", plan.note, *verdict(planner, plan)]))
     return 0 if plan.fits else ConfigError.exit_code

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_debug
 from cero_rl.config.paths import path_argument
 from cero_rl.config.recipes import SCHEMA, Recipe, all_recipes, folder, recipe
@@ -17,7 +17,6 @@ HELP = "the recipes that ship: list them, show one, copy one to change it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", allow_abbrev=False, help="name, hardware, model, budget")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
     show = actions.add_parser("show", allow_abbrev=False, help="print the file")
     copy = actions.add_parser(
         "copy", allow_abbrev=False, help="copy the file, and the data and model that it ships with"
@@ -32,34 +31,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for one in (show, copy):
         one.add_argument("name", metavar="NAME")
     for one in (listing, show, copy):
+        add_json(one)
         add_debug(one)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "list":
-        _list(all_recipes(), as_json=arguments.json)
+        _list(arguments, all_recipes())
     elif arguments.action == "show":
-        print(recipe(arguments.name).text, end="")
+        chosen = recipe(arguments.name)
+        answer(arguments, name=chosen.name, path=str(chosen.path), text=chosen.text)
+        print(chosen.text, end="")
     else:
-        _copy(recipe(arguments.name), arguments.to)
+        _copy(arguments, recipe(arguments.name), arguments.to)
     return 0
 
 
-def _list(recipes: list[Recipe], *, as_json: bool) -> None:
+def _list(arguments: argparse.Namespace, recipes: list[Recipe]) -> None:
     width = max(len(one.name) for one in recipes)
-    for one in recipes:
-        about = one.about
-        if as_json:
-            print(json.dumps({"name": one.name, "hardware": one.hardware, **about}))
-        else:
-            print(f"{one.name:<{width}}  {one.hardware}")
-            print(
-                f"{'':<{width}}  {about['model']}, {about['scheduler']}, "
-                f"{int(about['rollouts']):,} rollouts"
-            )
+    listed = [{"name": one.name, "hardware": one.hardware, **one.about} for one in recipes]
+    answer(arguments, recipes=listed)
+    for about in listed:
+        print(f"{about['name']:<{width}}  {about['hardware']}")
+        print(
+            f"{'':<{width}}  {about['model']}, {about['scheduler']}, "
+            f"{int(about['rollouts']):,} rollouts"
+        )
 
 
-def _copy(chosen: Recipe, to: Path) -> None:
+def _copy(arguments: argparse.Namespace, chosen: Recipe, to: Path) -> None:
     """Raises ConfigError before anything is written where a file of another content is in the
     way."""
     wanted = [(f"{chosen.name}.yaml", chosen.path), (SCHEMA, folder() / SCHEMA), *chosen.files()]
@@ -80,6 +80,8 @@ def _copy(chosen: Recipe, to: Path) -> None:
             raise ConfigError(
                 f"{target}: cannot be written ({error.strerror}); choose another --to"
             ) from None
+    written = [str(target) for target, _ in missing]
+    answer(arguments, config=str(to / f"{chosen.name}.yaml"), written=written)
     size = sum(source.stat().st_size for _, source in missing)
     print(f"{to / chosen.name}.yaml, {len(missing)} files written, {size / 1e6:.1f} MB")
     at = "" if to == Path() else f"cd {to} && "

@@ -9,6 +9,7 @@ import math
 import sys
 from pathlib import Path
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, tell
 from cero_rl.files.durable import beside, replace
@@ -42,7 +43,6 @@ def add_output(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument(
         "--format",
         choices=("html", "json", "md"),
-        default=default,
         help=f"default {default}; json and md go to standard output",
     )
     parser.add_argument(
@@ -52,17 +52,28 @@ def add_output(parser: argparse.ArgumentParser, *, default: str) -> None:
         metavar="FILE",
         help="write there (html: report.html in the run's directory, or here for several runs)",
     )
+    add_json(parser)
+    parser.set_defaults(usual_format=default)
+
+
+def wanted_format(arguments: argparse.Namespace) -> str | None:
+    """None where --json asks for the numbers on standard output and nothing asks for a file."""
+    if arguments.json and arguments.format is None and arguments.out is None:
+        return None
+    return arguments.format or arguments.usual_format
 
 
 def run(arguments: argparse.Namespace) -> int:
     price = arguments.price_per_gpu_hour
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise ConfigError(f"--price-per-gpu-hour {price}: wanted a number >= 0")
-    return write_report(arguments.runs, arguments.format, arguments.out, price)
+    return write_report(arguments, price)
 
 
-def write_report(runs: list[Path], how: str, out: Path | None, price: float | None) -> int:
+def write_report(arguments: argparse.Namespace, price: float | None) -> int:
     """Read everything, then write one file or to standard output."""
+    runs: list[Path] = arguments.runs
+    how, out = wanted_format(arguments), arguments.out
     from cero_rl.report.drawing import need_matplotlib
     from cero_rl.report.facts import facts_of
     from cero_rl.report.reader import read_run
@@ -75,8 +86,11 @@ def write_report(runs: list[Path], how: str, out: Path | None, price: float | No
         from cero_rl.report.compare import compare
 
         comparison = compare(facts)
+    said = facts[0].summary if comparison is None else comparison.as_json()
+    answer(arguments, **said)
+    if how is None:
+        return 0
     if how == "json":
-        said = facts[0].summary if comparison is None else comparison.as_json()
         text = json.dumps(said, indent=2, allow_nan=False) + "\n"
     elif how == "md":
         from cero_rl.report.words import comparison_in_words, run_in_words

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.simulate_pool import COLUMN, is_pool, read_pool
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError, DataError
@@ -130,12 +131,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write simulate_SUITE.png and simulate_SUITE.jsonl there",
     )
+    add_json(parser)
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if _asks_whether_it_pays(arguments):
-        return _answer(arguments)
+        return _payoff(arguments)
     for name in _ANSWER:
         if _is_given(arguments, name):
             raise ConfigError(
@@ -160,7 +162,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"--out {arguments.out}: {error.strerror}; name a directory that can be written"
             ) from None
-    from cero_rl.commands.simulate_report import draw, print_tables, progress, write_jsonl
+    from cero_rl.commands.simulate_report import (
+        draw,
+        json_rows,
+        print_tables,
+        progress,
+        write_jsonl,
+    )
 
     try:
         with progress(sys.stderr) as told:
@@ -169,9 +177,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(str(error)) from None
     tables = [summarise(result) for result in results]
     print_tables(results, tables, seeds, sys.stdout)
+    rows = json_rows(suite.name, results, tables, seeds)
+    answer(arguments, rows=rows)
     if arguments.out is not None:
         stem = arguments.out / f"simulate_{suite.name}"
-        write_jsonl(stem.with_suffix(".jsonl"), suite.name, results, tables, seeds)
+        write_jsonl(stem.with_suffix(".jsonl"), rows)
         draw(stem.with_suffix(".png"), results, tables, seeds)
         print(f"written: {stem}.jsonl, {stem}.png")
     return 0
@@ -203,9 +213,9 @@ def _asks_whether_it_pays(arguments: argparse.Namespace) -> bool:
     return asked or is_pool(arguments.replay, arguments.column or COLUMN)
 
 
-def _answer(arguments: argparse.Namespace) -> int:
+def _payoff(arguments: argparse.Namespace) -> int:
     """Whether CERO+ pays on measured pass rates."""
-    from cero_rl.commands.simulate_payoff import Question, ask, tell_answer
+    from cero_rl.commands.simulate_payoff import Question, ask, payoff_json, tell_answer
     from cero_rl.commands.simulate_report import progress
 
     for name in ("prompts", "processes", "out", "only"):
@@ -229,6 +239,7 @@ def _answer(arguments: argparse.Namespace) -> int:
             found = ask(question, draws, said)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    answer(arguments, **payoff_json(question, found))
     tell_answer(question, found, sys.stdout)
     return 0
 

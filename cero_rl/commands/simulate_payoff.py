@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 import numpy as np
@@ -170,6 +170,20 @@ def tell_answer(question: Question, found: Answer, out: TextIO) -> None:
         "the critic brings on any allocation (docs/when.md).",
         file=out,
     )
+
+
+def payoff_json(question: Question, found: Answer) -> dict[str, Any]:
+    """The same for programs; intervals are {mean, low, high}, 95 % of draws."""
+    return {
+        "source": question.source,
+        "prompts": question.pool.prompts,
+        "measured_with": question.measured_with,
+        "budget_rollouts": question.budget,
+        "rounds": question.rounds,
+        "drift_logits": question.drift,
+        **asdict(found),
+        "verdict": verdict(question, found),
+    }
 
 
 def _table(found: Answer, out: TextIO) -> None:

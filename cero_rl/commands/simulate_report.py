@@ -212,18 +212,20 @@ def json_row(suite: str, result: CaseResult, row: Row, seeds: int) -> dict[str, 
     }
 
 
-def write_jsonl(
-    path: Path,
+def json_rows(
     suite: str,
     results: tuple[CaseResult, ...],
     tables: list[tuple[Row, ...]],
     seeds: int,
-) -> None:
-    rows = (
+) -> list[dict[str, Any]]:
+    return [
         json_row(suite, result, row, seeds)
         for result, table in zip(results, tables)
         for row in table
-    )
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

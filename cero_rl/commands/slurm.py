@@ -17,6 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.config import Config, load_config
 from cero_rl.config.paths import path_argument
 from cero_rl.config.sizes import check_pool
@@ -292,6 +293,7 @@ def _render(arguments: argparse.Namespace) -> int:
     job = _job(arguments)
     _check(config, job)
     script = render(config, Path(arguments.config), arguments.overrides, job, arguments.template)
+    answer(arguments, script=script)
     if arguments.dry_run:
         print(script, end="")
         return 0
@@ -304,6 +306,7 @@ def _render(arguments: argparse.Namespace) -> int:
     _write(path, script)
     # Slurm fails a job without a word when this is missing
     log_dir(config).mkdir(parents=True, exist_ok=True)
+    answer(arguments, written=str(path), logs=str(log_dir(config)))
     print(f"wrote {path}; logs go to {log_dir(config)}")
     if not config.checkpoint.every_steps:
         print(
@@ -312,7 +315,9 @@ def _render(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if arguments.submit:
-        print(_submit(path))
+        said = _submit(path)
+        answer(arguments, sbatch=said)
+        print(said)
     return 0
 
 
@@ -390,4 +395,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="hand it to sbatch; written to OUTPUT_DIR/slurm/NAME.sbatch without --output",
     )
+    add_json(page)
     page.add_argument("--debug", action="store_true", help="show a traceback with an error")

@@ -9,7 +9,8 @@ import argparse
 import json
 from pathlib import Path
 
-from cero_rl.commands.report import add_output, deliver
+from cero_rl.commands.answers import answer
+from cero_rl.commands.report import add_output, deliver, wanted_format
 from cero_rl.config.paths import path_argument
 from cero_rl.errors import ConfigError
 from cero_rl.study.plan import Chosen, Row, Study, StudyError, read_rows, read_study, refuse_unknown
@@ -87,14 +88,18 @@ def _show(arguments: argparse.Namespace, study: Study, rows: list[Row], arms: li
     from cero_rl.report.tables import markdown
     from cero_rl.study.tables import as_json, pools_of, table_of, words_of
 
-    out = arguments.out
-    if arguments.format == "html":
+    how, out = wanted_format(arguments), arguments.out
+    found = as_json(rows, study.baseline, arms)
+    answer(arguments, **found)
+    if how is None:
+        return 0
+    if how == "html":
         from cero_rl.study.page import page_of_study
 
         text = page_of_study(study, rows, arms)
         out = out or Path(f"{study.name}.html")
-    elif arguments.format == "json":
-        text = json.dumps(as_json(rows, study.baseline, arms), indent=2, allow_nan=False) + "\n"
+    elif how == "json":
+        text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     else:
         tables = [markdown(table_of(rows, pool, study.baseline, arms)) for pool in pools_of(rows)]
         text = "\n\n".join([*tables, *words_of(rows, study.baseline, arms)]) + "\n"

@@ -116,7 +116,8 @@ def _train(arguments: argparse.Namespace) -> int:
         check_reward(config.reward)
         find_model(config.model.path)
     if arguments.dry_run:
-        return report_validation(config, look_up=True)
+        report_validation(config, look_up=True)
+        return 0
     from cero_rl.zero import launch
 
     launch.prepare_environment()  # before the first import of deepspeed, which looks at it

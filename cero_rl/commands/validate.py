@@ -7,7 +7,10 @@ import argparse
 import importlib.util
 import re
 from collections.abc import Sequence
+from typing import Any
 
+from cero_rl import redact
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.common import add_config
 from cero_rl.config import Config, dump_config, load_config
 from cero_rl.config.presets import departures
@@ -67,8 +70,9 @@ def _check_handed_on(config: Config) -> None:
     refuse_unfit_zero(config, None)
 
 
-def report_validation(config: Config, *, look_up: bool = False) -> int:
-    """Check and print; `look_up`: a model that is a Hugging Face id too, over the network."""
+def report_validation(config: Config, *, look_up: bool = False) -> dict[str, Any]:
+    """Check and print, and the same for programs; `look_up`: a model that is a Hugging Face id too,
+    over the network."""
     from cero_rl.data.load import count_prompts, left_out_lines, read_local, read_sample
     from cero_rl.environments.pool import tools_of_environment
     from cero_rl.metrics.trackers import refuse_missing
@@ -117,23 +121,30 @@ def report_validation(config: Config, *, look_up: bool = False) -> int:
     print_rows(
         "prompts", ["known once the data is loaded" if num_prompts is None else str(num_prompts)]
     )
-    print_rows("data", data)
-    print_rows("reward", rewards)
-    print_rows("model", model)
-    print_rows("memory", memory_lines(config, where))
-    print_rows("note", text_notes(config))
+    rows = {
+        "data": data,
+        "reward": rewards,
+        "model": model,
+        "memory": memory_lines(config, where),
+        "note": text_notes(config),
+    }
+    for name, lines in rows.items():
+        print_rows(name, lines)
     print_sizes(config, num_prompts)
-    return 0
+    sizes = dict(derived_sizes(config, num_prompts))
+    return {"valid": True, "name": config.name, "prompts": num_prompts, **rows, "sizes": sizes}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--show", action="store_true", help="print the resolved configuration")
+    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    status = report_validation(config)
+    answer(arguments, **report_validation(config))
     if arguments.show:
+        answer(arguments, config=redact.tree(config.model_dump(mode="json")))
         print(dump_config(config), end="")
-    return status
+    return 0

@@ -34,7 +34,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_every_recipe_is_listed_in_words_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "list", "--json"]) == 0
-    listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    listed = json.loads(capsys.readouterr().out)["recipes"]
     assert [one["name"] for one in listed] == sorted(p.stem for p in ROOT.glob("recipes/*.yaml"))
     for one in listed:
         given = yaml.safe_load((ROOT / f"recipes/{one['name']}.yaml").read_text())

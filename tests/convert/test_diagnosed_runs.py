@@ -24,7 +24,7 @@ def test_export_and_checkpoint_say_the_same(
     shutil.rmtree(bare / "export")
     found = []
     for run in (whole, bare):
-        assert main(["diagnose", str(run), "--prompts", "24", "--samples", "4", "--json", "-"]) == 0
+        assert main(["diagnose", str(run), "--prompts", "24", "--samples", "4", "--json"]) == 0
         out, err = capsys.readouterr()
         found.append(json.loads(out))
         assert ("is converted" in err) == (run == bare)

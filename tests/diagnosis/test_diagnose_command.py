@@ -27,7 +27,7 @@ def diagnose(target: Path | str, *arguments: str, settings: tuple[str, ...] = ()
 def found_in(
     capsys: pytest.CaptureFixture[str], target: Path | str, *arguments: str, **more: Any
 ) -> dict[str, Any]:
-    assert diagnose(target, "--json", "-", *arguments, **more) == 0
+    assert diagnose(target, "--json", *arguments, **more) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -37,7 +37,7 @@ def small(*more: str) -> tuple[str, ...]:
 
 def test_page_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.json"
-    arguments = ("--by", "family", "--by", "kind", "--prompts", "48", "--json", str(path))
+    arguments = ("--by", "family", "--by", "kind", "--prompts", "48", "--out", str(path))
     assert diagnose(RECIPE, *arguments, settings=small("data.limit=200")) == 0
     out, err = capsys.readouterr()
     assert "training pool: 48 of 200 prompts, 768 rollouts" in out

@@ -142,12 +142,9 @@ def test_the_command_lists_verifies_and_prunes(tmp_path: Path, capsys: pytest.Ca
     ]
     assert said[3].endswith("2 rank(s)  held-out accuracy 0.900")
     assert main(["checkpoints", "list", str(tmp_path), "--json"]) == 0
-    assert [json.loads(line)["step"] for line in capsys.readouterr().out.splitlines()] == [
-        8,
-        6,
-        4,
-        2,
-    ]
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["step"] for one in listed["checkpoints"]] == [8, 6, 4, 2]
+    assert [Path(one).name for one in listed["unfinished"]] == ["tmp.step_000010.1"]
     flip(tmp_path / "checkpoints/step_000004/zero/shard.pt")
     assert main(["checkpoints", "verify", str(tmp_path)]) == 4
     shown = capsys.readouterr()

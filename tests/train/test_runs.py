@@ -132,13 +132,14 @@ def test_export_reproduces_the_evaluation(uncut):
         "recipes/digits_cpu.yaml",
         "--model",
         str(uncut / "export"),
+        "--json",
     ]
     for setting in settings:
         line += ["--set", setting]
     done = subprocess.run(
         line, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True, timeout=120
     )
-    again = json.loads(done.stdout.splitlines()[-1])
+    again = json.loads(done.stdout)  # whatever DeepSpeed and torch print
     last = lines(uncut / "metrics.jsonl")[-1]
     assert again["eval/avg@2"] == pytest.approx(last["eval/avg@2"], abs=1e-7)
     assert again["eval/pass@2"] == pytest.approx(last["eval/pass@2"], abs=1e-7)

@@ -8,12 +8,13 @@ a reward that hangs, a weight sync.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+from cero_rl.commands.answers import add_json, answer
 from cero_rl.commands.doctor import drills, machine
 from cero_rl.commands.doctor.finding import Finding
 from cero_rl.config.paths import path_argument
@@ -30,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="look only; leave out the drills (2-rank collective, hanging reward, sync)",
     )
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object at the end instead of lines"
-    )
+    add_json(parser)
     parser.add_argument(
         "--output-dir",
         type=path_argument,
@@ -77,18 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
             shown = f"\033[{_COLOURS[finding.status]}m{status}\033[0m" if coloured else status
             print(f"{shown} {finding.name:<15} {finding.text}", flush=True)
     bad = list(dict.fromkeys(f.name for f in found if f.status == "bad"))
-    if arguments.json:
-        print(
-            json.dumps(
-                {
-                    "fit": not bad,
-                    "findings": [
-                        {"status": f.status, "name": f.name, "text": f.text} for f in found
-                    ],
-                },
-                indent=1,
-            )
-        )
+    answer(arguments, fit=not bad, findings=[asdict(finding) for finding in found])
     if bad:
         raise EngineError(
             f"doctor: {', '.join(bad)} not as a run needs it; the lines marked bad say what to do"
