@@ -9,6 +9,7 @@ as such.
 FAULTS = (
     "rank killed in backward",
     "rank stopped in a collective",
+    "rank gone while the others only wait",
     "exception in a reward on one rank",
     "rank-dependent batch shapes",
     "SIGTERM to one rank",

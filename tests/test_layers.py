@@ -47,8 +47,8 @@ FILES_OF = {
     "distributed": "__init__ block group rendezvous",
     "environments": "__init__ host marks pool tools worker",
     "files": "__init__ durable jsonl lora_adapter pickled_enum plain",
-    "job": "__init__ faults lock parent process ranks restarts slurm_env stopping versions "
-    "watchdog",
+    "job": "__init__ faults heartbeat lock parent process ranks restarts slurm_env stopping "
+    "versions watchdog",
     "learner": "__init__ batch coverage losses mismatch packing returns schedule sharing update",
     "memory": "__init__ advice peaks plan planner samplers states workspace",
     "metrics": "__init__ alerts completions console ending recorder samples step throughput "

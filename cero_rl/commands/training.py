@@ -124,7 +124,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.checkpoint.identity import identity_of
     from cero_rl.data.pool import Data, load_data
     from cero_rl.environments.pool import tools_of_environment
-    from cero_rl.job.watchdog import Limit, Watchdog, explained
+    from cero_rl.job.heartbeat import Heartbeat
+    from cero_rl.job.watchdog import Limit, Watchdog, explained, leave
     from cero_rl.models.load import load_tokenizer
     from cero_rl.rollout.engines.choose import choose_engine
     from cero_rl.train.loop import Options, Trainer
@@ -178,7 +179,15 @@ def _train(arguments: argparse.Namespace) -> int:
         print_rows("export", [f"generation_config.json: {repair}" for repair in repairs])
         print_rows("room", [room] if room is not None else [])
         print(f"  {'run directory':<15} {run_dir}", flush=True)
-    with Watchdog(config.watchdog.stall_seconds, run_dir) as watchdog, explained(watchdog, run_dir):
+    heartbeat = Heartbeat(
+        launch.meeting_store(),
+        group.rank,
+        group.world_size,
+        config.watchdog.heartbeat_seconds,
+        leave=lambda message, code: leave(message, code, run_dir),
+    )
+    watched = Watchdog(config.watchdog.stall_seconds, run_dir)
+    with heartbeat, watched as watchdog, explained(watchdog, run_dir):
         options = Options(resume, arguments.stop_at_step, walltime)
         limit = Limit(config.watchdog.startup_seconds, "watchdog.startup_seconds")
         awaited = "the model, its optimizer and the sampler"

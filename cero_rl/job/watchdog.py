@@ -105,10 +105,10 @@ class Watchdog:
             now = self._now
             if now is not None and now.overdue():
                 code = _EXIT_CODES.get(now.name, EngineError.exit_code)
-                _leave(now.message(), code, self._run_dir)
+                leave(now.message(), code, self._run_dir)
 
 
-def _leave(message: str, exit_code: int, run_dir: Path | None) -> NoReturn:
+def leave(message: str, exit_code: int, run_dir: Path | None) -> NoReturn:
     """Print one error line and end the process here and now, with the stacks of all threads in a
     file."""
     rank = os.environ.get("RANK", "0")

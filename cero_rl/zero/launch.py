@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from cero_rl.distributed.group import Group
 from cero_rl.distributed.rendezvous import join
@@ -83,6 +85,13 @@ def start(timeout_seconds: float = 1800.0) -> Group:
         ) from error
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     return Group(rank=dist.get_rank(), world_size=dist.get_world_size(), device=device)
+
+
+def meeting_store() -> Any:
+    """Where the ranks met, over a connection of its own: the group's may be blocked by one that
+    waits. Of a run of one rank too."""
+    store: Any = distributed_c10d._get_default_store()  # torch's annotation has no clone()
+    return store.clone()
 
 
 def seed_rank(seed: int, rank: int) -> None:

@@ -105,6 +105,25 @@ def test_a_stopped_rank_is_named_within_the_limit(out: Path):
     assert "learner took longer than watchdog.stall_seconds = 8 s" in one_error(done.texts[0])
 
 
+@pytest.mark.covers("rank gone while the others only wait")
+def test_a_silent_rank_is_named_long_before_any_phase_is_over(out: Path):
+    """Stopped, its connections open: what a lost peer looks like under NCCL."""
+    ranks = Ranks(
+        out,
+        "silent",
+        settings=["watchdog.heartbeat_seconds=4"],
+        fault=f"learner.backward{RANK_1_STEP_3}:sigstop",
+    )
+    while ranks.processes[0].poll() is None and time.monotonic() < ranks.started + 120:
+        time.sleep(0.05)
+    ranks.processes[1].kill()
+    done = ranks.wait()
+    assert done.codes == [6, -9], done.text
+    assert "rank 1 was not heard of for 4 s (watchdog.heartbeat_seconds)" in one_error(
+        done.texts[0]
+    )
+
+
 @pytest.mark.covers("exception in a reward on one rank")
 def test_an_error_in_a_reward_is_everyones(out: Path):
     done = train(out, "reward", fault="reward.before@rank=1,step=2:raise")
