@@ -77,7 +77,7 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def build_parser() -> Parser:
-    what = "Rollout allocation for RL with verifiable rewards: check, evaluate, inspect."
+    what = "RL with verifiable rewards under one rollout budget: train, look, compare."
     parser = Parser(prog="cero-rl", description=what, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cero_rl {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
