@@ -24,7 +24,7 @@ from cero_rl.models.load import load_model, load_tokenizer
 from cero_rl.models.logprob import PolicyModule, forward_micro
 from cero_rl.models.weights import Source, buffers_of
 from cero_rl.rewards.base import RewardCounts
-from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.collector import Collector, Rollouts
 from cero_rl.rollout.counts import GroupCounts
 from cero_rl.rollout.engines.build import build_rollout_engine
@@ -79,7 +79,7 @@ class OneRank:
         self.data: Data = load_data(self.config, tokenizer())
         self.pool = self.data.train
         self.engine = build_rollout_engine(self.config, tokenizer(), self.group)
-        self.rewards = RewardPool(self.config.reward)
+        self.rewards = Judge(self.config.reward)
         self.watchdog = Watchdog(self.config.watchdog.stall_seconds)  # never entered
         self.clocks = Clocks()
         self.begin()

@@ -35,8 +35,8 @@ FILES_OF = {
     "evaluate init launch main plan parity rank recipes report schema serve simulate "
     "simulate_payoff simulate_pool simulate_report slurm study train training validate view",
     "commands/doctor": "__init__ drills finding machine peer",
-    "config": "__init__ base data hints io learner lora paths presets recipes rollout root run "
-    "scheduler sizes zero",
+    "config": "__init__ base data hints io learner lora paths presets recipes reward rollout root "
+    "run scheduler sizes zero",
     "convert": "__init__ actions dcp hf inspect_directory layout lora megatron megatron_layout "
     "output reshard run_checkpoint safetensors_io start verify weights zero",
     "adapters": "__init__ rounds stream tinker",
@@ -58,7 +58,8 @@ FILES_OF = {
     "parity": "__init__ judge probe questions samplers scorers vllm_llm",
     "ops": "__init__ _load advantage reference",
     "report": "__init__ compare drawing facts figures page paired reader samples tables words",
-    "rewards": "__init__ answers base mathematics missing plugin pool process scoring trial "
+    "rewards": "__init__ answers base extras mathematics missing parts plugin pool process scoring "
+    "several trial "
     "verifiers wording worker",
     "rollout": "__init__ collector counts deal episodes lengths protocol random_stream "
     "shared_engine truncation turns",

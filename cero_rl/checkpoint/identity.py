@@ -12,6 +12,7 @@ refused. Why each key stands where it does is in docs/decisions/0014.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 from cero_rl import redact
 from cero_rl.checkpoint.ownership import CONVERTED
 from cero_rl.config import Config
+from cero_rl.config.reward import RewardConfig
 from cero_rl.data.pool import Data
 from cero_rl.data.prompts import fingerprint
 from cero_rl.distributed.group import Group
@@ -80,6 +82,7 @@ NAMES_CONTENT = {  # key -> the content it names
     "data.heldout_answer_column": "heldout",
     "model.path": "model",
     "reward.function": "reward",
+    "reward.functions": "reward",
     "rollout.environment": "environment",
 }
 _WHAT = {
@@ -90,6 +93,15 @@ _WHAT = {
     "reward": "reward.function: the file's content",
     "environment": "rollout.environment: the file's content",
 }
+_REWARD = (  # beginnings of the keys that make a reward another one
+    "reward.function",
+    "reward.kwargs",
+    "reward.evidence",
+    "reward.range",
+    "reward.threshold",
+    "reward.answer_tags",
+    "reward.thinking",
+)
 _OF_DATA = {"data", "heldout", "prompt_tokens"}
 
 
@@ -145,7 +157,7 @@ def identity_of(config: Config, data: Data, group: Group) -> Identity:
     def read_files() -> None:
         files[0] = {
             "model": weights_digest(config.model.path),
-            "reward": plugin_digest("reward.function", config.reward.function),
+            "reward": _reward_digest(config.reward),
         }
         if (environment := config.rollout.environment) is not None:
             digest = plugin_digest("rollout.environment", environment)
@@ -162,6 +174,20 @@ def identity_of(config: Config, data: Data, group: Group) -> Identity:
         **group.gather_json(files[0])[0],
     }
     return Identity(settings_of(config), content)
+
+
+def _reward_digest(reward: RewardConfig) -> str | None:
+    """Of one function its file's; of several also what becomes of their scores."""
+    if not reward.functions:
+        return plugin_digest("reward.function", reward.function)
+    rows = [
+        [
+            plugin_digest("reward.functions", part.function) or part.function,
+            part.model_dump(mode="json", exclude={"function"}),
+        ]
+        for part in reward.functions
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def plugin_digest(key: str, named: str) -> str | None:
@@ -203,12 +229,12 @@ def changes_since(
         if (
             _may_change(change, universal=bool(manifest.get("universal")))
             or (names is not None and _is_same(content, now.content, names))
-            or (names == "reward" and new_reward)
+            or (_is_of_reward(key) and new_reward)
         ):
             accepted.append(change)
             continue
         refused.append(str(change))
-        remedies[_remedy(names or key, checkpoint)] = None
+        remedies[_remedy("reward" if _is_of_reward(key) else names or key, checkpoint)] = None
         told |= {names} if names else _OF_DATA if key.startswith("data.") else set()
     for name, what in _WHAT.items():
         if name in told or not _differs(content, now.content, name):
@@ -259,6 +285,11 @@ def _remedy(key: str, checkpoint: Path) -> str:
     return _REMEDIES.get(key, give_back).format(checkpoint)
 
 
+def _is_of_reward(key: str) -> bool:
+    """Does it say what a response is worth?"""
+    return key.startswith(_REWARD)
+
+
 def _may_change(change: Change, *, universal: bool) -> bool:
     if change.key == "zero.stage":  # DeepSpeed's universal layout fits stages 1, 2 and 3
         return universal and change.now != 0
@@ -286,7 +317,9 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return None
     field = model.model_fields.get(last)
-    return None if field is None or field.is_required() else field.default
+    if field is None or field.is_required():
+        return None
+    return list(field.default) if isinstance(field.default, tuple) else field.default
 
 
 def _shown(value: Any) -> str:

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(target / RESOLVED if of_run else target, arguments.overrides)
     refuse_unfit(_NEEDED)
     from cero_rl.models.directory import find_model
-    from cero_rl.rewards.pool import check_reward
+    from cero_rl.rewards.several import check_reward
 
     check_reward(config.reward)
     start: str | None = config.model.path

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cero_rl.job.watchdog import Watchdog
     from cero_rl.models.directory import find_model
     from cero_rl.models.load import load_tokenizer
-    from cero_rl.rewards.pool import RewardPool, check_reward
+    from cero_rl.rewards.several import Judge, check_reward
     from cero_rl.rollout.engines.build import build_rollout_engine
     from cero_rl.train.evaluate import evaluate
     from cero_rl.train.preflight import check_model
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         engine = build_rollout_engine(config, tokenizer, group, path)
         watchdog = Watchdog(config.watchdog.stall_seconds)
-        with watchdog, RewardPool(config.reward) as rewards:
+        with watchdog, Judge(config.reward) as rewards:
             result = evaluate(engine, heldout, rewards, group, watchdog, config, final=True)
         if group.is_main:
             print("\n".join(result.table()), file=sys.stderr)

@@ -20,7 +20,7 @@ from cero_rl.data.files import files_of
 from cero_rl.data.load import left_out_lines, read_local
 from cero_rl.data.sources import read_files
 from cero_rl.errors import ConfigError, DataError
-from cero_rl.rewards.pool import check_reward
+from cero_rl.rewards.several import check_reward
 
 HELP = "write a first configuration for your data and model: five questions, or flags"
 GROUP = 8  # rollouts of a prompt at a time

@@ -104,7 +104,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from cero_rl.job import faults
     from cero_rl.metrics.trackers import refuse_missing
     from cero_rl.models.directory import find_model
-    from cero_rl.rewards.pool import check_reward
+    from cero_rl.rewards.several import check_reward
 
     faults.check()
     refuse_unfit()

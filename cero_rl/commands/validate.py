@@ -77,7 +77,7 @@ def report_validation(config: Config, *, look_up: bool = False) -> dict[str, Any
     from cero_rl.environments.pool import tools_of_environment
     from cero_rl.metrics.trackers import refuse_missing
     from cero_rl.models.directory import find_model
-    from cero_rl.rewards.pool import check_reward
+    from cero_rl.rewards.several import check_reward
     from cero_rl.rewards.trial import try_reward
 
     check_reward(config.reward)

@@ -1,12 +1,12 @@
-"""The sections on what is trained, on what, for how much: model, data, reward, budget."""
+"""The sections on what is trained, on what, for how much: model, data, budget."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from cero_rl.config.base import PositiveFloat, PositiveInt, Seconds, Section
+from cero_rl.config.base import PositiveInt, Section
 from cero_rl.config.paths import PathText, PathTexts
 
 
@@ -101,60 +101,6 @@ class DataConfig(Section):
         if not all(isinstance(name, str) and name and "," not in name for name in value):
             raise ValueError(f"got {value}; wanted names of files, none with a comma")
         return ",".join(value)
-
-
-class RewardConfig(Section):
-    function: PathText = Field(
-        default="exact", description="exact | math | reasoning_gym | path/to/file.py:function"
-    )
-    kwargs: dict[str, bool | int | float | str | list[Any] | dict[str, Any]] = Field(
-        default={},
-        description="further arguments of a function of yours, by name; they stand before a column "
-        "of that name",
-    )
-    workers: PositiveInt = Field(
-        default=2, description="processes on each rank; killed and replaced when a reward hangs"
-    )
-    timeout_seconds: Seconds = Field(
-        default=5.0, description="for one response; beyond it the reward is missing, never 0"
-    )
-    memory_limit_mb: PositiveInt = Field(default=2048, description="address space of one worker")
-    max_chars: PositiveInt = Field(
-        default=16384,
-        description="exact, math and reasoning_gym read the last characters of a longer response, "
-        "where the answer stands; a function of yours gets all of it",
-    )
-    overlong_buffer_tokens: PositiveInt | None = Field(
-        default=None,
-        description="soft overlong punishment (DAPO): the reward that trains falls linearly over "
-        "the last so many tokens before rollout.max_response_tokens; the posterior and the "
-        "evaluation see the reward without it. None: none",
-    )
-    overlong_penalty: PositiveFloat = Field(
-        default=1.0, description="what it has fallen by at the limit"
-    )
-    success_threshold: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.5,
-        description="a reward above it is a right answer in evaluation (avg@k, pass@k); the "
-        "posterior learns from the reward itself, a half counting half",
-    )
-    max_missing_rate: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.5,
-        description="a larger share of missing rewards ends the run, saved (exit 5)",
-    )
-    missing_window_rollouts: PositiveInt = Field(
-        default=128,
-        description="of the newest steps that hold so many rollouts between them",
-    )
-
-    @model_validator(mode="after")
-    def _kwargs_have_a_function(self) -> RewardConfig:
-        if self.kwargs and not self.function.rpartition(":")[0].endswith(".py"):
-            raise ValueError(
-                f"kwargs: got {', '.join(self.kwargs)} with function: {self.function}, which takes "
-                "none; leave them out, or set function: path/to/file.py:function"
-            )
-        return self
 
 
 class BudgetConfig(Section):

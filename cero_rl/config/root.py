@@ -14,11 +14,12 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from cero_rl.config.base import Section
-from cero_rl.config.data import BudgetConfig, DataConfig, ModelConfig, RewardConfig
+from cero_rl.config.data import BudgetConfig, DataConfig, ModelConfig
 from cero_rl.config.learner import LearnerConfig, OptimizerConfig
 from cero_rl.config.lora import LoraConfig
 from cero_rl.config.paths import PathText
 from cero_rl.config.presets import fill
+from cero_rl.config.reward import RewardConfig
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.config.run import (
     CheckpointConfig,
@@ -32,6 +33,7 @@ from cero_rl.config.zero import ZeroConfig
 from cero_rl.types import PARITY_BOUNDS
 
 _COLLECTIVE_MARGIN_SECONDS = 60.0
+_RIGHT_ABOVE_A_HALF = ("reinforce_ada", "aero")
 
 
 class Config(Section):
@@ -116,6 +118,19 @@ class Config(Section):
             raise ValueError(
                 f"reward.overlong_buffer_tokens: got {buffer} with rollout.max_response_tokens = "
                 f"{limit}; wanted at most as many"
+            )
+        if self.learner.baseline == "posterior" and not self.reward.trains_evidence:
+            raise ValueError(
+                "learner.baseline: got posterior, which holds rewards against success rates in "
+                "[0, 1], with a reward in another scale than the evidence; leave reward.evidence, "
+                "range and threshold out and let the weights sum to 1, or set learner.baseline: "
+                "group"
+            )
+        if scheduler.name in _RIGHT_ABOVE_A_HALF and not self.reward.trains_evidence:
+            raise ValueError(
+                f"scheduler.name: got {scheduler.name}, which takes a reward above a half for "
+                "right, with a reward in another scale; leave reward.evidence, range and threshold "
+                "out and let the weights sum to 1, or choose another scheduler"
             )
         if self.zero.offload_states_in_rollout and self.rollout.overlap:
             raise ValueError(

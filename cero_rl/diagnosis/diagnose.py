@@ -42,7 +42,7 @@ from cero_rl.diagnosis.records import Diagnosis, NoiseReport, PoolReport, Row, T
 from cero_rl.diagnosis.sketch import gram
 from cero_rl.distributed.group import Group
 from cero_rl.errors import RewardError
-from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.engines.build import build_rollout_engine
 
 FEWEST_SECOND = 4  # rollouts of the second look, which pass rates are told from
@@ -120,7 +120,7 @@ class Diagnoser:
         pool, aside = self._data.train, self._data.heldout
         ids, held_ids = self._sample(pool, request.prompts), self._sample(aside, request.prompts)
         before = None
-        with RewardPool(self._config.reward) as rewards:
+        with Judge(self._config.reward) as rewards:
             if start is not None and held_ids:
                 before = self._look(start, "start model: ", ids, held_ids, request, rewards)
             train, heldout = self._look(path, "", ids, held_ids, request, rewards)
@@ -174,7 +174,7 @@ class Diagnoser:
         ids: Sequence[int],
         held_ids: Sequence[int],
         request: Request,
-        rewards: RewardPool,
+        rewards: Judge,
     ) -> tuple[Looks, Looks | None]:
         engine = build_rollout_engine(self._sampling, self._tokenizer, self._group, path)
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from cero_rl.data.pool import Pool
 from cero_rl.rewards.missing import first_reason
-from cero_rl.rewards.pool import RewardPool
 from cero_rl.rewards.scoring import score_groups
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
 from cero_rl.types import RolloutGroup
 
@@ -37,6 +37,7 @@ class Looks:
     first: int
     missing: int
     reason: str  # why they are missing, in words
+    evidence: list[Rewards] | None = None  # N, what the posterior reads of them; None: the same
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -70,14 +71,15 @@ class Looks:
     def _known(self, look: int | None) -> list[Floats]:
         n = self.first
         part = {None: slice(None), 0: slice(0, n), 1: slice(n, None)}[look]
-        return [r[part][~np.isnan(r[part])].astype(np.float64) for r in self.rewards]
+        read = self.rewards if self.evidence is None else self.evidence
+        return [r[part][~np.isnan(r[part])].astype(np.float64) for r in read]
 
 
 def take_looks(
     pool: Pool,
     ids: Sequence[int],
     engine: RolloutEngine,
-    rewards: RewardPool,
+    rewards: Judge,
     *,
     first: int,
     second: int,
@@ -89,6 +91,7 @@ def take_looks(
     is an environment; `tell` hears of progress in words. Raises EngineError, RewardError."""
     groups: list[RolloutGroup] = []
     values: list[Rewards] = []
+    evidence: list[Rewards] = []
     missing, errors = 0, []
     for start in range(0, len(ids), _CHUNK_PROMPTS):
         requests = [
@@ -107,6 +110,7 @@ def take_looks(
         errors.append(scores.first_error)
         groups += made
         values += scores.values
+        evidence += scores.evidence
         tell(f"{len(groups)} of {len(ids)} prompts sampled")
     chosen = np.array(list(ids), dtype=np.int64)
-    return Looks(chosen, groups, values, first, missing, first_reason(errors))
+    return Looks(chosen, groups, values, first, missing, first_reason(errors), evidence)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from cero_rl import redact
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.process import BOOT_SECONDS, WorkerProcess, wait_for

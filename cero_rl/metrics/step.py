@@ -31,6 +31,7 @@ from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.samples import dump_samples
 from cero_rl.metrics.throughput import Arithmetic, rates
 from cero_rl.rewards.missing import first_reason
+from cero_rl.rewards.parts import part_numbers
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.scheduler.posterior import Floats
 from cero_rl.scheduler.premise import premise_correlation
@@ -46,6 +47,8 @@ NAMES = {
     "frac_reward_zero_std": "share of groups whose rewards are all equal",
     "reward/timeout_rate": "rewards missing because the verifier ran out of time",
     "reward/error_rate": "rewards missing because the verifier failed",
+    "reward/*": "of each function of reward.functions: mean, std, missing_rate; extra/KEY: means "
+    "of the other numbers of a reward's dict; extra_dropped: its entries that were no number",
     "completions/mean_length": "response tokens of a rollout",
     "completions/clipped_ratio": "rollouts cut at the length limit",
     "completions/censored_ratio": "of them, scored and no evidence to the scheduler",
@@ -206,10 +209,13 @@ class StepLine:
         self.step_seconds = time.perf_counter() - self._started
         self._write_books(rollouts)
         group = self._to.group
-        numbers = rollout_numbers(rollouts, self._to.pool, group)
+        is_sum = self._to.config.reward.trains_evidence
+        numbers = rollout_numbers(rollouts, self._to.pool, group, evidence_trains=is_sum)
         self._say_missing(rollouts)
         if self._to.config.rollout.environment is not None:
             numbers |= episode_numbers(rollouts, group)
+        if self._to.config.reward.has_parts:
+            numbers |= part_numbers(group.gather_json(rollouts.parts.state()))
         numbers["cero/proxy_rank_corr"] = premise_correlation(
             self._value[rollouts.prompt_ids],
             rollouts.evidence.successes,
@@ -359,7 +365,9 @@ def skew_numbers(seconds: Mapping[str, float], group: Group) -> Numbers:
     return {**worst, "skew/slowest_rank": int(rows.sum(axis=1).argmax())}
 
 
-def rollout_numbers(rollouts: Rollouts, pool: Pool, group: Group) -> Numbers:
+def rollout_numbers(
+    rollouts: Rollouts, pool: Pool, group: Group, *, evidence_trains: bool = True
+) -> Numbers:
     """What was sampled and what it was worth. A collective."""
     counts = rollouts.counts
     evidence = rollouts.evidence
@@ -375,7 +383,9 @@ def rollout_numbers(rollouts: Rollouts, pool: Pool, group: Group) -> Numbers:
     sums = [missing.timeouts, missing.errors, float(np.nansum(known)), rollouts.penalty]
     timeouts, errors, total, penalty = group.all_sum(sums)
     censored = int(counts.censored.sum())
-    if penalty or censored:  # the evidence has other sums than the rewards that train
+    if (
+        penalty or censored or not evidence_trains
+    ):  # the evidence has other sums than the rewards that train
         trials += censored
         mean = total / max(trials, 1)
     (squares,) = group.all_sum([float(np.nansum((known - mean) ** 2))])

@@ -13,6 +13,7 @@ from typing import Any
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,4000}\.?\d{0,4000}|\.\d{1,4000})(?:[eE][+-]?\d{1,4})?")
 
+_EITHER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 
 
@@ -42,6 +43,27 @@ def answer_text(answer: Any) -> str:
 def final_part(text: str) -> str:
     """What follows the last "####" (GSM8K's mark for the final answer), or all of it; stripped."""
     return text.rpartition("####")[2].strip()
+
+
+def answer_part(text: str, *, answer_tags: bool, thinking: str) -> str:
+    """The part of a response that a built-in verifier reads: what follows the last </think> where
+    `thinking` is not "keep", and of it what stands in the last <answer>...</answer> where
+    `answer_tags`. "" where there is no answer: a thought that was not ended, or (thinking:
+    required) none at all; no tags."""
+    if thinking != "keep":
+        _, ended, text = text.rpartition("</think>")
+        if "<think>" in text or (thinking == "required" and not ended):
+            return ""
+    if not answer_tags:
+        return text
+    opened, part = None, ""
+    for tag in _EITHER_TAG.finditer(text):  # one pass: the text may be a wall of tags
+        if tag[1]:
+            part = part if opened is None else text[opened : tag.start()]
+            opened = None
+        else:
+            opened = tag.end()
+    return part
 
 
 def said_last(text: str) -> str:

@@ -26,6 +26,7 @@ class RewardItem:
     source: str
     columns: Mapping[str, Any]  # the prompt's further columns
     finish_reason: str = "stop"  # or "length": cut at the limit
+    group: int = -1  # items of one call with the same are one prompt's; -1: of none
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,9 @@ class RewardResult:
     values: npt.NDArray[np.float32]  # [n] in the order of the items; NaN where missing
     counts: RewardCounts
     first_error: str | None = None  # one line for the log, when counts.errors > 0
+    failed: frozenset[int] = frozenset()  # items that are errors; the other missing ones were late
+    extras: tuple[Mapping[str, float], ...] = ()  # of the items that brought some
+    extras_dropped: int = 0  # entries that could be no metric
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 
 
 @dataclass

@@ -10,6 +10,8 @@ verl's for a batch and OpenRLHF's, where a query is the prompt and the response:
     f(data_sources, solution_strs, ground_truths, extra_infos) -> list of the same
     f(queries, prompts, labels) -> list or {"rewards": ...}
 
+A dict may hold more numbers beside its score, which are logged. A batch function with a true
+attribute `whole_group` gets all completions of one prompt in a call, and no others.
 `finish_reasons` (TRL, OpenRLHF) and the entry `finish_reason` of `extra_info` (verl) say whether a
 completion was cut: stop or length; a column of that name stands before it. All may be async; all
 calls of a worker share one event loop. The answer comes as the data holds it: a list stays a list.
@@ -49,6 +51,7 @@ class Scorer:
 
     score: Callable[[Sequence[RewardItem]], list[Any]]
     batched: bool  # several items a call
+    whole_groups: bool = False  # all of a prompt's items in one call, and no others
 
 
 @contextmanager
@@ -121,8 +124,14 @@ def load_plugin(function: str, kwargs: Mapping[str, Any] = MappingProxyType({}))
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         parameters = {}
+    whole_groups = bool(getattr(found, "whole_group", False))
     parameters, found = _bound(found, parameters, kwargs, f"{path}:{name}")
     if {"solution_str", "ground_truth"} <= set(parameters):
+        if whole_groups:
+            raise RewardError(
+                f"reward.function: {path}:{name} asks for a whole_group, but scores one item; "
+                "wanted a function that takes lists (completions, or solution_strs)"
+            )
         return Scorer(score=_adapt_one(found, parameters), batched=False)
     for offer, wanted in (
         (_for_trl, {"completions"}),
@@ -130,7 +139,7 @@ def load_plugin(function: str, kwargs: Mapping[str, Any] = MappingProxyType({}))
         (_for_openrlhf, {"queries", "labels"}),
     ):
         if wanted <= set(parameters):
-            return Scorer(score=_adapt_batch(found, parameters, offer), batched=True)
+            return Scorer(_adapt_batch(found, parameters, offer), True, whole_groups)
     shown = f"({', '.join(map(str, parameters.values()))})"
     raise RewardError(f"reward.function: {path}:{name} takes {shown}; wanted {SIGNATURES}")
 
@@ -291,7 +300,8 @@ def _adapt_batch(
                     f"reward.function: got a dict with the keys {', '.join(map(str, values))}; "
                     "wanted a list with one number for each completion, or the key rewards"
                 )
-            values = values["rewards"]
+            logs = values.get("extra_logs")
+            values = _with_logs(values["rewards"], logs if isinstance(logs, dict) else {})
         try:
             if isinstance(values, str | bytes):
                 raise TypeError
@@ -306,7 +316,7 @@ def _adapt_batch(
                 f"reward.function: got {len(values)} rewards for {len(items)} completions; "
                 "return one for each"
             )
-        return [_score_of(value) for value in values]
+        return [_checked(value) for value in values]
 
     return score
 
@@ -315,18 +325,32 @@ def _adapt_one(
     function: Callable[..., Any], parameters: Any
 ) -> Callable[[Sequence[RewardItem]], list[Any]]:
     def score(items: Sequence[RewardItem]) -> list[Any]:
-        return [_score_of(_call(function, _select(parameters, _of_one(i)))) for i in items]
+        return [_checked(_call(function, _select(parameters, _of_one(i)))) for i in items]
 
     return score
 
 
-def _score_of(value: Any) -> Any:
-    """A number, or the one in verl's dict."""
-    if not isinstance(value, dict):
-        return value
-    if "score" not in value:
+def _checked(value: Any) -> Any:
+    """A number, or verl's dict with a score."""
+    if isinstance(value, dict) and "score" not in value:
         raise RewardError(
             f"reward.function: got a dict with {', '.join(map(str, value)) or 'no keys'}, wanted "
             "the key 'score'"
         )
-    return value["score"]
+    return value
+
+
+def _with_logs(values: Any, logs: dict[Any, Any]) -> Any:
+    """OpenRLHF's rewards, each with its entries of extra_logs: one for each, or one for all."""
+    if not logs:
+        return values
+    values = list(values)
+    rows: list[dict[Any, Any]] = [{} for _ in values]
+    for key, given in logs.items():
+        try:
+            of_each = list(given)
+        except TypeError:
+            of_each = [given] * len(values)
+        for row, entry in zip(rows, of_each):
+            row[key] = entry
+    return [{**row, "score": value} for row, value in zip(rows, values)]

@@ -1,11 +1,13 @@
 """RewardPool: rewards from worker processes that can be killed, so that no answer can hang,
 crash or fill the trainer.
 
-In: RewardConfig, RewardItems. Out: RewardResult, one value in [0, 1] or NaN for each item, and
-the counts. `exact` runs in-process. Every item has `timeout_seconds` from the moment an idle
-worker gets it; then the worker's process group is killed and another started. Batch plug-ins
-(TRL's signature) get chunks of up to 8 completions under one deadline; a chunk that is lost is
-retried one item at a time, so a plug-in must not compare the items of one call with each other.
+In: RewardConfig, RewardItems. Out: RewardResult, one value within the declared limits or NaN for
+each item, and the counts. One function: `rewards.several` is the pool of all of a run's. `exact`
+runs in-process. Every item has `timeout_seconds` from the moment an idle worker gets it; then the
+worker's process group is killed and another started. Batch plug-ins (TRL's signature) get chunks of
+up to 8 completions under one deadline; a chunk that is lost is retried one item at a time, so such
+a plug-in must not compare the items of one call with each other. One that asks for whole groups
+gets all items of a prompt in one call, which is lost as a whole.
 The built-in verifiers see the last `max_chars` characters of a longer completion, where the final
 answer stands; a plug-in sees all of it. Call `score` from the thread that opened the pool: on Linux
 workers die with the thread that started them.
@@ -18,15 +20,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
 
 from cero_rl import redact
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards import verifiers
+from cero_rl.rewards.answers import answer_part
 from cero_rl.rewards.base import GoldProblem, RewardCounts, RewardItem, RewardResult
 from cero_rl.rewards.plugin import split_path
 from cero_rl.rewards.process import BOOT_SECONDS, WorkerProcess, wait_for
@@ -34,7 +37,8 @@ from cero_rl.rewards.worker import TEXT_ONLY
 
 _BUILT_IN = ("exact", "math", "reasoning_gym")
 _CHUNK_ITEMS = 8
-_TOLERANCE = 1e-6  # rounding above 1 or below 0 that is clipped rather than refused
+_TOLERANCE = 1e-6  # rounding beyond the limits, of their distance, that is clipped and not refused
+Limits = tuple[float, float] | None
 
 
 def _refuse_unknown(function: str) -> None:
@@ -51,16 +55,20 @@ def _refuse_unknown(function: str) -> None:
     split_path(function)
 
 
-def in_range(value: float, key: str) -> float:
-    """A reward as the posterior can count it; nan, which is missing, stays. Raises RewardError
-    outside of [0, 1], with the key that it comes from."""
-    if value < -_TOLERANCE or value > 1 + _TOLERANCE:
+def in_range(value: float, key: str, limits: Limits = (0.0, 1.0)) -> float:
+    """A reward within its limits (None: any); nan, which is missing, stays. Raises RewardError
+    outside of them, with the key that it comes from."""
+    if limits is None:
+        return value
+    low, high = limits
+    room = _TOLERANCE * (high - low)
+    if value < low - room or value > high + room:
         raise RewardError(
-            f"{key}: got a reward of {value}, wanted a number in [0, 1]: Beta "
-            f"posteriors need successes between "
-            "0 and 1; rescale it, e.g. clip or (reward - low) / (high - low)"
+            f"{key}: got a reward of {value}, wanted a number in [{low:g}, {high:g}]: Beta "
+            "posteriors need successes between 0 and 1; say what it lies in by reward.range: "
+            "[low, high], which is mapped to 0 and 1, or what is right by reward.threshold"
         )
-    return min(max(value, 0.0), 1.0) if value == value else value
+    return min(max(value, low), high) if value == value else value
 
 
 @dataclass(slots=True)
@@ -68,10 +76,13 @@ class _Tally:
     """One call's results while they come in."""
 
     values: np.ndarray  # f32[n]
+    limits: Limits
     done: int = 0
     scored: int = 0
     timeouts: int = 0
     reasons: dict[int, str] = field(default_factory=dict)  # of the errors, by item
+    extras: list[dict[str, float]] = field(default_factory=list)
+    extras_dropped: int = 0
 
     def failed(self, index: int, message: str) -> None:
         self.done += 1
@@ -82,7 +93,7 @@ class _Tally:
         if value is None or not math.isfinite(value):
             self.failed(index, f"the reward function returned {value}")
             return
-        self.values[index] = in_range(value, "reward.function")
+        self.values[index] = in_range(value, "reward.function", self.limits)
         self.done += 1
         self.scored += 1
 
@@ -90,13 +101,17 @@ class _Tally:
 class RewardPool:
     """Context manager around the workers; `score` may be called any number of times inside it."""
 
-    def __init__(self, config: RewardConfig, gold: bool = False) -> None:
-        """`gold`: judge answers instead of completions (for `gold_problems`).
+    def __init__(
+        self, config: RewardConfig, gold: bool = False, limits: Limits = (0.0, 1.0)
+    ) -> None:
+        """Of `config.function`. `gold`: judge answers instead of completions (for `gold_problems`).
+        limits: of its scores; None: any finite number.
 
         Raises RewardError for an unknown function or a plug-in file that is not there."""
         _refuse_unknown(config.function)
         self._config = config
         self._gold = gold
+        self._limits = limits
         self._workers: list[WorkerProcess] = []
 
     def __enter__(self) -> RewardPool:
@@ -132,7 +147,7 @@ class RewardPool:
         """Rewards [n] in the order of the items, NaN where missing.
 
         Raises RewardError (the run must end): load failure, wrong number or type of rewards, a
-        reward outside [0, 1].
+        reward outside its limits.
         """
         if self._config.function == "exact":
             values = np.array(
@@ -144,7 +159,14 @@ class RewardPool:
         tally = self._run(items, until_ready=False)
         errors = len(tally.reasons)
         counts = RewardCounts(scored=tally.scored, timeouts=tally.timeouts, errors=errors)
-        return RewardResult(tally.values, counts, next(iter(tally.reasons.values()), None))
+        return RewardResult(
+            tally.values,
+            counts,
+            next(iter(tally.reasons.values()), None),
+            frozenset(tally.reasons),
+            tuple(tally.extras),
+            tally.extras_dropped,
+        )
 
     def problems(self, answers: Sequence[Any]) -> list[GoldProblem | None]:
         """Of a pool of `gold`: what is wrong with each answer, None where nothing is."""
@@ -159,17 +181,14 @@ class RewardPool:
         return problems
 
     def _clipped(self, item: RewardItem) -> RewardItem:
-        plugin = self._config.function not in _BUILT_IN
-        if plugin or len(item.completion) <= self._config.max_chars:
+        config = self._config
+        if config.function not in _BUILT_IN or self._gold:
             return item
-        return RewardItem(
-            item.prompt,
-            item.completion[-self._config.max_chars :],
-            item.answer,
-            item.source,
-            item.columns,
-            item.finish_reason,
+        part = answer_part(
+            item.completion, answer_tags=config.answer_tags, thinking=config.thinking
         )
+        part = part[-config.max_chars :]
+        return item if len(part) == len(item.completion) else replace(item, completion=part)
 
     def _message(self, item: RewardItem) -> dict[str, Any]:
         item = self._clipped(item)
@@ -186,7 +205,7 @@ class RewardPool:
     def _run(self, items: Sequence[RewardItem], until_ready: bool) -> _Tally:
         """The event loop: hand out work, read replies, kill what is late, until every item is
         done."""
-        tally = _Tally(np.full(len(items), np.nan, dtype=np.float32))
+        tally = _Tally(np.full(len(items), np.nan, dtype=np.float32), self._limits)
         for worker in self._workers:
             # nobody looked at it while the first rollouts were generated, which may have taken long
             if not worker.ready:
@@ -206,7 +225,12 @@ class RewardPool:
         if worker.process.poll() is not None:  # died between calls: nobody's fault in this one
             self._restart(slot)
             return
-        if fresh:
+        if fresh and worker.whole_groups:
+            worker.batch = [fresh.popleft()]
+            of = items[worker.batch[0]].group
+            while fresh and of >= 0 and items[fresh[0]].group == of:
+                worker.batch.append(fresh.popleft())
+        elif fresh:
             share = math.ceil(len(fresh) / len(self._workers)) if worker.batched else 1
             worker.batch = [fresh.popleft() for _ in range(min(share, _CHUNK_ITEMS))]
         else:
@@ -235,6 +259,7 @@ class RewardPool:
                     f"loading; run the file alone to see why"
                 )
             worker.ready, worker.batched = True, bool(reply["batched"])
+            worker.whole_groups = bool(reply["whole_groups"])
             return
         batch, worker.batch = worker.batch, []
         if isinstance(reply, dict) and "values" in reply:
@@ -246,16 +271,19 @@ class RewardPool:
             try:
                 for index, value in zip(batch, reply["values"]):
                     tally.scored_as(index, value)
+                tally.extras += reply["extras"]
+                tally.extras_dropped += reply["dropped"]
             except RewardError as error:
                 self._fatal(str(error))
             return
         reason = f"the worker died (crash, or more than {self._config.memory_limit_mb} MB)"
         if isinstance(reply, dict):
             reason = str(reply.get("error"))
-        if len(batch) > 1:
+        if len(batch) > 1 and not worker.whole_groups:
             singles.extend(batch)
         else:
-            tally.failed(batch[0], reason)
+            for index in batch:
+                tally.failed(index, reason)
         if not isinstance(reply, dict):
             self._restart(slot)
 
@@ -266,11 +294,11 @@ class RewardPool:
                 f"reward.function: {self._config.function} did not load within "
                 f"{BOOT_SECONDS:.0f} s; make its imports faster"
             )
-        if len(worker.batch) > 1:
+        if len(worker.batch) > 1 and not worker.whole_groups:
             singles.extend(worker.batch)
         else:
-            tally.done += 1
-            tally.timeouts += 1
+            tally.done += len(worker.batch)
+            tally.timeouts += len(worker.batch)
         self._restart(slot)
 
     def _restart(self, slot: int) -> None:
@@ -280,16 +308,6 @@ class RewardPool:
     def _fatal(self, message: str) -> NoReturn:
         self.close()
         raise RewardError(message)
-
-
-def check_reward(config: RewardConfig) -> None:
-    """Load the reward function in a worker and drop it again: call it before the model loads.
-
-    Raises RewardError (exit 5): unknown name, missing file or function, import failure, unknown
-    signature, missing package.
-    """
-    with RewardPool(config.model_copy(update={"workers": 1})) as pool:
-        pool.wait_ready()
 
 
 def gold_problems(config: RewardConfig, answers: Sequence[Any]) -> list[GoldProblem | None]:

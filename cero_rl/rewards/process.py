@@ -47,6 +47,7 @@ class WorkerProcess:
         self.incoming = b""
         self.ready = False
         self.batched = False
+        self.whole_groups = False
         self.batch: list[int] = []
         self.deadline = time.monotonic() + BOOT_SECONDS
         self.queue({**start, "parent": os.getpid()})

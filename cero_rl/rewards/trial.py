@@ -11,12 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.data.prompts import Prompt
 from cero_rl.errors import DataError, RewardError
 from cero_rl.rewards.answers import alternatives, answer_text
 from cero_rl.rewards.base import RewardItem, RewardResult
-from cero_rl.rewards.pool import RewardPool, gold_problems
+from cero_rl.rewards.pool import Limits, RewardPool, gold_problems
+from cero_rl.rewards.several import alone
 
 _ANSWERS = 256  # of a set; as each may take its whole time
 _CALLS = 8  # of a user's function, which may ask a paid service
@@ -30,6 +31,20 @@ def try_reward(config: RewardConfig, prompts: Sequence[Prompt], field: str) -> l
     the first prompts."""
     if not prompts:
         return []
+    lines: list[str] = []
+    for part in config.parts:
+        said = _try_one(alone(config, part), config.limits_of(part), prompts, field)
+        named = f"{part.label} (weight {part.weight:g}): " if config.functions else ""
+        lines += [named + line for line in said]
+    if config.functions:
+        read = config.evidence or "the weighted sum"
+        lines.append(f"the posterior and the evaluation read {read}")
+    return lines
+
+
+def _try_one(
+    config: RewardConfig, limits: Limits, prompts: Sequence[Prompt], field: str
+) -> list[str]:
     if config.function in ("exact", "math"):
         return _try_answers(config, prompts, field)
     kinds: dict[frozenset[str], Prompt] = {}
@@ -37,7 +52,7 @@ def try_reward(config: RewardConfig, prompts: Sequence[Prompt], field: str) -> l
         kinds.setdefault(frozenset(prompt.columns), prompt)
     chosen = list({p.key: p for p in [*kinds.values(), *prompts[:_CALLS]]}.values())[:_CALLS]
     results = []
-    with RewardPool(config) as pool:
+    with RewardPool(config, limits=limits) as pool:
         for prompt in chosen:
             try:
                 results.append(pool.score([_answered(prompt)]))

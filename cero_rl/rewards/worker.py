@@ -2,8 +2,9 @@
 by `pool`.
 
 One JSON object a line on stdin, one on stdout. First {"function", "kwargs", "gold",
-"memory_limit_mb", "parent"} -> {"ready": true, "batched"} or {"fatal"}; then {"items": [...]} ->
-{"values": [...]}, {"error"} (these items are missing) or {"fatal"} (the run must end). No pickles:
+"memory_limit_mb", "parent"} -> {"ready": true, "batched", "whole_groups"} or {"fatal"}; then
+{"items": [...]} -> {"values": [...], "extras": [...], "dropped"}, {"error"} (these items are
+missing) or {"fatal"} (the run must end). No pickles:
 what a worker answers is data. Plug-in output goes to /dev/null. The process dies with its parent,
 and an item that exhausts its memory ends it.
 """
@@ -22,6 +23,7 @@ from cero_rl.errors import RewardError
 from cero_rl.job.parent import die_with_parent
 from cero_rl.rewards import verifiers
 from cero_rl.rewards.base import RewardItem
+from cero_rl.rewards.extras import clean_extras
 from cero_rl.rewards.plugin import Scorer, close_loop, describe, load_plugin
 
 TEXT_ONLY = "text: "
@@ -99,13 +101,22 @@ def _number(value: Any) -> float | None:
         ) from None
 
 
+def _reply(scores: list[Any]) -> dict[str, Any]:
+    values, every, dropped = [], [], 0
+    for score in scores:
+        more: dict[str, float] = {}
+        if isinstance(score, dict):
+            more, lost = clean_extras({k: v for k, v in score.items() if k != "score"})
+            dropped += lost
+            score = score["score"]
+        values.append(_number(score))
+        every.append(more)
+    return {"values": values, "extras": [e for e in every if e], "dropped": dropped}
+
+
 def _answer(scorer: Scorer, items: list[dict[str, Any]]) -> dict[str, Any]:
     try:
-        return {
-            "values": [
-                _number(value) for value in scorer.score([RewardItem(**item) for item in items])
-            ]
-        }
+        return _reply(scorer.score([RewardItem(**item) for item in items]))
     except RewardError as error:
         return {"fatal": str(error)}
     except MemoryError:
@@ -138,7 +149,7 @@ def main() -> int:
         send({"fatal": str(error)})
         return 0
     limit_memory(start["memory_limit_mb"])
-    send({"ready": True, "batched": scorer.batched})
+    send({"ready": True, "batched": scorer.batched, "whole_groups": scorer.whole_groups})
     for line in requests:
         send(_answer(scorer, json.loads(line)["items"]))
     close_loop()

@@ -22,8 +22,9 @@ from cero_rl.distributed.group import Group
 from cero_rl.job import faults
 from cero_rl.job.watchdog import Limit, Watchdog
 from cero_rl.rewards.base import RewardCounts
-from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.parts import PartSums
 from cero_rl.rewards.scoring import score_together
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.counts import GroupCounts
 from cero_rl.rollout.deal import deal_groups
 from cero_rl.rollout.lengths import LengthTracker
@@ -59,6 +60,7 @@ class Rollouts:
     reward_counts: RewardCounts  # this rank's
     reward_error: str | None  # this rank's first failure, in words
     penalty: float = 0.0  # this rank's soft overlong punishment, summed; it is in the rewards
+    parts: PartSums = field(default_factory=PartSums)  # this rank's, of each reward function
 
     @property
     def evidence(self) -> Evidence:
@@ -102,6 +104,7 @@ class _Sampling:
     reward_counts: RewardCounts = field(default_factory=RewardCounts)
     reward_error: str | None = None
     penalty: float = 0.0
+    parts: PartSums = field(default_factory=PartSums)
     waves: int = 0
 
     def place(self, prompt_ids: Ids) -> Ids:
@@ -137,6 +140,7 @@ class _Sampling:
             self.reward_counts,
             self.reward_error,
             self.penalty,
+            self.parts,
         )
 
 
@@ -148,7 +152,7 @@ class Collector:
         self,
         pool: Pool,
         engine: SharedEngine,
-        rewards: RewardPool,
+        rewards: Judge,
         lengths: LengthTracker,
         next_wave: NextWave,
         config: Config,
@@ -257,13 +261,13 @@ class Collector:
         counts = GroupCounts.zeros(len(wave.where))
         mask = self._config.learner.truncated == "mask"
         censor = self._config.truncated_are_censored
-        for j, done, values in zip(wave.mine, groups, scores.values):
+        for j, done, values, evidence in zip(wave.mine, groups, scores.values, scores.evidence):
             where = int(wave.where[j])
             trains = shaped(values, done, self._config)
             sampling.penalty += float(np.nansum(trains - values))
             so_far, group = sampling.take(where, done, trains), sampling.groups[where]
             so_far = without_cut(so_far, group, leave_out=mask)
-            known = without_cut(values, done, leave_out=censor)
+            known = without_cut(evidence, done, leave_out=censor)
             censored = int((np.isnan(known) & ~np.isnan(values)).sum())
             counts.count(int(j), done, known, so_far, censored=censored)
         awaits = "all ranks' rollouts and rewards"
@@ -273,6 +277,7 @@ class Collector:
         sampling.counts.add(wave.where, counts)
         sampling.requested[wave.where] += wave.rollouts
         sampling.reward_counts += scores.counts
+        sampling.parts.add(scores.sums)
         sampling.reward_error = sampling.reward_error or scores.first_error
         sampling.waves += 1
 

@@ -20,9 +20,10 @@ from cero_rl.data.pool import Pool
 from cero_rl.data.prompts import Prompt
 from cero_rl.distributed.group import Group
 from cero_rl.job.watchdog import Watchdog
+from cero_rl.rewards.answers import answer_part
 from cero_rl.rewards.missing import first_reason
-from cero_rl.rewards.pool import RewardPool
 from cero_rl.rewards.scoring import score_together
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.collector import generation_limit
 from cero_rl.rollout.protocol import RolloutEngine, RolloutRequest
 from cero_rl.train.accuracy import Counts, Spread, majority, mean, pass_at_k, rates
@@ -150,7 +151,7 @@ def _before(value: float | None) -> str:
 def evaluate(
     engine: RolloutEngine,
     heldout: Pool,
-    rewards: RewardPool,
+    rewards: Judge,
     group: Group,
     watchdog: Watchdog,
     config: Config,
@@ -187,7 +188,7 @@ def evaluate(
         scores = score_together(groups, prompts, rewards, group)
     compared = min(samples_per_prompt, settings.samples_per_prompt)
     counts = np.zeros((5, len(prompts)), dtype=np.int64)
-    for index, done, values in zip(mine, groups, scores.values):
+    for index, done, values in zip(mine, groups, scores.evidence):
         counts[4, index] = round(_majority(done, values, config) * _FIXED_POINT)
         for row, drawn in enumerate((values, values[:compared])):
             known = drawn[~np.isnan(drawn)]
@@ -224,7 +225,11 @@ def evaluate(
 def _majority(group: RolloutGroup, values: npt.NDArray[np.float32], config: Config) -> float:
     """maj@k of one prompt's judged samples."""
     judged = [(c, r) for c, r in zip(group.completions, values.tolist()) if not np.isnan(r)]
-    texts = [c.text if c.episode is None else c.episode.last_reply for c, _ in judged]
+    said = [c.text if c.episode is None else c.episode.last_reply for c, _ in judged]
+    reward = config.reward
+    texts = [
+        answer_part(text, answer_tags=reward.answer_tags, thinking=reward.thinking) for text in said
+    ]
     return majority(texts, [r > config.reward.success_threshold for _, r in judged])
 
 

@@ -37,7 +37,7 @@ from cero_rl.metrics.recorder import Recorder
 from cero_rl.metrics.step import StepLine, StepMetrics
 from cero_rl.metrics.throughput import Arithmetic
 from cero_rl.rewards.missing import first_reason
-from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.collector import Collector, Rollouts
 from cero_rl.rollout.engines.build import build_rollout_engine
 from cero_rl.scheduler.protocol import Scheduler
@@ -105,7 +105,7 @@ class Trainer:
         described = {"identity": identity.for_manifest(), **self.policy.identity(group)}
         say = self.console.say
         self.saver = Saver(run_dir, group, self.policy.engine, config, described, say)
-        self.rewards = RewardPool(config.reward)
+        self.rewards = Judge(config.reward)
         self.collector = Collector(
             data.train,
             self.engine,

@@ -152,10 +152,14 @@ def _sources(config: Config) -> list[tuple[str, str]]:
         "model.path": config.model.path,
         "data.source": data.source,
         "data.heldout_source": data.heldout_source,
-        "reward.function": config.reward.function.rpartition(":")[0],
         "scheduler.warm_start": config.scheduler.warm_start,
     }
-    return [
+    functions = [
+        ("reward.functions" if config.reward.functions else "reward.function", path)
+        for part in config.reward.parts
+        if (path := part.function.rpartition(":")[0])
+    ]
+    return functions + [
         (key, path) for key, paths in named.items() for path in (paths or "").split(",") if path
     ]
 

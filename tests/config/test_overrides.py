@@ -198,7 +198,8 @@ def test_no_key_takes_a_number_that_is_none(file: Path) -> None:
     keys = list(numbers(Config))
     assert len(keys) > 30
     for key in keys:
-        for value in (".nan", ".inf", "-.inf", "-1", "true"):
+        below = () if key == "reward.threshold" else ("-1",)  # any finite number
+        for value in (".nan", ".inf", "-.inf", *below, "true"):
             with pytest.raises(ConfigError) as caught:
                 load_config(file, [f"{key}={value}"])
             assert f"{key}: got" in str(caught.value)

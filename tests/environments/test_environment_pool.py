@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.environments.pool import EnvironmentPool, Event
 from cero_rl.environments.tools import calls_in

@@ -17,8 +17,8 @@ from cero_rl.distributed.group import Group
 from cero_rl.environments.pool import tools_of_environment
 from cero_rl.errors import ConfigError, DataError
 from cero_rl.models.load import load_model, load_tokenizer
-from cero_rl.rewards.pool import RewardPool
 from cero_rl.rewards.scoring import score_groups
+from cero_rl.rewards.several import Judge
 from cero_rl.rollout.counts import GroupCounts
 from cero_rl.rollout.engines.build import build_rollout_engine
 from cero_rl.rollout.episodes import EpisodeEngine
@@ -145,7 +145,7 @@ def test_log_probs_are_those_of_the_model_in_the_whole_conversation(guess: Rank)
 def test_rewards_turns_and_tokens_are_counted(guess: Rank) -> None:
     groups = guess.sample(guess.requests(range(6), 4))
     prompts = guess.data.train.prompts
-    with RewardPool(guess.config.reward) as rewards:
+    with Judge(guess.config.reward) as rewards:
         scores = score_groups(groups, prompts, rewards)
     assert scores.counts.scored == 24
     counts = GroupCounts.zeros(6)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from cero_rl.config.data import DataConfig, RewardConfig
+from cero_rl.config.data import DataConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.data.load import load_prompts
 from cero_rl.rewards.answers import answer_text
 from cero_rl.rewards.base import RewardItem

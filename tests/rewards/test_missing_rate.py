@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.rewards.missing import MissingRewards, first_reason
 
 

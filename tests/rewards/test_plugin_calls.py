@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem
 from cero_rl.rewards.plugin import load_plugin

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.errors import RewardError
 from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
-from cero_rl.rewards.pool import RewardPool, check_reward, gold_problems
+from cero_rl.rewards.pool import RewardPool, gold_problems
+from cero_rl.rewards.several import check_reward
 
 HOSTILE = """
 import ctypes, os, sys, time
@@ -267,7 +268,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     function = plugin(tmp_path, HOSTILE)
     code = f"""
 import os, signal, threading
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.pool import RewardPool
 with RewardPool(RewardConfig(function={function!r}, workers=2, timeout_seconds=60)) as pool:

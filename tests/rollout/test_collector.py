@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from cero_rl.checkpoint.rollout_store import pack_groups, unpack_groups
 from cero_rl.config.scheduler import WAVE_SCHEDULERS
 from cero_rl.errors import EngineError
 from cero_rl.models.load import load_model
-from cero_rl.rewards.base import RewardCounts, RewardItem, RewardResult
-from cero_rl.rewards.pool import RewardPool
+from cero_rl.rewards.base import RewardCounts, RewardItem
+from cero_rl.rewards.several import Judge, Judged
 from cero_rl.rollout.collector import Rollouts
 from cero_rl.rollout.counts import FIXED_POINT
 from cero_rl.types import Step
@@ -49,19 +50,21 @@ class Broken:
         raise self._error
 
 
-class Moody(RewardPool):
+class Moody(Judge):
     """The real rewards, but the first completion of every call cannot be judged: the third call
     runs out of time on it."""
 
     calls = 0
 
-    def score(self, items: Sequence[RewardItem]) -> RewardResult:
+    def score(self, items: Sequence[RewardItem]) -> Judged:
         self.calls += 1
-        values = super().score(items).values
-        values[0] = np.nan
+        judged = super().score(items)
+        for values in (judged.values, judged.evidence):
+            values[0] = np.nan
         late = int(self.calls == 3)
         words = None if late else f"failure {self.calls}"
-        return RewardResult(values, RewardCounts(len(items) - 1, late, 1 - late), words)
+        counts = RewardCounts(len(items) - 1, late, 1 - late)
+        return replace(judged, counts=counts, first_error=words)
 
 
 def whole_allocation(rank: OneRank) -> Step:

@@ -21,7 +21,7 @@ from typing import Any
 
 from cero_rl import redact
 from cero_rl.commands.doctor.finding import Finding
-from cero_rl.config.data import RewardConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.job.parent import dies_with_me
 from cero_rl.rewards.base import RewardItem
 from cero_rl.rewards.pool import RewardPool

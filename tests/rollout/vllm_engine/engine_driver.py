@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cero_rl.config.data import DataConfig, RewardConfig
+from cero_rl.config.data import DataConfig
+from cero_rl.config.reward import RewardConfig
 from cero_rl.config.rollout import RolloutConfig
 from cero_rl.data.prompts import make_prompt
 from cero_rl.environments.pool import EnvironmentPool
