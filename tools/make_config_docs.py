@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def type_text(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         words = (value if isinstance(value, str) else json.dumps(value) for value in schema["enum"])
         return "one of " + ", ".join(f"`{word}`" for word in words)
+    if "$ref" in schema:
+        return "mapping, see below"
     if schema.get("type") == "array":
         items = schema.get("prefixItems")
         return (
@@ -100,6 +103,17 @@ def sections_of(model: type[Section]) -> dict[str, type[Section]]:
     }
 
 
+def entries_of(model: type[Section]) -> dict[str, type[Section]]:
+    """Keys that hold a list of sections."""
+    return {
+        name: typing.get_args(field.annotation)[0]
+        for name, field in model.model_fields.items()
+        if typing.get_origin(field.annotation) is tuple
+        and isinstance(typing.get_args(field.annotation)[0], type)
+        and issubclass(typing.get_args(field.annotation)[0], Section)
+    }
+
+
 def about(section: type[Section]) -> list[str]:
     written = section.__doc__ and section.__doc__ != Section.__doc__
     return [" ".join(section.__doc__.split()), ""] if written and section.__doc__ else []
@@ -120,13 +134,14 @@ def render() -> str:
         lines += rows(
             f"{name}.", section, [key for key in section.model_fields if key not in inner]
         )
-        for key, part in inner.items():
+        entries = entries_of(section)
+        for key, part in {**inner, **entries}.items():
             lines += [
                 "",
                 f"### {name}.{key}",
                 "",
                 *about(part),
-                *rows(f"{name}.{key}.", part, list(part.model_fields)),
+                *rows("" if key in entries else f"{name}.{key}.", part, list(part.model_fields)),
             ]
     keys = list(dict.fromkeys(key for preset in PRESETS.values() for key in preset))
     whole = {

@@ -83,13 +83,13 @@ class RewardConfig(Section):
     )
     answer_tags: bool = Field(
         default=False,
-        description="exact, math and reasoning_gym read the last <answer>...</answer> and nothing "
-        "else; without one there is no answer",
+        description="exact, math and reasoning_gym read the last `<answer>` and nothing else; "
+        "without one there is no answer",
     )
     thinking: Literal["keep", "strip", "required"] = Field(
         default="keep",
-        description="strip: exact, math and reasoning_gym read what follows the last </think>, and "
-        "no answer in a thought that was not ended; required: no </think> is no answer either",
+        description="strip: exact, math and reasoning_gym read what follows the last `</think>`, "
+        "and no answer in a thought that was not ended; required: no `</think>` is no answer either",
     )
     kwargs: Kwargs = Field(
         default={},

@@ -104,7 +104,7 @@ class RewardPool:
     def __init__(
         self, config: RewardConfig, gold: bool = False, limits: Limits = (0.0, 1.0)
     ) -> None:
-        """Of `config.function`. `gold`: judge answers instead of completions (for `gold_problems`).
+        """Of the one function `config` has. `gold`: judge answers instead of completions (for `gold_problems`).
         limits: of its scores; None: any finite number.
 
         Raises RewardError for an unknown function or a plug-in file that is not there."""
