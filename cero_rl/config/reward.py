@@ -89,7 +89,7 @@ class RewardConfig(Section):
     thinking: Literal["keep", "strip", "required"] = Field(
         default="keep",
         description="strip: exact, math and reasoning_gym read what follows the last `</think>`, "
-        "and no answer in a thought that was not ended; required: no `</think>` is no answer either",
+        "and no answer in a thought that was not ended; required: no `</think>` is none either",
     )
     kwargs: Kwargs = Field(
         default={},

@@ -104,8 +104,8 @@ class RewardPool:
     def __init__(
         self, config: RewardConfig, gold: bool = False, limits: Limits = (0.0, 1.0)
     ) -> None:
-        """Of the one function `config` has. `gold`: judge answers instead of completions (for `gold_problems`).
-        limits: of its scores; None: any finite number.
+        """Of the one function `config` has. `gold`: judge answers instead of completions (for
+        `gold_problems`). limits: of its scores; None: any finite number.
 
         Raises RewardError for an unknown function or a plug-in file that is not there."""
         _refuse_unknown(config.function)
