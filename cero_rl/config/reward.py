@@ -195,9 +195,14 @@ class RewardConfig(Section):
         return (0.0, 1.0) if is_read or not is_plugin(part.function) else None
 
     @property
+    def evidence_is_affine(self) -> bool:
+        """Is the evidence the reward that trains, mapped from `sum_limits` to [0, 1]?"""
+        return self.threshold is None and self.evidence is None
+
+    @property
     def trains_evidence(self) -> bool:
         """Is the reward that trains, soft punishment aside, what the posterior reads?"""
-        if self.threshold is not None or self.evidence is not None:
+        if not self.evidence_is_affine:
             return False
         low, high = self.sum_limits
         return math.isclose(low, 0, abs_tol=1e-6) and math.isclose(high, 1, abs_tol=1e-6)

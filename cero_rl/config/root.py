@@ -119,12 +119,11 @@ class Config(Section):
                 f"reward.overlong_buffer_tokens: got {buffer} with rollout.max_response_tokens = "
                 f"{limit}; wanted at most as many"
             )
-        if self.learner.baseline == "posterior" and not self.reward.trains_evidence:
+        if self.learner.baseline == "posterior" and not self.reward.evidence_is_affine:
             raise ValueError(
-                "learner.baseline: got posterior, which holds rewards against success rates in "
-                "[0, 1], with a reward in another scale than the evidence; leave reward.evidence, "
-                "range and threshold out and let the weights sum to 1, or set learner.baseline: "
-                "group"
+                "learner.baseline: got posterior, which holds the reward that trains against what "
+                "the posterior knows, with reward.evidence or reward.threshold, by which that is "
+                "something else; leave these out, or set learner.baseline: group"
             )
         if scheduler.name in _RIGHT_ABOVE_A_HALF and not self.reward.trains_evidence:
             raise ValueError(

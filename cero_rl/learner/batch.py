@@ -181,11 +181,13 @@ def _against_posterior(
     batch: RolloutBatch, predicted: Prediction, config: Config
 ) -> tuple[Tensor, Tensor]:
     """(advantages f32[R], signal bool[R]): less the leave-one-out baseline of the critic."""
-    rewards = batch.rewards.numpy().astype(np.float64)
+    low, high = config.reward.sum_limits  # the critic knows what is mapped from it to [0, 1]
+    rewards = (batch.rewards.numpy().astype(np.float64) - low) / (high - low)
     offsets = batch.group_offsets.numpy().astype(np.int64)
     mean, strength = predicted.rows(batch.prompt_ids.numpy())
     advantages = rewards - leave_one_out(rewards, offsets, mean, strength)
     signal = np.abs(advantages) > config.learner.min_advantage
+    advantages = advantages * (high - low)
     return torch.from_numpy(advantages.astype(np.float32)), torch.from_numpy(signal)
 
 

@@ -224,6 +224,19 @@ def test_a_critic_makes_groups_of_one_and_of_equals_teach():
     assert batch.advantages.tolist() == pytest.approx(wanted / np.sqrt(squares), abs=1e-6)
 
 
+def test_a_critic_measures_rewards_of_another_range():
+    config = config_of("learner.baseline=posterior", "learner.advantage=center")
+    groups = ([1, 1, 1], [1, nan, 0]), ([2], [0.25]), ([1, 1], [1, 0.5])
+    plain = make_batch(rollouts_of(*groups), keep_all, config, Group.alone(), PREDICTED)
+    wide = config_of(
+        "learner.baseline=posterior", "learner.advantage=center", "reward.range=[-3, 1]"
+    )
+    scaled = [(lengths, [4 * r - 3 for r in rewards]) for lengths, rewards in groups]
+    batch = make_batch(rollouts_of(*scaled), keep_all, wide, Group.alone(), PREDICTED)
+    assert batch.advantages.tolist() == pytest.approx((4 * plain.advantages).tolist())
+    assert batch.signal.tolist() == plain.signal.tolist()
+
+
 def test_right_answers_can_weigh_less_than_wrong_ones():
     groups = ([1, 1, 1], [1, 0, 0]), ([1, 1], [0.5, 1])
     plain = made_batch(rollouts_of(*groups), keep_all, config_of("learner.advantage=center"))

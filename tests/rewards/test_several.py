@@ -214,9 +214,11 @@ LISTED = "reward.functions=[{function: exact, weight: 2}]"
 def test_what_needs_the_evidences_scale_is_refused() -> None:
     settings = ["reward.function=exact", LISTED]
     for more, said in (
-        ("learner.baseline=posterior", "learner.baseline: got posterior"),
+        ("reward.threshold=1", "learner.baseline: got posterior"),
+        ("reward.evidence=exact", "learner.baseline: got posterior"),
         ("scheduler.name=aero", "takes a reward above a half"),
     ):
+        settings[2:] = ["learner.baseline=" + ("group" if "aero" in more else "posterior")]
         with pytest.raises(ConfigError, match=said):
             load_config(RECIPE, [*settings, more])
 
