@@ -32,7 +32,7 @@ FILES_OF = {
     "checkpoint": "__init__ commit export identity lineage manifest ownership progress restore "
     "retention rollout_store saver",
     "commands": "__init__ answers checkpoints common compare complete diagnose diagnose_report "
-    "evaluate init launch main plan parity rank recipes report schema serve simulate "
+    "evaluate init launch main own_server plan parity rank recipes report schema serve simulate "
     "simulate_payoff simulate_pool simulate_report slurm study train training validate view",
     "commands/doctor": "__init__ drills finding machine peer",
     "config": "__init__ base data hints io learner lora paths presets recipes reward rollout root "
@@ -127,6 +127,9 @@ WITHOUT_TORCH = [
     "commands/recipes.py",
     "commands/schema.py",
     "commands/train.py",
+    "commands/answers.py",
+    "commands/complete.py",
+    "commands/own_server.py",
     "commands/common.py",
     "commands/plan.py",
     "commands/diagnose.py",

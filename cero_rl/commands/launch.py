@@ -4,17 +4,20 @@ waits for the save, and ends with the run's own exit code (docs/reliability.md).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 
 from cero_rl.commands.common import INSTALL_TRAIN, add_config
 from cero_rl.commands.training import add_training, words_of
-from cero_rl.config import load_config
+from cero_rl.config import Config, load_config
 from cero_rl.errors import ConfigError, EngineError
 
 HELP = "train on this machine: start the ranks, pass signals on, end with the run's exit code"
+Server = Callable[[Config], contextlib.AbstractContextManager[int | None]]
 _COUNT = "import torch; print(torch.cuda.device_count())"
 
 
@@ -54,9 +57,10 @@ def _free_port() -> int:
         return bound.getsockname()[1]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Exit code of the run. Raises ConfigError for flags or a configuration that no rank needs to
-    be started for."""
+def run(arguments: argparse.Namespace, server: Server | None = None) -> int:
+    """Exit code of the run; `server`: what runs beside its ranks, and yields an exit code where
+    they are not to be started. Raises ConfigError for flags or a configuration that no rank needs
+    to be started for."""
     from cero_rl.job.ranks import Ranks, environments
 
     ranks, port = arguments.ranks, arguments.master_port
@@ -64,10 +68,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--ranks {ranks}: wanted at least 1")
     if port is not None and not 0 < port < 65536:
         raise ConfigError(f"--master-port {port}: wanted 1 to 65535")
-    load_config(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
         ranks = 1
     own = environments(ranks or _default_ranks(), port or _free_port())
     command = [sys.executable, "-m", "cero_rl.commands.rank", *words_of(arguments)]
-    with Ranks(command, own) as running:
-        return running.wait()
+    beside = contextlib.nullcontext() if server is None or arguments.dry_run else server(config)
+    with beside as left:
+        if left is not None:
+            return left
+        with Ranks(command, own) as running:
+            return running.wait()

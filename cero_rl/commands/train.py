@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from cero_rl.commands import launch
 from cero_rl.commands.common import add_debug, add_overrides
+from cero_rl.commands.own_server import own_server, wants_server
+from cero_rl.config import Config
 from cero_rl.config.paths import text_argument
 from cero_rl.config.recipes import recipe
 from cero_rl.errors import ConfigError
@@ -32,6 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     add_debug(parser)
     launch.add_ranks(parser)
+    parser.add_argument(
+        "--serve",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="start cero-rl serve beside the ranks and end it with them (default: with "
+        "rollout.mode: server, unless rollout.server.urls is set or somebody listens there)",
+    )
 
 
 def spelled_out(words: Sequence[str]) -> list[str]:
@@ -59,4 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
                 f"cero-rl recipes copy {chosen.name}"
             )
     arguments.config = path
-    return launch.run(arguments)
+    return launch.run(arguments, partial(_server, arguments))
+
+
+def _server(
+    arguments: argparse.Namespace, config: Config
+) -> contextlib.AbstractContextManager[int | None]:
+    if not wants_server(config, arguments.serve):
+        return contextlib.nullcontext()
+    words = [f"--config={arguments.config}", *(f"--set={text}" for text in arguments.overrides)]
+    return own_server(config, [*words, *(["--debug"] if arguments.debug else [])])

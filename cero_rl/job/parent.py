@@ -24,31 +24,33 @@ _SECONDS = 1.0
 _LAUNCHERS = ("deepspeed.launcher.launch", "torch.distributed.run", "torchrun")
 
 
-def die_with_parent(parent: int) -> None:
-    """This process, started by the process `parent`, is killed when that ends (in Linux: when the
-    thread that started it ends); at once where it has ended already."""
-    if not _kernel_kills():
-        threading.Thread(target=_watch, args=(parent,), name="parent-watch", daemon=True).start()
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """This process, started by the process `parent`, gets this signal when that ends (in Linux:
+    when the thread that started it ends); at once where it has ended already."""
+    if not _kernel_kills(number):
+        watch = threading.Thread(target=_watch, args=(parent, number), name="parent-watch")
+        watch.daemon = True
+        watch.start()
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
-def dies_with_me() -> Callable[[], None]:
+def dies_with_me(number: int = signal.SIGKILL) -> Callable[[], None]:
     """die_with_parent for a process that this one starts: a `preexec_fn`, or an initializer."""
-    return partial(die_with_parent, os.getpid())
+    return partial(die_with_parent, os.getpid(), number)
 
 
-def _kernel_kills() -> bool:
+def _kernel_kills(number: int) -> bool:
     with contextlib.suppress(OSError, AttributeError):
         prctl = ctypes.CDLL(None, use_errno=True).prctl
-        return prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0
+        return prctl(_PR_SET_PDEATHSIG, number) == 0
     return False
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, number: int) -> None:
     while os.getppid() == parent:
         time.sleep(_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), number)
 
 
 def parent_of(pid: int) -> int:
