@@ -248,6 +248,7 @@ def test_a_whole_step_is_written_under_the_names_of_the_table(tmp_path: Path):
     rank = OneRank(
         "evaluation.pass_k=[1,2]",
         "scheduler.max_units_per_prompt=1",
+        "reward.functions=[{function: exact}]",
         "learner.baseline=posterior",
         "learner.live_signal_per_step=100",
         "learner.entropy_target=0.3",
