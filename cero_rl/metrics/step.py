@@ -47,12 +47,12 @@ NAMES = {
     "frac_reward_zero_std": "share of groups whose rewards are all equal",
     "reward/timeout_rate": "rewards missing because the verifier ran out of time",
     "reward/error_rate": "rewards missing because the verifier failed",
-    "reward/*": "of each function of reward.functions: mean, std, missing_rate; extra/KEY: means "
-    "of the other numbers of a reward's dict; extra_dropped: its entries that were no number",
     "completions/mean_length": "response tokens of a rollout",
     "completions/clipped_ratio": "rollouts cut at the length limit",
     "completions/censored_ratio": "of them, scored and no evidence to the scheduler",
     "reward/overlong_mean": "soft overlong punishment, a part of the reward",
+    "reward/*": "of each function of reward.functions: mean, std, missing_rate; extra/KEY: means "
+    "of the other numbers of a reward's dict; extra_dropped: its entries that were no number",
     "episodes/turns": "answers of the model in an episode (rollout.environment)",
     "episodes/environment_tokens": "of an episode, which the environment wrote",
     "episodes/metric/*": "means of what the environment's @metric methods return",
