@@ -186,7 +186,7 @@ packages: $(VENV)/.stamp-torch ## sdist and wheel; the wheel in an empty environ
 	$(call stage,empty environment,$(PYTHON) -m venv build/packages/venv && env -u PYTHONPATH build/packages/venv/bin/python -m pip \
 	  --disable-pip-version-check install --no-input -c $(LOCK) build/packages/*.whl)
 	@ls -sh build/packages/*.whl build/packages/*.tar.gz
-	@cd build/packages && env -u PYTHONPATH sh -e ../../tools/try_wheel.sh venv/bin
+	@cd build/packages && env -u PYTHONPATH sh -e ../../tools/try_wheel.sh venv/bin ../../docs/notebooks
 
 # ---- installation -------------------------------------------------------------------------------------------------
 
