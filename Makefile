@@ -102,7 +102,7 @@ notebooks: $(VENV)/.stamp-dev ## run docs/notebooks in kernels of their own (nbm
 	$(PY) -m pytest -q -p no:xdist --nbmake docs/notebooks
 
 extras: $(VENV)/.stamp-dev ## resolve the base and every extra from the package index, nothing is installed (seconds)
-	@$(PY) tools/resolve_extras.py
+	@$(PY) tools/resolve_extras.py $(ARGS)
 
 study: $(VENV)/.stamp-dev ## run STUDY=docs/studies/frontier.yaml on paired seeds (hours; goes on where it stopped) and print its tables
 	$(PY) -m cero_rl study $(STUDY) $(ARGS)
