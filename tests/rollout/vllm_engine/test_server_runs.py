@@ -80,6 +80,7 @@ def run_settings(server: ServerBox, folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.covers(
     "engine answers 5xx", "engine dies mid-batch", "engine returns fewer completions"
 )

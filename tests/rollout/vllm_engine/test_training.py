@@ -25,7 +25,9 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied", [True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"]
+)
 def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tied: bool) -> None:
     model, prompts = (
         make_model(tmp_path / "model", tied=tied),
@@ -58,7 +60,9 @@ def test_engine_and_learner_agree_after_each_of_five_updates(tmp_path: Path, tie
 
 
 @pytest.mark.parametrize(
-    ("tied", "settings"), [(True, []), (False, ["lora.sync=merged"])], ids=["adapter", "merged"]
+    ("tied", "settings"),
+    [(True, []), pytest.param(False, ["lora.sync=merged"], marks=pytest.mark.long)],
+    ids=["adapter", "merged"],
 )
 def test_a_lora_adapter_arrives_after_each_of_five_updates(
     tmp_path: Path, tied: bool, settings: list[str]
