@@ -156,7 +156,7 @@ slurm: ## on Debian, as root: install what the cluster tests need (Slurm, munge,
 
 
 test-slurm: $(DEV) ## the job script on a real Slurm of two nodes, and deepspeed --hostfile over ssh; root, after make slurm
-	CERO_REQUIRE_SLURM=1 $(PY) -m pytest -q tests/slurm $(ARGS)
+	CERO_REQUIRE_SLURM=1 $(PY) -m pytest -q --long tests/slurm $(ARGS)
 
 bench-loading: $(DEV) ## memory of a rank while a start model comes into its ZeRO-3 shards; appends to docs/bench/loading.jsonl
 	@$(PY) tools/bench_loading.py $(ARGS)

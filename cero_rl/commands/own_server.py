@@ -91,8 +91,9 @@ def own_server(config: Config, words: Sequence[str]) -> Iterator[int | None]:
             preexec_fn=dies_with_me(signal.SIGTERM),
         )
     try:
-        print(f"rollout server: starting on {config.rollout.server.urls[0]}, log {log}", flush=True)
+        url = config.rollout.server.urls[0]
         with Interrupt() as interrupt:
+            print(f"rollout server: starting on {url}, log {log}", flush=True)
             _wait(server, log, interrupt)
         yield interrupt.exit_code
     finally:

@@ -138,7 +138,7 @@ class RewardConfig(Section):
             _refuse_kwargs_of_a_verifier(self.function, self.kwargs)
             if self.evidence is not None:
                 raise ValueError(
-                    f"evidence: got {self.evidence!r} without functions; leave it out, or list "
+                    f"evidence: got {self.evidence!r:.80} without functions; leave it out, or list "
                     "the functions"
                 )
         else:

@@ -85,7 +85,7 @@ class WatchdogConfig(Section):
         description="the same for the start: loading models, starting the sampler, and compiling "
         "DeepSpeed's operators the first time",
     )
-    heartbeat_seconds: Annotated[float, Field(ge=2)] = Field(
+    heartbeat_seconds: Annotated[float, Field(ge=2, le=86400)] = Field(
         default=60.0,
         description="a rank that is not heard of for so long ends the others, whatever they wait "
         "for; a rank that only computes is heard of",

@@ -256,7 +256,7 @@ CHILD = """
 import pathlib, sys, time
 from cero_rl.job import parent
 if sys.argv[3] == "watch":
-    parent._kernel_kills = lambda: False
+    parent._kernel_kills = lambda number: False
 pathlib.Path(sys.argv[2]).write_text("started")
 time.sleep(float(sys.argv[4]))
 parent.die_with_parent(int(sys.argv[1]))

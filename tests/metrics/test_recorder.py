@@ -81,11 +81,21 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def whole(file: Path) -> list[Any]:
+    """Its records, once wandb's own process has written the last."""
+    end = time.monotonic() + 30.0
+    while True:
+        found = records(file)
+        if any(r.WhichOneof("record_type") == "exit" for r in found) or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
 def kept(run: Path) -> list[tuple[Any, list[dict[str, Any]], list[str]]]:
     """Of each start of wandb: (its run record, points, titles of alerts)."""
     found = []
     for file in sorted(run.glob("wandb/offline-run-*/*.wandb")):
-        all_of = records(file)
+        all_of = whole(file)
         points = [
             {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
             for r in all_of

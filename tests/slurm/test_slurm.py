@@ -186,6 +186,7 @@ def short_of_time(slurm: Slurm, out: Path) -> tuple[int, int]:
     return limited, stuck
 
 
+@pytest.mark.long
 @pytest.mark.covers("walltime budget")
 def test_out_of_time_is_saved_and_requeued(
     slurm: Slurm, out: Path, short_of_time: tuple[int, int]
@@ -202,6 +203,7 @@ def test_out_of_time_is_saved_and_requeued(
     assert starts(run_dir)[1]["start_step"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.covers("3 restarts without progress")
 def test_restarts_without_progress_end_the_job(
     slurm: Slurm, out: Path, short_of_time: tuple[int, int]

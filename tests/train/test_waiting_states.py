@@ -31,6 +31,7 @@ def waiting(out: Path, name: str, *flags: str) -> CompletedProcess[str]:
     return warm_ranks.run(["tests/train/waiting_run.py", *words], ROOT, meet, logs, ranks=2)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_with_waiting_states_is_the_run_without(tmp_path: Path) -> None:
     stayed = launch(tmp_path, "stayed", settings=["model.dtype=bfloat16"])

@@ -74,6 +74,7 @@ def test_an_engine_that_dies_in_a_batch_ends_all_ranks_and_the_run_goes_on(
     )
 
 
+@pytest.mark.long
 @pytest.mark.covers("engine returns fewer completions")
 def test_lost_completions_are_refunded_and_sampled_later(
     tmp_path: Path, settings: list[str]

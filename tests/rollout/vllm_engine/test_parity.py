@@ -66,6 +66,7 @@ def test_what_runs_the_weights_passes(cases: dict[str, Any], case: str) -> None:
     assert report["checksum"] == ("same" if case == "bfloat16" else "not told")
 
 
+@pytest.mark.long
 @pytest.mark.covers("server of another policy")
 def test_the_command_asks_a_server(
     server: ServerBox, model: Path, capsys: pytest.CaptureFixture[str]
