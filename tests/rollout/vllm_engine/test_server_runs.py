@@ -119,6 +119,7 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(
         assert m["mismatch/logp_abs_max"] <= 1e-4  # no token of the start model got through
 
 
+@pytest.mark.long  # the test before it uses the server's one restart
 @pytest.mark.covers("engine dies mid-batch")
 def test_a_server_that_stays_away_ends_the_run_with_one_line(
     server: ServerBox, tmp_path: Path
