@@ -323,9 +323,9 @@ def _supervise(
                 file=sys.stderr,
                 flush=True,
             )
+    times = "once" if restarts == 0 else f"{restarts + 1} times"
     raise EngineError(
-        f"vLLM's server died {restarts + 1} times (--restarts {restarts}); what it said "
-        "stands above"
+        f"vLLM's server died {times} (--restarts {restarts}); what it said stands above"
     )
 
 

@@ -383,9 +383,8 @@ def rollout_numbers(
     sums = [missing.timeouts, missing.errors, float(np.nansum(known)), rollouts.penalty]
     timeouts, errors, total, penalty = group.all_sum(sums)
     censored = int(counts.censored.sum())
-    if (
-        penalty or censored or not evidence_trains
-    ):  # the evidence has other sums than the rewards that train
+    # the evidence has other sums than the rewards that train
+    if penalty or censored or not evidence_trains:
         trials += censored
         mean = total / max(trials, 1)
     (squares,) = group.all_sum([float(np.nansum((known - mean) ** 2))])

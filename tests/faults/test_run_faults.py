@@ -89,39 +89,29 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     )
 
 
-@pytest.mark.covers("rank stopped in a collective")
-def test_a_stopped_rank_is_named_within_the_limit(out: Path):
-    ranks = Ranks(
-        out,
-        "stopped",
-        settings=["watchdog.stall_seconds=8"],
-        fault=f"learner.backward{RANK_1_STEP_3}:sigstop",
-    )
+def said_of_a_stopped_rank(out: Path, name: str, limit: str) -> str:
+    """The one error of rank 0, while rank 1 stands still with its connections open: what a lost
+    peer looks like under NCCL."""
+    fault = f"learner.backward{RANK_1_STEP_3}:sigstop"
+    ranks = Ranks(out, name, settings=[limit], fault=fault)
     while ranks.processes[0].poll() is None and time.monotonic() < ranks.started + 120:
         time.sleep(0.05)
     ranks.processes[1].kill()
     done = ranks.wait()
     assert done.codes == [6, -9], done.text
-    assert "learner took longer than watchdog.stall_seconds = 8 s" in one_error(done.texts[0])
+    return one_error(done.texts[0])
+
+
+@pytest.mark.covers("rank stopped in a collective")
+def test_a_stopped_rank_is_named_within_the_limit(out: Path):
+    said = said_of_a_stopped_rank(out, "stopped", "watchdog.stall_seconds=8")
+    assert "learner took longer than watchdog.stall_seconds = 8 s" in said
 
 
 @pytest.mark.covers("rank gone while the others only wait")
 def test_a_silent_rank_is_named_long_before_any_phase_is_over(out: Path):
-    """Stopped, its connections open: what a lost peer looks like under NCCL."""
-    ranks = Ranks(
-        out,
-        "silent",
-        settings=["watchdog.heartbeat_seconds=4"],
-        fault=f"learner.backward{RANK_1_STEP_3}:sigstop",
-    )
-    while ranks.processes[0].poll() is None and time.monotonic() < ranks.started + 120:
-        time.sleep(0.05)
-    ranks.processes[1].kill()
-    done = ranks.wait()
-    assert done.codes == [6, -9], done.text
-    assert "rank 1 was not heard of for 4 s (watchdog.heartbeat_seconds)" in one_error(
-        done.texts[0]
-    )
+    said = said_of_a_stopped_rank(out, "silent", "watchdog.heartbeat_seconds=4")
+    assert "rank 1 was not heard of for 4 s (watchdog.heartbeat_seconds)" in said
 
 
 @pytest.mark.covers("exception in a reward on one rank")

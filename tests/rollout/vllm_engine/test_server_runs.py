@@ -119,21 +119,23 @@ def test_a_run_survives_5xx_lost_draws_and_a_killed_server(
         assert m["mismatch/logp_abs_max"] <= 1e-4  # no token of the start model got through
 
 
-@pytest.mark.long  # the test before it uses the server's one restart
+@pytest.mark.long
 @pytest.mark.covers("engine dies mid-batch")
-def test_a_server_that_stays_away_ends_the_run_with_one_line(
-    server: ServerBox, tmp_path: Path
-) -> None:
-    server.fired.unlink(missing_ok=True)
-    with server.faulty({"kind": "kill", "skip": 1, "count": 1, "version": "v1"}):
-        done = train(
-            tmp_path,
-            "run",
-            [*run_settings(server, tmp_path), "rollout.server.restart_timeout_seconds=2"],
-            imports="warm_imports",
-        )
-    assert server.process.wait(60) == 6  # its one restart was used
-    assert "vLLM's server died 2 times (--restarts 1)" in server.log.read_text()
+def test_a_server_that_stays_away_ends_the_run_with_one_line(model: Path, tmp_path: Path) -> None:
+    server = ServerBox(tmp_path, model, restarts=0)
+    try:
+        server.wait_ready()
+        with server.faulty({"kind": "kill", "skip": 1, "count": 1, "version": "v1"}):
+            done = train(
+                tmp_path,
+                "run",
+                [*run_settings(server, tmp_path), "rollout.server.restart_timeout_seconds=2"],
+                imports="warm_imports",
+            )
+        assert server.process.wait(60) == 6
+    finally:
+        server.stop()
+    assert "vLLM's server died once (--restarts 0)" in server.log.read_text()
     text = done.stdout + done.stderr
     assert "Traceback" not in text
     assert (
